@@ -1,0 +1,24 @@
+"""``greycheck`` as pip installs it: the forked child when a hook calls it, else the operator's commands.
+
+The launchers that ``greycheck install`` writes reach the child without this, and without the interpreter's site.
+"""
+
+import os
+import sys
+
+
+def main() -> None:
+    """Tells a hook's call from an operator's by the program's name and the number of arguments (contract.md section 1)."""
+    from greycheck import hooks
+
+    if hooks.called_by([os.fsencode(argument) for argument in sys.argv]) is not None:
+        from greycheck import child
+
+        child.main((sys.executable, "-I", "-m", "greycheck"))
+    from greycheck.cli import cli
+
+    cli(prog_name="greycheck")
+
+
+if __name__ == "__main__":
+    main()

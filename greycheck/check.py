@@ -1,0 +1,41 @@
+"""One check: what the policy says of an envelope, against a store.
+
+The same for everybody who decides. Time and the connection are handed in.
+"""
+
+from greycheck import policy
+from greycheck.envelope import Envelope, triplet
+from greycheck.store.lean import StoreError, triplet_key
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from greycheck.policy import Verdict
+    from greycheck.settings import Settings
+    from greycheck.store.lean import Store
+
+# How often a race may be lost. From the second time on the store is locked first, so that SQLite never loses twice.
+ATTEMPTS = 5
+
+
+def check(store: "Store", envelope: Envelope, settings: "Settings", now: int) -> "Verdict":
+    """The verdict on ENVELOPE at NOW (seconds since 1970), committed to STORE.
+
+    Where the change cannot be written, an acceptance stands, and so does a deferral whose triplet is recorded already; the verdict
+    says so in ``unrecorded``. Raises StoreError where a new triplet cannot be recorded: deferred now, it would be again for ever.
+    """
+    asked = triplet(envelope, settings.ipv4_prefix, settings.ipv6_prefix)
+    key = triplet_key(asked)
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            store.lock()
+        row, client = store.lookup(key, asked.client)
+        verdict, changes = policy.decide(row, client, settings, now)
+        try:
+            if store.save(asked, key, changes, patient=verdict.reason not in ("client", "known")):
+                return verdict
+        except StoreError as error:
+            if verdict.reason == "new":
+                raise
+            verdict.unrecorded = str(error)
+            return verdict
+    raise StoreError(f"the race for this triplet was lost {ATTEMPTS} times")

@@ -1,0 +1,146 @@
+"""The forked child, from first act to exit.
+
+A mail server runs it once per RCPT TO and acts on its exit code (contract.md). It makes its descriptors safe, takes the envelope from
+the hook, and lets the store be asked behind a deadline; every way out of here ends in 0, 100 or 101 and one log line.
+
+Interface: ``main(operator)``, called by a launcher that ``greycheck install`` wrote, or by ``__main__``.
+
+Diagnostics: reason ``error`` with what failed, answered by ``on_error``.
+"""
+
+import posix
+import sys
+from time import monotonic, time
+
+from greycheck import hooks, log, policy, settings
+from greycheck.policy import Verdict
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from greycheck.hooks import Hook
+    from greycheck.store.lean import Store
+
+# The part of the deadline that a statement may wait for a lock, so that the message can name the lock.
+PATIENCE = 0.8
+
+# Codes for faults met before a hook and its settings are known.
+ON_ERROR = {b"defer": 101}
+
+
+def main(operator: tuple[str, ...]) -> "NoReturn":
+    """Checks the envelope of this process and exits; or, called with a command, becomes the command line OPERATOR."""
+    code = ON_ERROR.get(posix.environ.get(b"GREYCHECK_ON_ERROR", b"").strip().lower(), 0)
+    try:
+        argv = [_bytes(argument) for argument in sys.argv]
+        hook = hooks.called_by(argv)
+        if hook is None or _is_person(argv):
+            posix.execv(operator[0], (*operator, *(argv[1:] or [b"--help"])))
+        safe_descriptors()
+        check = Check(hook, argv, operator)
+        code = hook.ANSWERS[check.settings.on_error]
+        code = check.run()
+    except BaseException as error:
+        action = policy.DEFER if code else policy.ACCEPT
+        fault = log.quoted(f"{type(error).__name__}: {error}")
+        log.write(f"greycheck: {action} reason=error error={fault}\n".encode(), code)
+    finally:
+        posix._exit(code)
+
+
+class Check:
+    """The check of one envelope."""
+
+    def __init__(self, hook: "Hook", argv: list[bytes], operator: tuple[str, ...]) -> None:
+        self.started = monotonic()
+        self.hook = hook
+        self.operator = operator
+        self.envelope = hook.envelope(argv, posix.environ)
+        self.settings = settings.read(posix.environ)
+
+    def run(self) -> int:
+        """Finds the verdict, logs it, and gives its exit code."""
+        verdict = policy.without_store(self.envelope, self.settings)
+        if verdict is not None:
+            code = self.hook.ANSWERS[verdict.action]
+            log.write(self.lines(verdict), code)
+            return code
+        from greycheck.guard import Guard
+
+        guard = Guard(self.settings.deadline - (monotonic() - self.started), self.expire)
+        store: Store | None = None
+        try:
+            store, verdict = self.ask_store()
+        except Exception as error:
+            verdict = self.error(str(error) if is_foreseen(error) else f"{type(error).__name__}: {error}")
+        code = self.hook.ANSWERS[verdict.action]
+        guard.settle(code)
+        log.write(self.lines(verdict), code)
+        if store is not None:
+            store.tidy()
+        return code
+
+    def ask_store(self) -> "tuple[Store, Verdict]":
+        """The verdict, and the connection that it came from."""
+        from greycheck.check import check
+        from greycheck.store import lean
+
+        patience = self.settings.deadline * PATIENCE
+        now = int(time())
+        try:
+            store = lean.connect(self.settings, patience)
+            return store, check(store, self.envelope, self.settings, now)
+        except lean.NoSchema:
+            from greycheck.store import first_use
+
+            store = first_use.make(self.settings, self.operator, patience)
+            return store, check(store, self.envelope, self.settings, now)
+
+    def expire(self) -> "NoReturn":
+        """The deadline is over: the verdict of ``on_error``, from the guard's thread."""
+        verdict = self.error(f"no answer within {self.settings.deadline}s")
+        try:
+            log.write_beside(self.lines(verdict))
+        finally:
+            posix._exit(self.hook.ANSWERS[verdict.action])
+
+    def error(self, message: str) -> Verdict:
+        """The verdict of ``on_error``, because of MESSAGE."""
+        return Verdict(self.settings.on_error, "error", detail=f"error={log.quoted(message)}")
+
+    def lines(self, verdict: Verdict) -> bytes:
+        """The log lines of VERDICT, after those of settings that cannot be used."""
+        lines = [log.problem_line(problem) for problem in self.settings.problems]
+        milliseconds = round((monotonic() - self.started) * 1000)
+        return b"".join(lines) + log.verdict_line(self.envelope, verdict, milliseconds)
+
+
+def is_foreseen(error: Exception) -> bool:
+    """Whether ERROR is the store's own, whose message says it all."""
+    from greycheck.store.lean import StoreError
+
+    return isinstance(error, StoreError)
+
+
+def safe_descriptors() -> None:
+    """/dev/null on 0 and 1, which are the SMTP connection, and on 2 where it is closed (contract.md section 2)."""
+    null = posix.open("/dev/null", posix.O_RDWR)
+    posix.dup2(null, 0)
+    posix.dup2(null, 1)
+    try:
+        posix.fstat(2)
+    except OSError:
+        posix.dup2(null, 2)
+    if null > 2:
+        posix.close(null)
+
+
+def _bytes(argument: str) -> bytes:
+    return argument.encode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
+
+
+def _is_person(argv: list[bytes]) -> bool:
+    """Whether a person typed the bare name at a terminal: no hook's variable is there."""
+    variables = (b"REMOTEMF", b"REMOTERCPT", b"TCPREMOTEIP")
+    return len(argv) == 1 and posix.isatty(0) and not any(name in posix.environ for name in variables)

@@ -1,0 +1,45 @@
+"""What the commands share: settings that must be right, and a store that must be there."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from greycheck import log, settings
+from greycheck.settings import Settings
+from greycheck.store import schema
+from greycheck.store.engine import open_engine
+
+
+def read_settings() -> Settings:
+    """The settings of this process. Raises ClickException where one is wrong, in the words of the child's log."""
+    found = settings.read(dict(os.environb))
+    if found.problems:
+        raise click.ClickException("\n".join(log.quoted(problem)[1:-1] for problem in found.problems))
+    return found
+
+
+@contextmanager
+def foreseen() -> Iterator[None]:
+    """Turns faults of the store that an operator can do something about into one line and exit code 1."""
+    try:
+        yield
+    except schema.SchemaError as error:
+        raise click.ClickException(str(error)) from None
+    except SQLAlchemyError as error:
+        raise click.ClickException(str(getattr(error, "orig", None) or error)) from None
+
+
+@contextmanager
+def open_store(url: str) -> Iterator[Engine]:
+    """An engine for the store at URL, whose schema is this program's."""
+    with foreseen():
+        schema.require(url)
+        engine = open_engine(url)
+        try:
+            yield engine
+        finally:
+            engine.dispose()

@@ -1,0 +1,63 @@
+"""``greycheck config``: every setting with its value, its source and its meaning."""
+
+import json
+import os
+import sys
+
+import click
+
+from greycheck import log, settings
+from greycheck.settings import Setting, Settings
+from greycheck.store import schema
+
+
+def shown(setting: Setting, found: Settings) -> str:
+    """The value of SETTING as one would write it, a password hidden."""
+    value = getattr(found, setting.name)
+    if setting.name == "database":
+        return schema.shown(value)
+    if value == setting.default:
+        return setting.text
+    if setting.name == "database_mode":
+        return f"{value:04o}"
+    if setting.text[-1:] in "smhd":
+        return duration_text(value)
+    return str(value)
+
+
+def duration_text(seconds: int) -> str:
+    """SECONDS in the largest unit that divides them."""
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds and seconds % size == 0:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def config(as_json: bool) -> None:
+    """Print every setting with its value, where it comes from, and its meaning.
+
+    The environment counts first (GREYCHECK_DELAY=1m), then the file /etc/greycheck.conf or $GREYCHECK_CONFIG, then the default. What is
+    printed may be used as such a file. Exits with 1 and names what is wrong where a setting cannot be used.
+    """
+    found = settings.read(dict(os.environb))
+    rows = [
+        {
+            "name": setting.name,
+            "value": shown(setting, found),
+            "source": found.sources[setting.name],
+            "meaning": setting.meaning,
+        }
+        for setting in settings.TABLE
+    ]
+    if as_json:
+        click.echo(json.dumps({"settings": rows, "problems": found.problems}, indent=2))
+    else:
+        click.echo(
+            "\n\n".join(f"# {row['meaning']}\n# From: {row['source']}\n{row['name']} = {row['value']}" for row in rows)
+        )
+    for problem in found.problems:
+        click.echo(f"greycheck: {log.quoted(problem)[1:-1]}", err=True)
+    if found.problems:
+        sys.exit(1)

@@ -1,0 +1,44 @@
+"""``greycheck db``: the schema of the store."""
+
+import click
+
+from greycheck.cli.common import foreseen, read_settings
+from greycheck.store import schema
+
+
+@click.group()
+def db() -> None:
+    """Make, change or show the schema of the store."""
+
+
+@db.command()
+def upgrade() -> None:
+    """Bring the store to the schema of this program; make it where there is none.
+
+    An SQLite store is made by the first mail too. Running it again is harmless.
+    """
+    found = read_settings()
+    with foreseen():
+        click.echo(f"{schema.shown(found.database)}: at {schema.upgrade(found.database, found.database_mode)}")
+
+
+@db.command()
+def current() -> None:
+    """Print the revision that the store is at, and this program's."""
+    found = read_settings()
+    with foreseen():
+        revision = schema.current(found.database)
+    click.echo(f"{schema.shown(found.database)}: at {revision or 'nothing'}, this program is at {schema.head()}")
+
+
+@db.command()
+@click.argument("revision")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def downgrade(revision: str, yes: bool) -> None:
+    """Take the store back to REVISION, or to nothing with `base`. What the older schema has no place for is lost."""
+    found = read_settings()
+    url = schema.shown(found.database)
+    if not yes:
+        click.confirm(f"Take {url} back to {revision}? Data may be lost.", abort=True)
+    with foreseen():
+        click.echo(f"{url}: at {schema.downgrade(found.database, revision) or 'nothing'}")

@@ -1,0 +1,172 @@
+"""``greycheck demo``: a mail deferred, then accepted, over real SMTP, before the reader's eyes."""
+
+import os
+import smtplib
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import localtime, sleep, strftime
+
+import click
+from rich.console import Console
+from sqlalchemy import select
+
+from greycheck import __version__
+from greycheck.store.engine import open_engine
+from greycheck.store.schema import user_name
+from greycheck.store.tables import client, triplet
+
+SENDER = "alice@example.org"
+RECIPIENT = "bob@example.net"
+MESSAGE = f"From: {SENDER}\r\nTo: {RECIPIENT}\r\nSubject: greylisted\r\n\r\nHello.\r\n"
+
+console = Console(highlight=False, markup=False, soft_wrap=True)
+
+
+@click.command()
+@click.option("--hook", type=click.Choice(["smtpextfork", "checkenv"]), default="smtpextfork", show_default=True)
+@click.option(
+    "--delay", type=click.IntRange(4, 300), default=5, show_default=True, help="Seconds instead of 5 minutes."
+)
+def demo(hook: str, delay: int) -> None:
+    """Show greycheck at work: one mail, deferred at first, accepted when it is sent again after the delay.
+
+    Everything happens in a temporary directory, on 127.0.0.1, with real SMTP and the real launchers.
+    """
+    with tempfile.TemporaryDirectory(prefix="greycheck-") as directory:
+        place = Path(directory)
+        environ = {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "GREYCHECK_CONFIG": "/dev/null",
+            "GREYCHECK_DATABASE": f"{place}/greycheck.db",
+            "GREYCHECK_DELAY": f"{delay}s",
+        }
+        install(place, environ)
+        environ |= hook_variables(place, hook)
+        console.print(f"greycheck {__version__}: launchers and store in {place}, delay {delay}s.")
+        with smtp_server(place, environ) as port:
+            console.print(f"An SMTP server on 127.0.0.1:{port} runs them as qmail-smtpd does under {hook.upper()}.")
+            attempts(place, port, delay)
+        show_store(environ["GREYCHECK_DATABASE"])
+
+
+def attempts(place: Path, port: int, delay: int) -> None:
+    """The first attempt, a retry that comes too early, the wait, and the retry that passes."""
+    early = delay // 2
+    for title, wait in (
+        ("The first attempt", 0),
+        (f"A retry after {early}s: too early", early),
+        (f"A retry after {delay}s", delay - early),
+    ):
+        if wait:
+            console.print(f"\n... {wait}s pass ...", style="dim")
+            sleep(wait + 0.1)
+        console.print(f"\n{title}", style="bold")
+        attempt(port)
+        show_log(place)
+
+
+def install(place: Path, environ: dict[str, str]) -> None:
+    """Installs launchers and store into PLACE, with the command that operators use."""
+    (place / "bin").mkdir()
+    command = [sys.executable, "-m", "greycheck", "install", str(place / "bin"), "--user", user_name(os.geteuid())]
+    ran = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise click.ClickException(ran.stderr.strip())
+
+
+def hook_variables(place: Path, hook: str) -> dict[str, str]:
+    """What switches HOOK on for an SMTP server whose home is PLACE."""
+    if hook == "checkenv":
+        return {"QMAIL_HOME": str(place), "CHECKENV": ""}
+    return {"QMAIL_HOME": str(place), "SMTPEXTFORK": f"{place}/bin/greycheck"}
+
+
+@contextmanager
+def smtp_server(place: Path, environ: dict[str, str]) -> Iterator[int]:
+    """Serves SMTP sessions on a port of 127.0.0.1, which it gives; the log goes to PLACE/log."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, (place / "log").open("ab") as log:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, (address, _port) = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    subprocess.run(
+                        [sys.executable, "-m", "greycheck.demo.parent"],
+                        stdin=connection.fileno(),
+                        stdout=connection.fileno(),
+                        stderr=log,
+                        env=environ | {"PROTO": "TCP", "TCPREMOTEIP": address},
+                        check=False,
+                    )
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+class Client(smtplib.SMTP):
+    """An SMTP client that shows its dialogue."""
+
+    def putcmd(self, cmd: str, args: str = "") -> None:
+        """Sends a command, and shows it."""
+        console.print(f"  C: {f'{cmd.upper()} {args}'.strip()}", style="cyan")
+        super().putcmd(cmd.upper(), args)
+
+    def getreply(self) -> tuple[int, bytes]:
+        """The server's reply, shown."""
+        code, text = super().getreply()
+        style = "green" if code < 400 else "yellow" if code < 500 else "red"
+        for line in text.decode(errors="replace").splitlines() or [""]:
+            console.print(f"  S: {code} {line}", style=style)
+        return code, text
+
+
+def attempt(port: int) -> None:
+    """Sends the mail once."""
+    server = Client(local_hostname="client.example.org", timeout=60)
+    server.connect("127.0.0.1", port)
+    try:
+        server.sendmail(SENDER, [RECIPIENT], MESSAGE)
+    except (smtplib.SMTPRecipientsRefused, smtplib.SMTPServerDisconnected):
+        pass
+    finally:
+        if server.sock:
+            server.quit()
+
+
+def show_log(place: Path) -> None:
+    """Shows what came to the log since it was last shown."""
+    log = place / "log"
+    for line in log.read_text().splitlines():
+        console.print(f"  log: {line}", style="magenta")
+    os.truncate(log, 0)
+
+
+def show_store(path: str) -> None:
+    """Shows the rows of the store."""
+    engine = open_engine(f"sqlite:///{path}")
+    with engine.connect() as connection:
+        for table in (triplet, client):
+            console.print(f"\nIn the store, table {table.name}", style="bold")
+            for row in connection.execute(select(table)).mappings():
+                for column, value in row.items():
+                    console.print(f"  {column:15} {shown(str(column), value)}")
+    engine.dispose()
+
+
+def shown(column: str, value: object) -> str:
+    """A column's VALUE as text: keys in hexadecimal, times also as people read them."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, int) and column.startswith(("first", "last", "passed", "expires")):
+        return f"{value} ({strftime('%Y-%m-%d %H:%M:%S', localtime(value))})"
+    return str(value)

@@ -1,0 +1,42 @@
+"""``greycheck expire``: what cron runs."""
+
+from time import time
+
+import click
+
+from greycheck.cli.common import foreseen, open_store, read_settings
+from greycheck.store import expiry, schema
+
+
+@click.command()
+@click.option("-v", "--verbose", is_flag=True, help="Say how many rows were removed.")
+@click.option("--dry-run", is_flag=True, help="Count the rows that would be removed, and remove none.")
+def expire(verbose: bool, dry_run: bool) -> None:
+    """Remove triplets and clients whose time is over. For cron: says nothing unless something is wrong.
+
+    It works in small batches beside running checks, and may run on several hosts at once.
+    """
+    found = read_settings()
+    now = int(time())
+    with foreseen():
+        if schema.current(found.database) is None and is_waiting_for_first_mail(found.database):
+            if verbose or dry_run:
+                click.echo(f"{schema.shown(found.database)}: no mail was checked yet")
+            return
+    removed = dict.fromkeys((table.name for table in expiry.TABLES), 0)
+    with open_store(found.database) as engine:
+        if dry_run:
+            removed = expiry.count(engine, now)
+        else:
+            for table, rows in expiry.expire(engine, now):
+                removed[table] += rows
+            expiry.give_back(engine)
+    if verbose or dry_run:
+        what = "to remove" if dry_run else "removed"
+        click.echo(", ".join(f"{table}: {rows} {what}" for table, rows in removed.items()))
+
+
+def is_waiting_for_first_mail(url: str) -> bool:
+    """Whether there is a directory for an SQLite file, and no file in it: nothing to expire, and nothing wrong."""
+    path = schema.sqlite_path(url)
+    return path is not None and path.parent.is_dir() and not path.exists()

@@ -1,0 +1,65 @@
+"""The envelope of one RCPT TO, as a hook hands it over, and the triplet that it makes.
+
+An envelope is what arrived: bytes, unchanged. A triplet is what greylisting compares: normalised and, on the sender's side, folded.
+"""
+
+from greycheck import normalise
+
+
+class Envelope:
+    """One client asking for one recipient.
+
+    ``client`` is the canonical client address, or None where the hook gave none that is usable; ``missing`` then says what was
+    wrong. ``exempt`` names the variable that frees this client from checking, or is empty. ``sender`` and ``recipient`` are raw
+    bytes; the null sender is empty.
+    """
+
+    __slots__ = ("client", "exempt", "hook", "missing", "recipient", "sender")
+
+    def __init__(
+        self, hook: str, client: str | None, sender: bytes, recipient: bytes, exempt: str = "", missing: str = ""
+    ) -> None:
+        self.hook = hook
+        self.client = client
+        self.sender = sender
+        self.recipient = recipient
+        self.exempt = exempt
+        self.missing = missing
+
+
+# What frees a client from checking: a relay or an authenticated client (contract.md section 3, greylisting.md, reason `exempt`).
+EXEMPTING = ("RELAYCLIENT", "SMTPAUTHUSER")
+
+
+def from_tcpserver(hook: str, environ: dict[bytes, bytes], sender: bytes, recipient: bytes) -> Envelope:
+    """The envelope of SENDER and RECIPIENT from the client that tcpserver's variables in ENVIRON describe."""
+    address = environ.get(b"TCPREMOTEIP")
+    client = None if address is None else normalise.client_address(address)
+    missing = ""
+    if client is None:
+        missing = "TCPREMOTEIP" if address is None else "usable-TCPREMOTEIP"
+    exempt = next((name for name in EXEMPTING if name.encode() in environ), "")
+    return Envelope(hook, client, sender, recipient, exempt, missing)
+
+
+class Triplet:
+    """Client network, sender and recipient, normalised: the key of greylisting (RFC 6647 section 5)."""
+
+    __slots__ = ("client", "network", "recipient", "sender")
+
+    def __init__(self, client: str, network: str, sender: bytes, recipient: bytes) -> None:
+        self.client = client
+        self.network = network
+        self.sender = sender
+        self.recipient = recipient
+
+
+def triplet(envelope: Envelope, ipv4_prefix: int, ipv6_prefix: int) -> Triplet:
+    """The triplet of an ENVELOPE that has a client, under the prefix lengths of the settings."""
+    assert envelope.client is not None
+    return Triplet(
+        envelope.client,
+        normalise.client_network(envelope.client, ipv4_prefix, ipv6_prefix),
+        normalise.fold_sender(normalise.mail_address(envelope.sender)),
+        normalise.mail_address(envelope.recipient),
+    )

@@ -1,0 +1,94 @@
+"""The log on descriptor 2: one line a verdict, ``name=value`` pairs that no envelope can forge.
+
+Interface: ``show`` makes any bytes fit for a line, a terminal or a table; ``verdict_line`` and ``problem_line`` make lines;
+``write`` and ``write_beside`` write them.
+
+Diagnostics: none. A log that is closed, dead or stuck costs its lines and never the verdict.
+"""
+
+import _signal
+import _thread
+import posix
+
+from greycheck.envelope import Envelope
+from greycheck.policy import DEFER, Verdict
+
+# What one address may take of a line, in bytes: an envelope's two and the rest stay below PIPE_BUF, so that lines never mix.
+SHOWN = 1200
+
+# How long a stuck log pipe may hold the verdict, in seconds.
+PATIENCE = 0.2
+
+_SPECIAL = ' <>"\\'
+
+
+def show(text: bytes) -> str:
+    r"""TEXT with every byte escaped as ``\xNN`` that is no printable character, or that has a meaning in a log line.
+
+    Reversible: two different texts never look the same.
+    """
+    decoded = text.decode("utf-8", "surrogateescape")
+    if decoded.isprintable() and not any(special in decoded for special in _SPECIAL):
+        return decoded
+    return "".join(
+        char
+        if char.isprintable() and char not in _SPECIAL
+        else "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
+        for char in decoded
+    )
+
+
+def _clip(text: str) -> str:
+    if len(text.encode()) <= SHOWN:
+        return text
+    return text.encode()[: SHOWN - 3].decode("utf-8", "ignore") + "..."
+
+
+def verdict_line(envelope: Envelope, verdict: Verdict, milliseconds: int) -> bytes:
+    """The log line of VERDICT on ENVELOPE; MILLISECONDS is how long the check took, the interpreter's start not counted."""
+    wait = f" wait={verdict.wait}" if verdict.action == DEFER and verdict.wait else ""
+    detail = f" {verdict.detail}" if verdict.detail else ""
+    if verdict.unrecorded:
+        detail += f" unrecorded={quoted(verdict.unrecorded)}"
+    return (
+        f"greycheck: {verdict.action} reason={verdict.reason} client={envelope.client or '-'}"
+        f" sender=<{_clip(show(envelope.sender))}> recipient=<{_clip(show(envelope.recipient))}>"
+        f"{wait}{detail} hook={envelope.hook} ms={milliseconds}\n"
+    ).encode()
+
+
+def quoted(text: str) -> str:
+    """TEXT as the value of an ``error="..."`` pair."""
+    return '"' + _clip(show(text.encode("utf-8", "surrogateescape")).replace("\\x20", " ")) + '"'
+
+
+def problem_line(problem: str) -> bytes:
+    """The log line of a setting that is not used."""
+    return f"greycheck: warning {quoted(problem)[1:-1]}\n".encode()
+
+
+def write(lines: bytes, code: int) -> None:
+    """Writes LINES to descriptor 2. Exits with CODE where the log takes nothing within PATIENCE. For the main thread."""
+    _signal.signal(_signal.SIGALRM, lambda _number, _frame: posix._exit(code))
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGALRM,))
+    _signal.setitimer(_signal.ITIMER_REAL, PATIENCE)
+    try:
+        posix.write(2, lines)
+    except OSError:
+        pass
+    _signal.setitimer(_signal.ITIMER_REAL, 0)
+
+
+def write_beside(lines: bytes) -> None:
+    """Writes LINES as ``write`` does, for a thread beside a main thread that hangs, where no signal's handler runs."""
+    written = _thread.allocate_lock()
+    written.acquire()
+
+    def write_and_tell() -> None:
+        try:
+            posix.write(2, lines)
+        finally:
+            written.release()
+
+    _thread.start_new_thread(write_and_tell, ())
+    written.acquire(timeout=PATIENCE)

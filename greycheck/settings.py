@@ -1,0 +1,263 @@
+"""The settings: one table of names, types, defaults and meanings, and how they are read.
+
+The environment counts first (``GREYCHECK_DELAY=1m``, from envdir, or from tcprules for one client), then a file of ``name = value``
+lines, then the defaults. A setting that cannot be read never stops mail: the default is used, and ``problems`` says so in words that
+name the file and line, or the variable. The forked child logs them; operators' commands refuse with the same words.
+
+The table feeds the parser, ``greycheck config`` and the manual.
+"""
+
+import posix
+
+CONFIG_FILE = "/etc/greycheck.conf"
+SYSTEM_DIRECTORY = "/var/lib/greycheck"
+DATABASE_FILE = "greycheck.db"
+PREFIX = b"GREYCHECK_"
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def duration(text: str) -> int:
+    """Seconds from ``90``, ``90s``, ``5m``, ``24h`` or ``36d``."""
+    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "s")
+    if not (number.isascii() and number.isdigit()) or len(number) > 9:
+        raise ValueError("not a duration (as 90, 90s, 5m, 24h or 36d)")
+    return int(number) * _UNITS[unit]
+
+
+def _whole(low: int, high: int) -> "Parser":
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit()) or len(text) > 9 or not low <= int(text) <= high:
+            raise ValueError(f"not a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _duration(low: int) -> "Parser":
+    def parse(text: str) -> int:
+        seconds = duration(text)
+        if seconds < low:
+            raise ValueError(f"must be {low}s at least")
+        return seconds
+
+    return parse
+
+
+def _choice(*choices: str) -> "Parser":
+    def parse(text: str) -> str:
+        if text.lower() not in choices:
+            raise ValueError(f"not one of {', '.join(choices)}")
+        return text.lower()
+
+    return parse
+
+
+def _database(text: str) -> str:
+    scheme, sep, _rest = text.partition("://")
+    if sep and scheme.partition("+")[0] == "sqlite":
+        text = text[len(scheme) + 4 :]
+    elif sep:
+        return text
+    if not text.startswith("/"):
+        raise ValueError("not an SQLAlchemy URL or an absolute path (as sqlite:////var/lib/greycheck/greycheck.db)")
+    return "sqlite:///" + text
+
+
+def _mode(text: str) -> int:
+    if text not in ("0600", "0660"):
+        raise ValueError("not 0600 or 0660")
+    return int(text, 8)
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Parser = Callable[[str], object]
+
+
+class Setting:
+    """One row of the table. ``default`` and ``text`` are the same value, parsed and as one would write it."""
+
+    __slots__ = ("default", "meaning", "name", "parse", "text")
+
+    def __init__(self, name: str, parse: "Parser", text: str, meaning: str) -> None:
+        self.name = name
+        self.parse = parse
+        self.text = text
+        self.default = parse(text) if text else ""
+        self.meaning = meaning
+
+
+TABLE = (
+    Setting(
+        "database",
+        _database,
+        "",
+        "Where triplets are kept: an SQLAlchemy URL, or the path of an SQLite file.",
+    ),
+    Setting("database_mode", _mode, "0600", "Permissions of an SQLite file that greycheck makes: 0600 or 0660."),
+    Setting("delay", _duration(0), "5m", "How long after the first attempt a retry still comes too early."),
+    Setting(
+        "retry_window",
+        _duration(1),
+        "24h",
+        "How long after the first attempt a retry still counts as the same message.",
+    ),
+    Setting("lifetime", _duration(1), "36d", "How long what passed is remembered after its last use."),
+    Setting("ipv4_prefix", _whole(1, 32), "24", "Prefix length that makes a network of an IPv4 client."),
+    Setting("ipv6_prefix", _whole(1, 128), "64", "Prefix length that makes a network of an IPv6 client."),
+    Setting(
+        "client_passes",
+        _whole(0, 1000000),
+        "1",
+        "After how many passed triplets all mail of a client address passes; 0 never.",
+    ),
+    Setting(
+        "null_sender", _choice("greylist", "accept"), "greylist", "What happens to the null sender: greylist or accept."
+    ),
+    Setting("deadline", _duration(1), "5s", "How long one check may take before on_error answers."),
+    Setting(
+        "on_error", _choice("accept", "defer"), "accept", "The verdict where the check cannot be made: accept or defer."
+    ),
+)
+
+
+class Settings:
+    """The values of the table, where each came from, and what was wrong.
+
+    ``sources`` maps a name to ``/path:line``, a variable or ``default``; ``problems`` are lines for the log. ``off`` is the variable
+    GREYCHECK=off, which tcprules sets for a client that is not to be checked.
+    """
+
+    database: str
+    database_mode: int
+    delay: int
+    retry_window: int
+    lifetime: int
+    ipv4_prefix: int
+    ipv6_prefix: int
+    client_passes: int
+    null_sender: str
+    deadline: int
+    on_error: str
+
+    def __init__(self) -> None:
+        self.off = False
+        self.sources: dict[str, str] = {}
+        self.problems: list[str] = []
+
+    def set(self, setting: Setting, value: object, source: str) -> None:
+        """Takes VALUE for SETTING; SOURCE says where from."""
+        setattr(self, setting.name, value)
+        self.sources[setting.name] = source
+
+
+def read(environ: dict[bytes, bytes]) -> Settings:
+    """The settings of a process with ENVIRON. Never fails."""
+    settings = Settings()
+    given: dict[str, tuple[str, str]] = {}
+    _read_file(environ.get(PREFIX + b"CONFIG"), given, settings.problems)
+    _read_environ(environ, given, settings)
+    for setting in TABLE:
+        text, source = given.pop(setting.name, ("", "default"))
+        settings.set(setting, setting.default, "default")
+        if source != "default":
+            _take(settings, setting, text, source)
+    for name, (_text, source) in given.items():
+        settings.problems.append(f"{source}: {name}: no such setting")
+    if not settings.database:
+        settings.database = "sqlite:///" + default_directory(environ) + "/" + DATABASE_FILE
+    _hold_together(settings)
+    return settings
+
+
+def _take(settings: Settings, setting: Setting, text: str, source: str) -> None:
+    try:
+        settings.set(setting, setting.parse(text), source)
+    except ValueError as error:
+        # The value itself may hold a password.
+        shown = "" if setting.name == "database" else f" = {text}"
+        settings.problems.append(f"{source}: {setting.name}{shown}: {error}; using {setting.text or 'the default'}")
+
+
+def _hold_together(settings: Settings) -> None:
+    """Where no retry could ever pass, mail would be held for ever: a window that ends before the delay does is a wrong setting."""
+    if settings.retry_window > settings.delay:
+        return
+    source = settings.sources["retry_window" if settings.sources["retry_window"] != "default" else "delay"]
+    by_name = {setting.name: setting for setting in TABLE}
+    settings.set(by_name["retry_window"], by_name["retry_window"].default, "default")
+    used = "retry_window = 24h"
+    if settings.retry_window <= settings.delay:
+        settings.set(by_name["delay"], by_name["delay"].default, "default")
+        used += ", delay = 5m"
+    settings.problems.append(f"{source}: retry_window ends before delay is over: no retry could pass; using {used}")
+
+
+def _read_file(path: bytes | None, given: dict[str, tuple[str, str]], problems: list[str]) -> None:
+    name = CONFIG_FILE if path is None else path.decode("utf-8", "surrogateescape")
+    try:
+        fd = posix.open(CONFIG_FILE if path is None else path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
+    except FileNotFoundError:
+        if path is not None:
+            problems.append(f"{name}: no such file")
+        return
+    except OSError as error:
+        problems.append(f"{name}: {error.strerror}")
+        return
+    try:
+        text = posix.read(fd, 65536).decode("utf-8", "surrogateescape")
+    except OSError as error:
+        problems.append(f"{name}: {error.strerror}")
+        return
+    finally:
+        posix.close(fd)
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        setting, equals, value = line.partition("=")
+        if not equals:
+            problems.append(f"{name}:{number}: not a line of the form name = value")
+            continue
+        given[setting.strip()] = (value.strip(), f"{name}:{number}")
+
+
+def _read_environ(environ: dict[bytes, bytes], given: dict[str, tuple[str, str]], settings: Settings) -> None:
+    for key, value in environ.items():
+        if not key.startswith(b"GREYCHECK"):
+            continue
+        variable = key.decode("utf-8", "surrogateescape")
+        text = value.decode("utf-8", "surrogateescape").strip()
+        if key == b"GREYCHECK":
+            settings.off = text.lower() == "off"
+            if text.lower() not in ("off", "on", ""):
+                settings.problems.append(f"{variable}: {text}: neither on nor off; using on")
+        elif key.startswith(PREFIX) and key != PREFIX + b"CONFIG":
+            given[variable[len(PREFIX) :].lower()] = (text, variable)
+
+
+def default_directory(environ: dict[bytes, bytes]) -> str:
+    """Where the SQLite file lives when no setting says so.
+
+    The system's directory where it exists; else, for an ordinary user (one who owns his home directory), his state directory; else
+    the system's, so that the message about its absence names it. HOME alone proves nothing: a service may inherit /root's.
+    """
+    try:
+        posix.stat(SYSTEM_DIRECTORY)
+    except OSError:
+        pass
+    else:
+        return SYSTEM_DIRECTORY
+    home = environ.get(b"HOME", b"").decode("utf-8", "surrogateescape")
+    user = posix.geteuid()
+    try:
+        ordinary = user != 0 and home.startswith("/") and posix.stat(home).st_uid == user
+    except OSError:
+        ordinary = False
+    if not ordinary:
+        return SYSTEM_DIRECTORY
+    state = environ.get(b"XDG_STATE_HOME", b"").decode("utf-8", "surrogateescape")
+    return (state if state.startswith("/") else home + "/.local/state") + "/greycheck"

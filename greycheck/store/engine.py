@@ -1,0 +1,33 @@
+"""The store for everybody but the forked child: an SQLAlchemy engine.
+
+SQLite gets what the child's connection gets: journal mode WAL is in the file; a transaction begins by taking the write lock, so that
+none fails half-way because another wrote in between; ``synchronous=NORMAL``.
+"""
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import ConnectionPoolEntry
+
+# How long an operator's command waits for another writer, in seconds.
+PATIENCE = 30.0
+
+
+def open_engine(url: str) -> Engine:
+    """An engine for URL. An SQLite file that is not there is not made: ``schema.upgrade`` does that."""
+    if make_url(url).get_backend_name() != "sqlite":
+        return create_engine(url)
+    engine = create_engine(url, connect_args={"timeout": PATIENCE, "isolation_level": None})
+    event.listen(engine, "connect", _set_up)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _set_up(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA synchronous = NORMAL")
+    cursor.close()
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,0 +1,104 @@
+"""The embedded store at its first use: the slow path, taken once.
+
+The migrations need SQLAlchemy and alembic, which need ten times the memory and fifty times the time of a check. So they run in a
+program of their own (``greycheck db upgrade``), under a lock on the store's directory: of many first checks at once one makes the
+schema, and the others wait for it. The program outlives a check whose deadline is over, and keeps the lock until it is done.
+"""
+
+import fcntl
+import posix
+
+from greycheck import settings as names
+from greycheck.store.lean import NoSchema, StoreError, connect
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from greycheck.settings import Settings
+    from greycheck.store.lean import Store
+
+# What the program may print about its failure, in bytes.
+COMPLAINT = 1024
+
+
+def make(settings: "Settings", operator: tuple[str, ...], patience: float) -> "Store":
+    """Makes the schema of SETTINGS' database, with the command line OPERATOR of greycheck's commands, and connects.
+
+    Raises StoreError.
+    """
+    path = settings.database.partition(":///")[2]
+    directory = path.rpartition("/")[0]
+    _make_default(directory, settings)
+    try:
+        lock = posix.open(directory, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+        raise StoreError(f"{directory}: {error.strerror}") from None
+    try:
+        return _looked_at(settings, patience)
+    except NoSchema:
+        pass
+    _run(operator, settings, lock)
+    try:
+        return _looked_at(settings, patience)
+    finally:
+        posix.close(lock)
+
+
+def _looked_at(settings: "Settings", patience: float) -> "Store":
+    """A connection whose schema was seen to be there."""
+    store = connect(settings, patience)
+    store.lookup(b"", "")
+    return store
+
+
+def _make_default(directory: str, settings: "Settings") -> None:
+    """Makes the directory that no setting names, an ordinary user's state directory above all, with its parents."""
+    if settings.sources["database"] != "default" or directory == names.SYSTEM_DIRECTORY:
+        return
+    made = ""
+    for part in directory.split("/")[1:]:
+        made += "/" + part
+        try:
+            posix.mkdir(made, 0o700)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise StoreError(f"{made}: {error.strerror}") from None
+
+
+def _run(operator: tuple[str, ...], settings: "Settings", lock: int) -> None:
+    reader, writer = posix.pipe2(posix.O_CLOEXEC)
+    child = posix.fork()
+    if child == 0:
+        try:
+            _lift_limits()
+            posix.dup2(writer, 2)
+            posix.set_inheritable(lock, True)
+            posix.execve(operator[0], (*operator, "db", "upgrade"), _environ(settings))
+        finally:
+            posix._exit(127)
+    posix.close(writer)
+    complaint = posix.read(reader, COMPLAINT)
+    posix.close(reader)
+    _child, status = posix.waitpid(child, 0)
+    if status:
+        said = complaint.decode("utf-8", "surrogateescape").strip().partition("\n")[0]
+        raise StoreError(f"the schema could not be made: {said or f'{operator[0]} ended with status {status}'}")
+
+
+def _environ(settings: "Settings") -> dict[bytes, bytes]:
+    """The environment, with the two settings that count here and no other: a wrong one must not keep the store from being made."""
+    environ = {name: value for name, value in posix.environ.items() if not name.startswith(b"GREYCHECK")}
+    environ[b"GREYCHECK_CONFIG"] = b"/dev/null"
+    environ[b"GREYCHECK_DATABASE"] = settings.database.encode("utf-8", "surrogateescape")
+    environ[b"GREYCHECK_DATABASE_MODE"] = b"%04o" % settings.database_mode
+    return environ
+
+
+def _lift_limits() -> None:
+    """Softlimit sets soft limits only (contract.md section 3), for a mail server's children; this is no such child."""
+    import resource
+
+    for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_STACK):
+        _soft, hard = resource.getrlimit(limit)
+        resource.setrlimit(limit, (hard, hard))

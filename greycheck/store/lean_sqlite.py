@@ -1,0 +1,211 @@
+"""The child's SQLite.
+
+Journal mode WAL is in the file since it was made; here come the pragmas of one connection. A child never closes its connection: the
+last one to close would write the whole log back and wait for the disk, each time (contract.md section 6). Instead the log is emptied
+by whoever makes it grow past another ``LOG_STEP``, after its verdict is given. SQLite's own automatic checkpoint cannot do that: it
+never empties the log where one process comes after another, and from then on would wait for the disk at every commit.
+"""
+
+import posix
+import sys
+
+from greycheck.envelope import Triplet
+from greycheck.log import show
+from greycheck.policy import Change, ClientRow, TripletRow
+from greycheck.store import compiled_sqlite as compiled
+from greycheck.store.lean import NoSchema, StoreError, check_revision
+
+# Bytes of write-ahead log after which it is written back. A child that comes alone reads the log first, 0.15 ms for each 100 pages.
+LOG_STEP = 1 << 20
+
+# How long a write waits for another writer where the verdict does not hang on it, in seconds.
+HURRY = 0.1
+
+
+def _import_sqlite() -> None:
+    """Imports _sqlite3 without ``functools``, which costs more than the library itself: it is wanted for one name of a C module."""
+    if "functools" in sys.modules or "_sqlite3" in sys.modules:
+        return
+    import _functools
+
+    stand_in = type(sys)("functools")
+    stand_in.__dict__["lru_cache"] = lambda size: lambda call: _functools._lru_cache_wrapper(call, size, False, tuple)
+    sys.modules["functools"] = stand_in
+    try:
+        import _sqlite3  # noqa: F401
+    finally:
+        del sys.modules["functools"]
+
+
+_import_sqlite()
+import _sqlite3  # noqa: E402
+
+
+class Store:
+    """One connection to the SQLite file PATH. It waits PATIENCE seconds at most for a lock, and never closes."""
+
+    def __init__(self, path: str, patience: float) -> None:
+        self._path = path
+        self._patience = patience
+        self._locked = False
+        self._log_grew = False
+        try:
+            self._connection = _sqlite3.connect(_uri(path), timeout=patience, isolation_level=None, uri=True)
+        except _sqlite3.Error as error:
+            raise self._fault(error) from None
+
+    def lookup(self, key: bytes, address: str) -> tuple[TripletRow | None, ClientRow | None]:
+        """The rows of the triplet KEY and of the client ADDRESS, None where there is none."""
+        sql, names = compiled.LOOKUP
+        found = self._execute(sql, names, {"triplet_key": key, "address": address}).fetchone()
+        revision, first, last, early, passes, passed, client_first, client_last, client_passes = found
+        check_revision(revision, compiled.REVISION)
+        return (
+            None if first is None else TripletRow(first, last, early, passes, passed),
+            None if client_first is None else ClientRow(client_first, client_last, client_passes),
+        )
+
+    def lock(self) -> None:
+        """Begins a transaction that no other writer can come between."""
+        self._execute("BEGIN IMMEDIATE")
+        self._locked = True
+
+    def save(self, triplet: Triplet, key: bytes, changes: list[Change], patient: bool) -> bool:
+        """Writes all CHANGES and commits, or writes none and returns False. Not PATIENT: another writer is hardly waited for."""
+        if not changes:
+            return self._end("ROLLBACK", True)
+        log = self._log_size()
+        self._execute("PRAGMA synchronous = NORMAL")
+        self._execute("PRAGMA wal_autocheckpoint = 0")
+        if not patient:
+            self._patience = HURRY
+            self._execute(f"PRAGMA busy_timeout = {HURRY * 1000:.0f}")
+        if not self._locked:
+            self.lock()
+        for change in changes:
+            sql, names = _statement(change)
+            if self._execute(sql, names, _parameters(triplet, key, change)).rowcount != 1:
+                return self._end("ROLLBACK", False)
+        self._end("COMMIT", True)
+        self._log_grew = self._log_size() // LOG_STEP > log // LOG_STEP
+        return True
+
+    def _end(self, how: str, written: bool) -> bool:
+        if self._locked:
+            self._execute(how)
+            self._locked = False
+        return written
+
+    def tidy(self) -> None:
+        """Writes the log back where this connection made it grow past a step. Whoever else is writing is not waited for.
+
+        A fault here changes no verdict; if it lasts, the next commit meets it.
+        """
+        if not self._log_grew:
+            return
+        try:
+            self._execute("PRAGMA busy_timeout = 0")
+            self._execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except StoreError:
+            pass
+
+    def _execute(
+        self, sql: str, names: tuple[str, ...] = (), parameters: dict[str, object] | None = None
+    ) -> "_sqlite3.Cursor":
+        values = tuple(parameters[name] for name in names) if parameters else ()
+        try:
+            return self._connection.execute(sql, values)
+        except _sqlite3.Error as error:
+            raise self._fault(error) from None
+
+    def _log_size(self) -> int:
+        try:
+            return posix.stat(self._path + "-wal").st_size
+        except OSError:
+            return 0
+
+    def _fault(self, error: Exception) -> StoreError:
+        name = getattr(error, "sqlite_errorname", "")
+        message = str(error)
+        if message.startswith("no such table"):
+            return NoSchema(f"{self._path}: {message}: run greycheck db upgrade")
+        if name == "SQLITE_CANTOPEN" or name.startswith("SQLITE_READONLY"):
+            return _cannot_open(self._path, message)
+        if name.startswith("SQLITE_BUSY"):
+            return StoreError(f"{self._path}: locked by another process for {self._patience:.1f}s")
+        return StoreError(f"{self._path}: {message}")
+
+
+def _statement(change: Change) -> tuple[str, tuple[str, ...]]:
+    if isinstance(change.new, TripletRow):
+        return compiled.INSERT_TRIPLET if change.old is None else compiled.SWAP_TRIPLET
+    return compiled.INSERT_CLIENT if change.old is None else compiled.SWAP_CLIENT
+
+
+def _parameters(triplet: Triplet, key: bytes, change: Change) -> dict[str, object]:
+    old, new = change.old, change.new
+    if isinstance(new, TripletRow):
+        values: dict[str, object] = {
+            "triplet_key": key,
+            "network": triplet.network,
+            "sender": show(triplet.sender),
+            "recipient": show(triplet.recipient),
+            "first_attempt": new.first,
+            "last_attempt": new.last,
+            "early_attempts": new.early,
+            "passes": new.passes,
+            "passed_at": new.passed,
+            "expires_at": change.expires,
+            "key_triplet_key": key,
+        }
+        if isinstance(old, TripletRow):
+            values["was_first_attempt"] = old.first
+            values["was_last_attempt"] = old.last
+            values["was_early_attempts"] = old.early
+            values["was_passes"] = old.passes
+        return values
+    values = {
+        "address": triplet.client,
+        "passes": new.passes,
+        "first_seen": new.first,
+        "last_seen": new.last,
+        "expires_at": change.expires,
+        "key_address": triplet.client,
+    }
+    if old is not None:
+        values["was_passes"] = old.passes
+        values["was_first_seen"] = old.first
+        values["was_last_seen"] = old.last
+    return values
+
+
+def _uri(path: str) -> str:
+    """PATH as an SQLite URI that opens an existing file only."""
+    for special in "%?#":
+        path = path.replace(special, f"%{ord(special):02x}")
+    return f"file:{path}?mode=rw"
+
+
+def _cannot_open(path: str, message: str) -> StoreError:
+    directory = path.rpartition("/")[0] or "/"
+    try:
+        owner = posix.stat(directory).st_uid
+    except OSError as error:
+        return StoreError(
+            f"{directory}: {error.strerror}: make it, and let the user that qmail runs greycheck as own it"
+        )
+    me = posix.geteuid()
+    try:
+        posix.stat(path)
+    except FileNotFoundError:
+        if posix.access(directory, posix.W_OK | posix.X_OK):
+            return NoSchema(f"{path}: no such file")
+    except OSError as error:
+        return StoreError(f"{path}: {error.strerror}")
+    if not posix.access(directory, posix.W_OK | posix.X_OK):
+        return StoreError(
+            f"{directory}: user {me} cannot write here, its owner is user {owner}: chown it, or run as its owner"
+        )
+    if not posix.access(path, posix.R_OK | posix.W_OK):
+        return StoreError(f"{path}: user {me} cannot write it, its owner is user {posix.stat(path).st_uid}")
+    return StoreError(f"{path}: {message}")

@@ -1,0 +1,59 @@
+"""The tables, declared once. Alembic's migrations make them; nothing else does.
+
+Times are whole seconds since 1970, UTC. Every row has ``expires_at``: after it, nobody asks for the row again and ``greycheck expire``
+removes it. Whether a row still counts is decided from its times by the policy, under the settings of that moment.
+"""
+
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy.dialects import mysql
+
+NAMING = {
+    "pk": "pk_%(table_name)s",
+    "ix": "ix_%(table_name)s_%(column_0_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+}
+
+metadata = MetaData(naming_convention=NAMING)
+
+# A BLAKE2b digest: the same length on every database, and beyond the reach of any collation.
+DIGEST = 16
+Digest = LargeBinary(DIGEST).with_variant(mysql.BINARY(DIGEST), "mysql", "mariadb")
+
+# Canonical addresses and networks are ASCII; the longest, an IPv6 network, has 43 characters.
+Address = String(45).with_variant(mysql.VARCHAR(45, charset="ascii", collation="ascii_bin"), "mysql", "mariadb")
+
+# What log.show makes of at most 899 bytes (contract.md section 4), for people to read. No statement of a check compares it.
+Shown = Text().with_variant(mysql.TEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
+
+triplet = Table(
+    "triplet",
+    metadata,
+    Column("triplet_key", Digest, primary_key=True, comment="digest of network, sender and recipient"),
+    Column("network", Address, nullable=False),
+    Column("sender", Shown, nullable=False, comment="normalised and folded; empty: the null sender"),
+    Column("recipient", Shown, nullable=False, comment="normalised"),
+    Column("first_attempt", BigInteger, nullable=False),
+    Column("last_attempt", BigInteger, nullable=False, comment="or last recorded use, once passed"),
+    Column("early_attempts", Integer, nullable=False),
+    Column("passes", Integer, nullable=False, comment="recorded uses, one an hour at most; 0 while it waits"),
+    Column("passed_at", BigInteger, comment="NULL while it waits"),
+    Column("expires_at", BigInteger, nullable=False),
+    Index(None, "expires_at"),
+    sqlite_with_rowid=False,
+)
+
+client = Table(
+    "client",
+    metadata,
+    Column("address", Address, primary_key=True),
+    Column("passes", Integer, nullable=False, comment="triplets that passed from this address"),
+    Column("first_seen", BigInteger, nullable=False),
+    Column("last_seen", BigInteger, nullable=False, comment="last recorded use"),
+    Column("expires_at", BigInteger, nullable=False),
+    Index(None, "expires_at"),
+    sqlite_with_rowid=False,
+)
+
+# Alembic's own, named here only so that a check can read the schema's revision along with its rows.
+alembic_version = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))
