@@ -15,7 +15,7 @@ def main() -> None:
         from greycheck import child
 
         child.main((sys.executable, "-I", "-m", "greycheck"))
-    from greycheck.cli import cli
+    from greycheck.cli.main import cli
 
     cli(prog_name="greycheck")
 

@@ -83,12 +83,12 @@ def write_beside(lines: bytes) -> None:
     """Writes LINES as ``write`` does, for a thread beside a main thread that hangs, where no signal's handler runs."""
     written = _thread.allocate_lock()
     written.acquire()
-
-    def write_and_tell() -> None:
-        try:
-            posix.write(2, lines)
-        finally:
-            written.release()
-
-    _thread.start_new_thread(write_and_tell, ())
+    _thread.start_new_thread(_write_and_tell, (lines, written))
     written.acquire(timeout=PATIENCE)
+
+
+def _write_and_tell(lines: bytes, written: _thread.LockType) -> None:
+    try:
+        posix.write(2, lines)
+    finally:
+        written.release()

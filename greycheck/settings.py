@@ -61,6 +61,8 @@ def _database(text: str) -> str:
         return text
     if not text.startswith("/"):
         raise ValueError("not an SQLAlchemy URL or an absolute path (as sqlite:////var/lib/greycheck/greycheck.db)")
+    if "?" in text or "%" in text:
+        raise ValueError("an SQLite file with ? or % in its path cannot be named in a URL")
     return "sqlite:///" + text
 
 
@@ -200,12 +202,9 @@ def _read_file(path: bytes | None, given: dict[str, tuple[str, str]], problems: 
     name = CONFIG_FILE if path is None else path.decode("utf-8", "surrogateescape")
     try:
         fd = posix.open(CONFIG_FILE if path is None else path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
-    except FileNotFoundError:
-        if path is not None:
-            problems.append(f"{name}: no such file")
-        return
     except OSError as error:
-        problems.append(f"{name}: {error.strerror}")
+        if path is not None or not isinstance(error, FileNotFoundError):
+            problems.append(f"{name}: {error.strerror}")
         return
     try:
         text = posix.read(fd, 65536).decode("utf-8", "surrogateescape")

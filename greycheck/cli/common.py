@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
+from alembic.util import CommandError
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -27,7 +28,7 @@ def foreseen() -> Iterator[None]:
     """Turns faults of the store that an operator can do something about into one line and exit code 1."""
     try:
         yield
-    except schema.SchemaError as error:
+    except (schema.SchemaError, CommandError) as error:
         raise click.ClickException(str(error)) from None
     except SQLAlchemyError as error:
         raise click.ClickException(str(getattr(error, "orig", None) or error)) from None

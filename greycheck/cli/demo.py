@@ -17,7 +17,7 @@ from rich.console import Console
 from sqlalchemy import select
 
 from greycheck import __version__
-from greycheck.store.engine import open_engine
+from greycheck.store.engine import open_engine, reading
 from greycheck.store.schema import user_name
 from greycheck.store.tables import client, triplet
 
@@ -154,7 +154,7 @@ def show_log(place: Path) -> None:
 def show_store(path: str) -> None:
     """Shows the rows of the store."""
     engine = open_engine(f"sqlite:///{path}")
-    with engine.connect() as connection:
+    with reading(engine).connect() as connection:
         for table in (triplet, client):
             console.print(f"\nIn the store, table {table.name}", style="bold")
             for row in connection.execute(select(table)).mappings():

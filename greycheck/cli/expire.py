@@ -6,6 +6,7 @@ import click
 
 from greycheck.cli.common import foreseen, open_store, read_settings
 from greycheck.store import expiry, schema
+from greycheck.store.engine import empty_log
 
 
 @click.command()
@@ -30,7 +31,7 @@ def expire(verbose: bool, dry_run: bool) -> None:
         else:
             for table, rows in expiry.expire(engine, now):
                 removed[table] += rows
-            expiry.give_back(engine)
+            empty_log(engine)
     if verbose or dry_run:
         what = "to remove" if dry_run else "removed"
         click.echo(", ".join(f"{table}: {rows} {what}" for table, rows in removed.items()))

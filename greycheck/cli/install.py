@@ -203,7 +203,7 @@ def check_as(account: pwd.struct_passwd, paths: list[Path], found: Settings) -> 
             complaint = barrier(path, wanted, account.pw_name)
             if complaint and complaint not in complaints:
                 complaints.append(complaint)
-    if not complaints and os.geteuid() == 0:
+    if not complaints and account.pw_uid != os.geteuid():
         complaints = [complaint for path in paths if (complaint := try_run(path, account))]
     return complaints
 

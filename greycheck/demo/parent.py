@@ -18,6 +18,9 @@ from typing import NoReturn
 CHECKENV = b"bin/qmail-checkenv"
 LONGEST_ADDRESS = 900
 
+CHECKENV_TEMPORARY = b"421 temporary envelope failure (#4.3.0)"
+CHECKENV_PERMANENT = b"553 permanent envelope failure (#5.7.1)"
+
 # Exit codes of a checker, and what SMTPEXTFORK makes of them; every other code accepts.
 REFUSALS = {
     101: b"454 sorry, temporary envelope failure due to local policy",
@@ -67,8 +70,8 @@ class Session:
         sys.exit(0)
 
     def command(self, line: bytes) -> None:
-        """Answers one command."""
-        verb, _blank, argument = line.partition(b" ")
+        """Answers one command, which ends at a NUL: it is a C string there."""
+        verb, _blank, argument = line.partition(b"\0")[0].partition(b" ")
         match verb.upper():
             case b"HELO":
                 self.helo = argument
@@ -106,29 +109,38 @@ class Session:
             return
         relay = os.environb.get(b"RELAYCLIENT")
         recipient += relay or b""
-        if b"CHECKENV" in os.environb and not self.checkenv(recipient):
-            return
-        programs = os.environb.get(b"SMTPEXTFORK" if relay is None else b"SMTPEXTFORKR", b"")
-        if programs and not self.smtpextfork(programs, recipient):
+        programs = self.programs()
+        environ = dict(os.environb)
+        if programs:
+            environ |= {b"REMOTEMF": self.sender, b"REMOTERCPT": recipient, b"REMOTEHELO": self.helo}
+        if b"CHECKENV" in os.environb:
+            self.checkenv([CHECKENV, self.sender, recipient], environ)
+        if programs and not self.smtpextfork(programs, environ):
             return
         self.recipients.append(recipient)
         self.say(b"250 ok")
 
-    def checkenv(self, recipient: bytes) -> bool:
-        """Whether bin/qmail-checkenv accepts; the session ends where it does not."""
-        assert self.sender is not None
-        status = run(CHECKENV, [CHECKENV, self.sender, recipient], os.environb)
-        if status == 0:
-            return True
-        self.say(
-            b"553 permanent envelope failure (#5.7.1)" if status == 100 else b"421 temporary envelope failure (#4.3.0)"
-        )
-        return self.leave()
+    def programs(self) -> bytes:
+        """The list that SMTPEXTFORK runs for this client; relay clients have one of their own."""
+        ordinary = os.environb.get(b"SMTPEXTFORK", b"")
+        if "RELAYCLIENT" not in os.environ:
+            return ordinary
+        if ordinary and "SMTPEXTFORKR" not in os.environ:
+            log(b"relay client, and SMTPEXTFORKR is not set")
+        return os.environb.get(b"SMTPEXTFORKR", b"")
 
-    def smtpextfork(self, programs: bytes, recipient: bytes) -> bool:
-        """Whether every program of the list lets RECIPIENT pass."""
-        assert self.sender is not None
-        environ = {**os.environb, b"REMOTEMF": self.sender, b"REMOTERCPT": recipient, b"REMOTEHELO": self.helo}
+    def checkenv(self, argv: list[bytes], environ: dict[bytes, bytes]) -> None:
+        """Lets bin/qmail-checkenv accept, or ends the session."""
+        status = run(CHECKENV, argv, environ)
+        if status == 0:
+            return
+        if status is None:
+            self.say(CHECKENV_TEMPORARY)  # from the fork whose exec failed
+        self.say(CHECKENV_PERMANENT if status == 100 else CHECKENV_TEMPORARY)
+        self.leave()
+
+    def smtpextfork(self, programs: bytes, environ: dict[bytes, bytes]) -> bool:
+        """Whether every program of the list lets the recipient pass."""
         for program in programs.split(b","):
             status = run(program, [program], environ)
             if status in REFUSALS:
@@ -138,7 +150,9 @@ class Session:
                 if "XF_QUITASAP" in os.environ:
                     self.leave()
                 return False
-            if status != 0:
+            if status is None:
+                log(b"cannot run " + program)
+            elif status != 0:
                 log(b"unexpected code " + str(status).encode() + b" from " + program)
         return True
 
@@ -184,12 +198,12 @@ def address(argument: bytes) -> bytes | None:
     return bytes(found) if len(found) < LONGEST_ADDRESS else None
 
 
-def run(program: bytes, argv: list[bytes], environ: "os._Environ[bytes] | dict[bytes, bytes]") -> int:
-    """Runs a checker with descriptors 0, 1 and 2 as they are; its exit code, or minus the signal that killed it."""
+def run(program: bytes, argv: list[bytes], environ: dict[bytes, bytes]) -> int | None:
+    """Runs a checker with descriptors 0, 1 and 2 as they are; its exit code, minus the signal that killed it, or None: no exec."""
     try:
         child = os.posix_spawn(program, argv, environ)
     except OSError:
-        return 120
+        return None
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -201,7 +215,10 @@ def log(text: bytes) -> None:
 def main() -> None:
     """One session."""
     os.chdir(os.environ.get("QMAIL_HOME", "."))
-    Session().run()
+    try:
+        Session().run()
+    except ConnectionError:
+        sys.exit(1)  # the client has gone
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The store for everybody but the forked child: an SQLAlchemy engine.
 
 SQLite gets what the child's connection gets: journal mode WAL is in the file; a transaction begins by taking the write lock, so that
-none fails half-way because another wrote in between; ``synchronous=NORMAL``.
+none fails half-way because another wrote in between; ``synchronous=NORMAL``. Whoever only reads says so (``reading``) and takes none.
 """
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -30,4 +30,24 @@ def _set_up(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
 
 
 def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    reads = connection.get_execution_options().get("greycheck_reads")
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def reading(engine: Engine) -> Engine:
+    """ENGINE for transactions that only read, and keep nobody waiting."""
+    return engine.execution_options(greycheck_reads=True)
+
+
+def empty_log(engine: Engine) -> None:
+    """Writes SQLite's write-ahead log back and empties it, if nobody is using it just now."""
+    if engine.dialect.name != "sqlite":
+        return
+    connection = engine.raw_connection()
+    try:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA busy_timeout = 100")
+        cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        cursor.close()
+    finally:
+        connection.close()

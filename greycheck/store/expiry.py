@@ -8,6 +8,7 @@ from time import monotonic, sleep
 
 from sqlalchemy import Engine, delete, func, select
 
+from greycheck.store.engine import reading
 from greycheck.store.tables import client, triplet
 
 TABLES = (triplet, client)
@@ -18,7 +19,7 @@ BATCH = 200
 
 def count(engine: Engine, now: int) -> dict[str, int]:
     """How many rows of each table expired before NOW."""
-    with engine.connect() as connection:
+    with reading(engine).connect() as connection:
         return {
             table.name: connection.execute(
                 select(func.count()).select_from(table).where(table.c.expires_at < now)
@@ -51,12 +52,3 @@ def expire(
             if found:
                 yield table.name, removed
                 rest(monotonic() - started)
-
-
-def give_back(engine: Engine) -> None:
-    """Empties SQLite's write-ahead log, if nobody is using it just now."""
-    if engine.dialect.name != "sqlite":
-        return
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("PRAGMA busy_timeout = 100")
-        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")

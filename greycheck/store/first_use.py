@@ -5,6 +5,7 @@ program of their own (``greycheck db upgrade``), under a lock on the store's dir
 schema, and the others wait for it. The program outlives a check whose deadline is over, and keeps the lock until it is done.
 """
 
+import _signal
 import fcntl
 import posix
 
@@ -25,8 +26,7 @@ def make(settings: "Settings", operator: tuple[str, ...], patience: float) -> "S
 
     Raises StoreError.
     """
-    path = settings.database.partition(":///")[2]
-    directory = path.rpartition("/")[0]
+    directory = settings.database.partition(":///")[2].rpartition("/")[0]
     _make_default(directory, settings)
     try:
         lock = posix.open(directory, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
@@ -36,9 +36,7 @@ def make(settings: "Settings", operator: tuple[str, ...], patience: float) -> "S
     try:
         return _looked_at(settings, patience)
     except NoSchema:
-        pass
-    _run(operator, settings, lock)
-    try:
+        _run(operator, settings, lock)
         return _looked_at(settings, patience)
     finally:
         posix.close(lock)
@@ -67,22 +65,23 @@ def _make_default(directory: str, settings: "Settings") -> None:
 
 
 def _run(operator: tuple[str, ...], settings: "Settings", lock: int) -> None:
+    """Runs ``greycheck db upgrade`` with the LOCK in its hands too. Raises StoreError with what it said."""
+    _lift_limits()
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # inherited ignored, it would leave nothing to wait for
+    posix.set_inheritable(lock, True)
     reader, writer = posix.pipe2(posix.O_CLOEXEC)
-    child = posix.fork()
-    if child == 0:
-        try:
-            _lift_limits()
-            posix.dup2(writer, 2)
-            posix.set_inheritable(lock, True)
-            posix.execve(operator[0], (*operator, "db", "upgrade"), _environ(settings))
-        finally:
-            posix._exit(127)
+    command = (*operator, "db", "upgrade")
+    to_pipe = [(posix.POSIX_SPAWN_DUP2, writer, 2)]
+    try:
+        maker = posix.posix_spawn(operator[0], command, _environ(settings), file_actions=to_pipe)
+    except OSError as error:
+        raise StoreError(f"the schema could not be made: {operator[0]}: {error.strerror}") from None
     posix.close(writer)
     complaint = posix.read(reader, COMPLAINT)
     posix.close(reader)
-    _child, status = posix.waitpid(child, 0)
+    _maker, status = posix.waitpid(maker, 0)
     if status:
-        said = complaint.decode("utf-8", "surrogateescape").strip().partition("\n")[0]
+        said = complaint.decode("utf-8", "surrogateescape").partition("\n")[0].removeprefix("Error: ")
         raise StoreError(f"the schema could not be made: {said or f'{operator[0]} ended with status {status}'}")
 
 
@@ -96,7 +95,7 @@ def _environ(settings: "Settings") -> dict[bytes, bytes]:
 
 
 def _lift_limits() -> None:
-    """Softlimit sets soft limits only (contract.md section 3), for a mail server's children; this is no such child."""
+    """Lifts soft limits, as a child may (contract.md section 3: softlimit sets no others). A check needs little, this much more."""
     import resource
 
     for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_STACK):

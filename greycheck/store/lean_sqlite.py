@@ -133,7 +133,7 @@ class Store:
             return _cannot_open(self._path, message)
         if name.startswith("SQLITE_BUSY"):
             return StoreError(f"{self._path}: locked by another process for {self._patience:.1f}s")
-        return StoreError(f"{self._path}: {message}")
+        return StoreError(f"{self._path}: {message}" + (f" ({name})" if name else ""))
 
 
 def _statement(change: Change) -> tuple[str, tuple[str, ...]]:

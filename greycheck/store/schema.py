@@ -128,8 +128,8 @@ def _use_write_ahead_log(connection: Connection) -> None:
     while True:
         try:
             connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-        except OperationalError:
-            if monotonic() > end:
+        except OperationalError as error:
+            if "locked" not in str(error.orig) or monotonic() > end:
                 raise
             sleep(0.01)
         else:

@@ -72,7 +72,7 @@ def for_dialect(name: str) -> dict[str, Select[tuple[object, ...]] | Insert | Up
 
 # Parameters are positional, as the lean drivers take them.
 COMPILERS: dict[str, Dialect] = {
-    "sqlite": sqlite.dialect(paramstyle="qmark"),
-    "postgresql": postgresql.dialect(paramstyle="format"),
+    "sqlite": sqlite.dialect(paramstyle="qmark"),  # type: ignore[no-untyped-call, unused-ignore]
+    "postgresql": postgresql.dialect(paramstyle="format"),  # type: ignore[no-untyped-call, unused-ignore]
     "mysql": mysql.dialect(paramstyle="format"),  # type: ignore[no-untyped-call, unused-ignore]
 }

@@ -1,0 +1,215 @@
+"""The operator's commands, as an operator runs them."""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from greycheck import settings
+from greycheck.cli.main import cli
+from greycheck.store import schema
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The path of a store that the commands find."""
+    path = tmp_path / "greycheck.db"
+    for name in list(os.environ):
+        if name.startswith("GREYCHECK"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
+    monkeypatch.setenv("GREYCHECK_DATABASE", str(path))
+    return path
+
+
+def run(*arguments: str, code: int = 0, text: str | None = None) -> Result:
+    result = CliRunner().invoke(cli, arguments, input=text, prog_name="greycheck")
+    assert result.exit_code == code, result.output
+    return result
+
+
+# --- config -----------------------------------------------------------------------------------------------------------
+
+
+def test_config_prints_each_setting_with_value_source_and_meaning(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GREYCHECK_DELAY", "600")
+    monkeypatch.setenv("GREYCHECK_DEADLINE", "7s")
+    monkeypatch.setenv("GREYCHECK_DATABASE_MODE", "0660")
+    monkeypatch.setenv("GREYCHECK_CLIENT_PASSES", "5")
+    output = run("config").stdout
+    for setting in settings.TABLE:
+        assert f"# {setting.meaning}\n# From: " in output
+    assert "# From: GREYCHECK_DELAY\ndelay = 10m\n" in output
+    assert "\ndeadline = 7s\n" in output
+    assert "\ndatabase_mode = 0660\n" in output
+    assert "\nclient_passes = 5\n" in output
+    assert "# From: default\nlifetime = 36d\n" in output
+    assert f"\ndatabase = sqlite:///{store}\n" in output
+
+
+def test_what_config_prints_is_a_settings_file(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = run("config").stdout
+    (tmp_path / "conf").write_text(output)
+    monkeypatch.setenv("GREYCHECK_CONFIG", str(tmp_path / "conf"))
+    monkeypatch.delenv("GREYCHECK_DATABASE")
+    again = json.loads(run("config", "--json").stdout)
+    assert again["problems"] == []
+    assert {row["source"].partition(":")[0] for row in again["settings"]} == {str(tmp_path / "conf")}
+    assert again["settings"][0]["value"] == f"sqlite:///{store}"
+
+
+def test_config_names_a_wrong_line_and_hides_a_password(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "conf").write_text("delay = soon\n")
+    monkeypatch.setenv("GREYCHECK_CONFIG", str(tmp_path / "conf"))
+    monkeypatch.setenv("GREYCHECK_DATABASE", "postgresql://user:secret@host/db")
+    result = run("config", code=1)
+    assert f"greycheck: {tmp_path}/conf:1: delay = soon: not a duration" in result.stderr
+    assert "secret" not in result.output
+    assert "postgresql://user:***@host/db" in result.stdout
+    assert json.loads(run("config", "--json", code=1).stdout)["problems"]
+
+
+@pytest.mark.parametrize("command", [["expire"], ["db", "current"], ["db", "upgrade"], ["install", "/tmp"]])
+def test_commands_refuse_wrong_settings_in_the_same_words(
+    store: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.setenv("GREYCHECK_DELAY", "soon")
+    assert "GREYCHECK_DELAY: delay = soon: not a duration" in run(*command, code=1).stderr
+    assert not store.exists()
+
+
+# --- db ---------------------------------------------------------------------------------------------------------------
+
+
+def test_db_makes_shows_and_takes_back_the_schema(store: Path) -> None:
+    assert "at nothing, this program is at 0001" in run("db", "current").stdout
+    assert run("db", "upgrade").stdout == f"sqlite:///{store}: at 0001\n"
+    assert "at 0001, this program is at 0001" in run("db", "current").stdout
+    run("db", "downgrade", "base", text="n\n", code=1)
+    assert schema.current(f"sqlite:///{store}") == "0001"
+    assert run("db", "downgrade", "base", "--yes").stdout == f"sqlite:///{store}: at nothing\n"
+
+
+def test_db_tells_what_is_wrong_in_one_line(store: Path) -> None:
+    store.write_bytes(b"nonsense" * 1000)
+    for command in ("upgrade", "current"):
+        assert run("db", command, code=1).stderr == f"Error: sqlite:///{store}: file is not a database\n"
+
+
+def test_db_downgrade_to_no_known_revision_is_refused(store: Path) -> None:
+    run("db", "upgrade")
+    assert "xyz" in run("db", "downgrade", "xyz", "--yes", code=1).stderr
+
+
+# --- expire -----------------------------------------------------------------------------------------------------------
+
+
+def fill(store: Path) -> None:
+    schema.upgrade(f"sqlite:///{store}")
+    connection = sqlite3.connect(store)
+    with connection:
+        connection.execute("INSERT INTO triplet VALUES (x'00', 'n', 's', 'r', 1, 1, 0, 0, NULL, 1)")
+        connection.execute("INSERT INTO triplet VALUES (x'01', 'n', 's', 'r', 1, 1, 0, 0, NULL, 99999999999)")
+        connection.execute("INSERT INTO client VALUES ('192.0.2.1', 1, 1, 1, 1)")
+    connection.close()
+
+
+def test_expire_is_silent(store: Path) -> None:
+    fill(store)
+    assert run("expire").output == ""
+    connection = sqlite3.connect(store)
+    assert connection.execute("SELECT count(*) FROM triplet").fetchone() == (1,)
+    connection.close()
+
+
+def test_expire_says_what_it_did_where_asked(store: Path) -> None:
+    fill(store)
+    assert run("expire", "--dry-run").output == "triplet: 1 to remove, client: 1 to remove\n"
+    assert run("expire", "-v").output == "triplet: 1 removed, client: 1 removed\n"
+    assert run("expire", "-v").output == "triplet: 0 removed, client: 0 removed\n"
+
+
+def test_expire_before_the_first_mail_has_nothing_to_do(store: Path) -> None:
+    assert run("expire").output == ""
+    assert "no mail was checked yet" in run("expire", "-v").output
+    assert not store.exists()
+
+
+def test_expire_tells_where_the_directory_is_missing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GREYCHECK_DATABASE", str(store.parent / "none" / "greycheck.db"))
+    assert "there is no schema yet: run greycheck db upgrade" in run("expire", code=1).stderr
+
+
+def test_expire_tells_what_the_database_says(store: Path) -> None:
+    fill(store)
+    connection = sqlite3.connect(store)
+    with connection:
+        connection.execute("DROP TABLE client")
+    connection.close()
+    assert run("expire", code=1).stderr == "Error: no such table: client\n"
+
+
+def test_expire_under_load_removes_all_and_defers_nobody(store: Path, launchers: Path) -> None:
+    from tests.support import DEFERRED, Child
+
+    schema.upgrade(f"sqlite:///{store}")
+    connection = sqlite3.connect(store)
+    with connection:
+        for number in range(5000):
+            row = (number.to_bytes(16, "big"),)
+            connection.execute("INSERT INTO triplet VALUES (?, 'n', 's', 'r', 1, 1, 0, 0, NULL, 1)", row)
+    connection.close()
+    child = Child(launchers, store)
+    expiring = [subprocess.Popen([sys.executable, "-m", "greycheck", "expire"]) for _host in range(2)]
+    for number in range(40):
+        assert child.smtpextfork(sender=b"sender%d@example.org" % number, GREYCHECK_DEADLINE="60s").code == DEFERRED
+    assert [process.wait(timeout=120) for process in expiring] == [0, 0]
+    assert child.rows("SELECT count(*) FROM triplet") == [(40,)]
+
+
+# --- the tool as a whole ----------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command() -> None:
+    output = run("--help").stdout
+    for command in cli.commands:
+        assert f"  {command} " in output
+
+
+def test_the_version_is_the_packages() -> None:
+    from greycheck import __version__
+
+    assert run("--version").stdout == f"greycheck {__version__}\n"
+
+
+@pytest.mark.parametrize("hook", ["smtpextfork", "checkenv"])
+def test_demo_shows_a_mail_deferred_then_accepted(hook: str) -> None:
+    """In a terminal of 80 columns; the one test here that waits."""
+    command = [sys.executable, "-m", "greycheck", "demo", "--delay", "4", "--hook", hook]
+    ran = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=True, env=os.environ | {"COLUMNS": "80"}
+    )
+    refusal = "454" if hook == "smtpextfork" else "421"
+    replies = [line.split()[1] for line in ran.stdout.splitlines() if line.startswith("  S: ")]
+    assert replies.count(refusal) == 2
+    assert replies.count("354") == 1
+    for reason in ("reason=new", "reason=early", "reason=retry"):
+        assert f" {reason} " in ran.stdout
+    assert "  sender          alice@example.org" in ran.stdout
+
+
+def test_demo_says_in_one_line_why_it_cannot_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from click import ClickException
+
+    from greycheck.cli import demo
+
+    monkeypatch.setattr(demo, "user_name", lambda _uid: "nosuchuser")
+    with pytest.raises(ClickException, match="no such user"):
+        demo.install(tmp_path, dict(os.environ))

@@ -1,0 +1,281 @@
+"""``greycheck install``: launchers that run, for the user that qmail runs as."""
+
+import os
+import pwd
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from greycheck import settings
+from greycheck.cli import install as module
+from greycheck.cli.main import cli
+from tests.support import ACCEPTED, DEFERRED, ROOT, Child
+
+ME = pwd.getpwuid(os.geteuid()).pw_name
+NOBODY = pwd.getpwnam("nobody")
+
+
+@pytest.fixture
+def qmail(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty bin directory; the store is beside it."""
+    for name in list(os.environ):
+        if name.startswith("GREYCHECK"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
+    monkeypatch.setenv("GREYCHECK_DATABASE", str(place / "store" / "greycheck.db"))
+    (place / "bin").mkdir()
+    (place / "store").mkdir()
+    yield place / "bin"
+    (place / "store").chmod(0o755)
+
+
+def install(*arguments: str | Path, code: int = 0) -> Result:
+    result = CliRunner().invoke(cli, ["install", *map(str, arguments)], prog_name="greycheck")
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_it_installs_both_programs_and_the_store(qmail: Path) -> None:
+    output = install(qmail, "--user", ME).stdout
+    child = Child(qmail, qmail.parent / "store" / "greycheck.db")
+    assert child.database.exists()
+    assert child.smtpextfork().verdict == (DEFERRED, "new")
+    assert child.checkenv().verdict == (DEFERRED, "early")
+    assert f':allow,SMTPEXTFORK="{qmail}/greycheck"' in output
+    assert ':allow,CHECKENV=""' in output
+    assert f"  echo {qmail}/greycheck > env/SMTPEXTFORK" in output
+    assert f"{qmail}/greycheck expire" in output
+
+
+def test_the_printed_rules_are_what_tcprules_takes(qmail: Path) -> None:
+    output = install(qmail, "--user", ME).stdout
+    rules = [line.strip() for line in output.splitlines() if ":allow" in line]
+    assert len(rules) == 4
+    tcprules = ROOT / ".deps/ucspi-tcp/usr/bin/tcprules"
+    given = "\n".join([f'{rules[0]},CHECKENV=""', *rules[2:]])
+    subprocess.run([tcprules, qmail / "cdb", qmail / "tmp"], input=given.encode(), check=True)
+
+
+def test_installing_again_is_harmless(qmail: Path) -> None:
+    install(qmail, "--user", ME)
+    before = (qmail / "greycheck").read_text()
+    install(qmail, "--user", ME)
+    assert (qmail / "greycheck").read_text() == before
+    assert sorted(path.name for path in qmail.iterdir()) == ["greycheck", "qmail-checkenv"]
+
+
+def test_uninstalling_takes_the_launchers_and_leaves_the_store(qmail: Path) -> None:
+    install(qmail, "--user", ME)
+    assert install(qmail, "--uninstall").stdout == f"{qmail}/greycheck: removed\n{qmail}/qmail-checkenv: removed\n"
+    assert list(qmail.iterdir()) == []
+    assert (qmail.parent / "store" / "greycheck.db").exists()
+    assert install(qmail, "--uninstall").stdout == ""
+
+
+@pytest.mark.parametrize("action", [[], ["--uninstall"]])
+@pytest.mark.parametrize("name", ["greycheck", "qmail-checkenv"])
+def test_a_file_that_is_not_its_own_is_left_alone(qmail: Path, name: str, action: list[str]) -> None:
+    (qmail / name).write_text("#!/bin/sh\n# the site's own\n")
+    assert f"{qmail}/{name}: not written by greycheck install: left alone" in install(qmail, *action, code=1).stderr
+    assert (qmail / name).read_text() == "#!/bin/sh\n# the site's own\n"
+    assert len(list(qmail.iterdir())) == 1
+
+
+def test_a_dangling_link_is_left_alone(qmail: Path) -> None:
+    (qmail / "qmail-checkenv").symlink_to("/nonexistent")
+    install(qmail, code=1)
+    assert (qmail / "qmail-checkenv").is_symlink()
+
+
+def test_what_a_check_loads_is_compiled(qmail: Path) -> None:
+    cache = module.package() / "__pycache__"
+    for path in cache.glob("policy.*.pyc"):
+        path.unlink()
+    install(qmail, "--user", ME)
+    assert list(cache.glob("policy.*.pyc"))
+
+
+@pytest.mark.parametrize("spaces", [False, True])
+def test_an_interpreter_whose_path_no_first_line_takes_is_started_by_sh(
+    qmail: Path, monkeypatch: pytest.MonkeyPatch, spaces: bool
+) -> None:
+    directory = qmail.parent / ("with spaces" if spaces else "x" * 130)
+    directory.mkdir()
+    (directory / "python").symlink_to(module.interpreter())
+    monkeypatch.setattr(module, "interpreter", lambda: str(directory / "python"))
+    install(qmail, "--user", ME)
+    assert (qmail / "greycheck").read_text().startswith("#!/bin/sh\n")
+    child = Child(qmail, qmail.parent / "store" / "greycheck.db")
+    assert child.checkenv(sender=b"--help", recipient=b"$(reboot) '\"").verdict == (DEFERRED, "new")
+    child.age(300)
+    assert child.checkenv(sender=b"--help", recipient=b"$(reboot) '\"").verdict == (ACCEPTED, "retry")
+
+
+def test_a_launcher_may_be_linked(qmail: Path) -> None:
+    install(qmail, "--user", ME)
+    (qmail.parent / "home").mkdir()
+    link = qmail.parent / "home" / "qmail-checkenv"
+    link.symlink_to(qmail / "greycheck")
+    child = Child(link.parent, qmail.parent / "store" / "greycheck.db")
+    assert child.checkenv(sender=b"db", recipient=b"upgrade").verdict == (DEFERRED, "new")
+
+
+# --- for another user -------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_user_is_named(qmail: Path) -> None:
+    assert install(qmail, "--user", "nosuchuser", code=1).stderr == "Error: nosuchuser: no such user\n"
+
+
+def test_without_qmails_user_nobody_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "QMAIL_USER", "nosuchuser")
+    assert module.find_account(None) is None
+    monkeypatch.setattr(module, "QMAIL_USER", ME)
+    account = module.find_account(None)
+    assert account
+    assert account.pw_name == ME
+
+
+@pytest.fixture
+def root() -> None:
+    """These need a second user; another user's rights are simulated for whoever is not root."""
+    assert os.geteuid() == 0, "this test must run as root: it becomes another user"
+
+
+@pytest.mark.usefixtures("root")
+def test_it_runs_as_the_other_user(qmail: Path) -> None:
+    os.chown(qmail.parent / "store", NOBODY.pw_uid, NOBODY.pw_gid)
+    install(qmail, "--user", "nobody")
+    store = qmail.parent / "store" / "greycheck.db"
+    assert store.stat().st_uid == NOBODY.pw_uid
+    child = Child(qmail, store)
+    environ = child.environ(REMOTEMF=b"a", REMOTERCPT=b"b")
+    ran = child.run([qmail / "greycheck"], environ, user=NOBODY.pw_uid, group=NOBODY.pw_gid, extra_groups=[])
+    assert ran.verdict == (DEFERRED, "new")
+
+
+@pytest.mark.usefixtures("root")
+def test_a_store_that_the_user_cannot_write_is_named(qmail: Path) -> None:
+    stderr = install(qmail, "--user", "nobody", code=1).stderr
+    assert f"nobody cannot write {qmail.parent}/store (mode 0755, owner root)" in stderr
+    assert os.geteuid() == 0
+
+
+@pytest.mark.usefixtures("root")
+def test_a_directory_that_the_user_cannot_pass_is_named(qmail: Path) -> None:
+    (qmail.parent / "store").chmod(0o700)
+    qmail.chmod(0o700)
+    stderr = install(qmail, "--user", "nobody", code=1).stderr
+    assert f"nobody cannot pass {qmail} (mode 0700, owner root) on the way to {qmail}/greycheck" in stderr
+    assert f"nobody cannot write {qmail.parent}/store (mode 0700, owner root)" in stderr
+
+
+@pytest.mark.usefixtures("root")
+def test_an_interpreter_that_the_user_cannot_run_is_named(qmail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.chown(qmail.parent / "store", NOBODY.pw_uid, NOBODY.pw_gid)
+    private = qmail.parent / "private"
+    private.mkdir()
+    (private / "python").symlink_to(module.interpreter())
+    private.chmod(0o700)
+    monkeypatch.setattr(module, "interpreter", lambda: str(private / "python"))
+    assert f"nobody cannot pass {private} (mode 0700, owner root)" in install(qmail, "--user", "nobody", code=1).stderr
+
+
+@pytest.mark.usefixtures("root")
+def test_the_systems_directory_is_made_for_the_user(qmail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    system = qmail.parent / "lib" / "greycheck"
+    (qmail.parent / "lib").mkdir()
+    monkeypatch.setattr(settings, "SYSTEM_DIRECTORY", str(system))
+    monkeypatch.setattr(module, "SYSTEM_DIRECTORY", str(system))
+    monkeypatch.delenv("GREYCHECK_DATABASE")
+    install(qmail, "--user", "nobody")
+    assert (system.stat().st_uid, system.stat().st_mode & 0o777) == (NOBODY.pw_uid, 0o700)
+    assert (system / "greycheck.db").stat().st_uid == NOBODY.pw_uid
+
+
+def test_who_is_not_root_cannot_tell_of_another(qmail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.os, "geteuid", lambda: 12345)
+    found = settings.read({b"GREYCHECK_CONFIG": b"/dev/null"})
+    assert module.check_as(NOBODY, [], found) == [
+        "whether nobody can run this is not known: run greycheck install as root, or as nobody"
+    ]
+    with module.acting_as(NOBODY):
+        pass
+
+
+def test_a_launcher_that_does_not_run_is_reported(qmail: Path) -> None:
+    broken = qmail / "greycheck"
+    broken.write_text("#!/nonexistent/python\n")
+    broken.chmod(0o755)
+    assert module.try_run(broken) == f"{broken}: does not run: No such file or directory"
+    broken.write_text("#!/bin/sh\necho oops >&2\nexit 3\n")
+    assert module.try_run(broken) == f"{broken}: does not run: exit code 3: oops"
+
+
+def test_an_installation_that_does_not_run_fails(qmail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "try_run", lambda path, account=None: f"{path}: does not run")
+    stderr = install(qmail, "--user", ME, code=1).stderr
+    assert stderr == f"Error: not ready:\n{qmail}/greycheck: does not run\n{qmail}/qmail-checkenv: does not run\n"
+
+
+def test_a_server_database_is_not_made_here(qmail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GREYCHECK_DATABASE", "postgresql://host/db")
+    install(qmail, "--user", ME)
+    assert list((qmail.parent / "store").iterdir()) == []
+
+
+# --- contrib/qmail-checkenv.sh ----------------------------------------------------------------------------------------
+
+SCRIPT = ROOT / "contrib" / "qmail-checkenv.sh"
+SHELLS = [["dash"], ["bash", "--posix"], ["busybox", "sh"]]
+
+
+@pytest.fixture(params=SHELLS, ids=lambda shell: shell[0])
+def by_script(request: pytest.FixtureRequest, launchers: Path, place: Path) -> Child:
+    """The child called through the script, run by one of the shells."""
+    shell = shutil.which(request.param[0])
+    assert shell, f"{request.param[0]} is missing"
+    script = place / "qmail-checkenv"
+    script.write_text(SCRIPT.read_text().replace("#!/bin/sh", f"#!{' '.join([shell, *request.param[1:]])}", 1))
+    script.chmod(0o755)
+    child = Child(place, place / "greycheck.db")
+    child.settings["GREYCHECK_PROGRAM"] = str(launchers / "qmail-checkenv")
+    return child
+
+
+def test_the_script_hands_every_argument_on_unharmed(by_script: Child, launchers: Path) -> None:
+    from tests.test_child import HOSTILE
+
+    straight = Child(launchers, by_script.database)
+    for address in HOSTILE:
+        assert by_script.checkenv(sender=address, recipient=address[::-1]).verdict == (DEFERRED, "new")
+    straight.age(300)
+    for address in HOSTILE:
+        assert straight.checkenv(sender=address, recipient=address[::-1], GREYCHECK_CLIENT_PASSES="0").verdict == (
+            ACCEPTED,
+            "retry",
+        )
+
+
+def test_the_script_lifts_a_small_soft_limit(by_script: Child) -> None:
+    by_script.settings["GREYCHECK_DEADLINE"] = "60s"
+    argv: list[Path | bytes | str] = ["softlimit", "-m", "5000000", by_script.programs / "qmail-checkenv", b"a", b"b"]
+    assert by_script.run(argv, by_script.environ()).verdict == (DEFERRED, "new")
+
+
+@pytest.mark.parametrize(("on_error", "code"), [("accept", ACCEPTED), ("defer", DEFERRED)])
+def test_the_script_makes_a_verdict_of_every_failure(by_script: Child, on_error: str, code: int) -> None:
+    ran = by_script.checkenv(GREYCHECK_PROGRAM="/nonexistent", GREYCHECK_ON_ERROR=on_error)
+    assert ran.verdict == (code, "error")
+    assert 'error="/nonexistent: exit code 127"' in ran.lines[-1]
+
+
+def test_the_script_passes_a_rejection_on(by_script: Child) -> None:
+    program = by_script.programs / "rejects"
+    program.write_text("#!/bin/sh\nexit 100\n")
+    program.chmod(0o755)
+    assert by_script.checkenv(GREYCHECK_PROGRAM=str(program)).code == 100

@@ -1,0 +1,379 @@
+"""The forked child as a mail server meets it: verdicts, descriptors, limits, addresses, and the order of events (contract.md)."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import ACCEPTED, DEFERRED, Child
+
+# --- verdicts ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_mail_is_deferred_then_accepted(any_child: Child) -> None:
+    assert any_child.smtpextfork().verdict == (DEFERRED, "new")
+    any_child.age(100)
+    assert any_child.smtpextfork().verdict == (DEFERRED, "early")
+    any_child.age(200)
+    assert any_child.smtpextfork().verdict == (ACCEPTED, "retry")
+    assert any_child.smtpextfork().verdict == (ACCEPTED, "client")
+    assert any_child.smtpextfork(client="192.0.2.77").verdict == (ACCEPTED, "known")
+    assert any_child.rows("SELECT early_attempts, passes FROM triplet") == [(1, 1)]
+    assert any_child.rows("SELECT address, passes FROM client") == [("192.0.2.1", 1)]
+
+
+def test_both_hooks_decide_alike(child: Child) -> None:
+    assert child.checkenv().verdict == (DEFERRED, "new")
+    child.age(300)
+    assert child.smtpextfork().verdict == (ACCEPTED, "retry")
+    assert child.checkenv().verdict == (ACCEPTED, "client")
+
+
+def test_an_attempt_seen_by_both_hooks_is_counted_once(child: Child) -> None:
+    child.checkenv(REMOTEMF=b"stale@example.org", REMOTERCPT=b"stale@example.net")
+    child.smtpextfork()
+    assert child.rows("SELECT count(*), sum(early_attempts) FROM triplet") == [(1, 0)]
+
+
+def test_the_log_line_tells_how_long_to_wait(child: Child) -> None:
+    child.smtpextfork()
+    child.age(100)
+    ran = child.smtpextfork(sender=b"Alice@Example.ORG")
+    [line] = ran.lines
+    assert line.startswith(
+        "greycheck: defer reason=early client=192.0.2.1 sender=<Alice@Example.ORG> recipient=<bob@example.net> wait="
+    )
+    assert 195 <= int(line.partition(" wait=")[2].split()[0]) <= 200
+    assert " hook=smtpextfork ms=" in line
+
+
+def test_with_checkenv_ten_new_recipients_are_through_at_the_second_attempt(child: Child) -> None:
+    recipients = [b"user%d@example.net" % number for number in range(10)]
+    assert child.checkenv(recipient=recipients[0]).verdict == (
+        DEFERRED,
+        "new",
+    )  # 421 and closed: the others are not offered
+    child.age(300)
+    assert [child.checkenv(recipient=recipient).code for recipient in recipients] == [ACCEPTED] * 10
+
+
+def test_a_retry_after_the_window_is_new(child: Child) -> None:
+    child.smtpextfork()
+    child.age(86402)
+    assert child.smtpextfork().verdict == (DEFERRED, "new")
+
+
+def test_a_used_triplet_is_refreshed_within_its_lifetime_and_new_after_it(any_child: Child) -> None:
+    any_child.settings["GREYCHECK_CLIENT_PASSES"] = "0"
+    any_child.smtpextfork()
+    any_child.age(300)
+    any_child.smtpextfork()
+    any_child.age(36 * 86400 - 10)
+    assert any_child.smtpextfork().verdict == (ACCEPTED, "known")
+    any_child.age(36 * 86400 - 10)
+    assert any_child.smtpextfork().verdict == (ACCEPTED, "known")
+    any_child.age(36 * 86400 + 10)
+    assert any_child.smtpextfork().verdict == (DEFERRED, "new")
+    assert any_child.rows("SELECT passes, passed_at FROM triplet") == [(0, None)]
+
+
+def test_a_clock_that_was_set_back_defers_for_one_delay_only(child: Child) -> None:
+    child.smtpextfork()
+    child.age(-10_000_000)
+    assert child.smtpextfork().verdict == (DEFERRED, "early")
+    child.age(300)
+    assert child.smtpextfork().verdict == (ACCEPTED, "retry")
+
+
+def test_clients_of_one_network_share_a_triplet(child: Child) -> None:
+    child.smtpextfork(client="192.0.2.1")
+    child.age(300)
+    assert child.smtpextfork(client="::ffff:192.0.2.250").verdict == (ACCEPTED, "retry")
+    child.smtpextfork(client="2001:db8::1")
+    child.age(300)
+    assert child.smtpextfork(client="2001:DB8:0:0:ffff::9").verdict == (ACCEPTED, "retry")
+    assert child.smtpextfork(client="2001:db8:0:1::9").verdict == (DEFERRED, "new")
+
+
+def test_the_next_message_of_a_list_is_the_same_triplet(child: Child) -> None:
+    child.settings["GREYCHECK_CLIENT_PASSES"] = "0"
+    child.smtpextfork(sender=b"list-return-1234-bob=example.net@lists.example.org")
+    child.age(300)
+    assert child.smtpextfork(sender=b"list-return-1240-bob=example.net@lists.example.org").verdict == (
+        ACCEPTED,
+        "retry",
+    )
+
+
+def test_settings_count_per_client(child: Child) -> None:
+    child.smtpextfork()
+    child.age(70)
+    assert child.smtpextfork(GREYCHECK_DELAY="1m").verdict == (ACCEPTED, "retry")
+
+
+# --- envelopes that nothing is looked up for ---------------------------------------------------------------------------
+
+
+def test_without_any_variable_the_mail_is_accepted(any_child: Child) -> None:
+    ran = any_child.run([any_child.programs / "greycheck"], {b"PATH": b"/usr/bin:/bin"})
+    assert ran.verdict == (ACCEPTED, "incomplete")
+    assert " missing=REMOTEMF,REMOTERCPT,TCPREMOTEIP " in ran.log
+
+
+@pytest.mark.parametrize("client", ["0.0.0.0", "unknown", "", "192.0.2.999"])
+def test_an_unusable_client_address_is_accepted_and_named(child: Child, client: str) -> None:
+    ran = child.checkenv(client=client)
+    assert ran.verdict == (ACCEPTED, "incomplete")
+    assert " missing=usable-TCPREMOTEIP " in ran.log
+
+
+def test_a_missing_client_address_is_accepted_and_named(child: Child) -> None:
+    ran = child.smtpextfork(client=None)
+    assert ran.verdict == (ACCEPTED, "incomplete")
+    assert " missing=TCPREMOTEIP " in ran.log
+
+
+@pytest.mark.parametrize("arguments", [[b"one"], [b"one", b"two", b"three"]])
+def test_checkenv_with_a_wrong_number_of_arguments_is_accepted(child: Child, arguments: list[bytes]) -> None:
+    ran = child.run([child.programs / "qmail-checkenv", *arguments], child.environ())
+    assert ran.verdict == (ACCEPTED, "incomplete")
+
+
+@pytest.mark.parametrize("variable", [{"RELAYCLIENT": ""}, {"SMTPAUTHUSER": "bob"}, {"GREYCHECK": "off"}])
+def test_exempt_clients_are_accepted_and_leave_no_trace(child: Child, variable: dict[str, str]) -> None:
+    assert child.smtpextfork(**variable).verdict == (ACCEPTED, "exempt")
+    assert not child.database.exists()
+
+
+def test_the_null_sender_may_be_exempt(child: Child) -> None:
+    assert child.checkenv(sender=b"").verdict == (DEFERRED, "new")
+    assert child.checkenv(sender=b"", GREYCHECK_NULL_SENDER="accept").verdict == (ACCEPTED, "exempt")
+
+
+# --- addresses --------------------------------------------------------------------------------------------------------
+
+HOSTILE = [
+    b"--help",
+    b"--version",
+    b"-",
+    b"db",
+    b"expire",
+    b"",
+    b"../../../etc/passwd",
+    b"/absolute/path@example.org",
+    b"$(reboot)@example.org",
+    b"`reboot`;reboot|reboot&reboot@example.org",
+    b"john doe@example.org",
+    b"'quote\"s'@example.org",
+    b"*?[a-z]@example.org",
+    b"%s%n%00@example.org",
+    b"a@b@c",
+    b"tab\tcr\resc\x1b[2J@example.org",
+    b"\xff",
+    b"\x81\x82\x83\x84\x85\x86\x87\x88@example.org",
+    "jörg@exämple.org".encode(),
+    b"\xc3\x28@example.org",
+    b"x" * 899,
+    b"\xff" * 899,
+    b" reason=known client=10.0.0.1",
+    b"\\x20@example.org",
+    b"'; DROP TABLE triplet; --@example.org",
+]
+
+
+@pytest.mark.parametrize("address", HOSTILE, ids=lambda address: repr(address[:20]))
+def test_any_address_is_greylisted_as_an_address(child: Child, address: bytes) -> None:
+    assert child.checkenv(sender=address, recipient=address).verdict == (DEFERRED, "new")
+    child.age(300)
+    assert child.smtpextfork(sender=address, recipient=address).verdict == (ACCEPTED, "retry")
+
+
+def test_bytes_that_are_no_text_stay_distinguishable(child: Child) -> None:
+    for sender in (b"\xff@x", b"\xfe@x", b"\\xff@x", b"?@x", "\ufffd@x".encode()):
+        assert child.smtpextfork(sender=sender).verdict == (DEFERRED, "new")
+
+
+def test_a_huge_helo_is_no_obstacle(child: Child) -> None:
+    environ = child.environ(REMOTEMF=b"", REMOTERCPT=b"", REMOTEHELO=b'"\xff ' * 30000)
+    assert child.run([child.programs / "greycheck"], environ).verdict == (DEFERRED, "new")
+
+
+@pytest.mark.parametrize("locale", ["C", "POSIX", "en_US.UTF-8", "ja_JP.eucJP", "nonsense"])
+def test_the_locale_does_not_change_an_address(child: Child, locale: str) -> None:
+    child.checkenv(sender=b"\xff\x8e\xa1@x")
+    child.age(300)
+    assert child.checkenv(sender=b"\xff\x8e\xa1@x", LC_ALL=locale).verdict == (ACCEPTED, "retry")
+
+
+# --- environment and process ------------------------------------------------------------------------------------------
+
+
+def test_an_inherited_environment_does_no_harm(child: Child) -> None:
+    hostile = {
+        "PYTHONPATH": "/nonexistent",
+        "PYTHONHOME": "/nonexistent",
+        "PYTHONSTARTUP": "/etc/passwd",
+        "PYTHONINSPECT": "1",
+    }
+    assert child.smtpextfork(HOME="/root", TZ="nonsense", **hostile).verdict == (DEFERRED, "new")
+
+
+@pytest.mark.parametrize(("mode", "bits"), [("0600", 0o600), ("0660", 0o660)])
+@pytest.mark.parametrize("umask", [0o000, 0o027, 0o077])
+def test_the_umask_does_not_decide_who_reads_the_store(child: Child, umask: int, mode: str, bits: int) -> None:
+    environ = child.environ(REMOTEMF=b"a", REMOTERCPT=b"b", GREYCHECK_DATABASE_MODE=mode)
+    assert child.run([child.programs / "greycheck"], environ, umask=umask).verdict == (DEFERRED, "new")
+    for suffix in ("", "-wal", "-shm"):
+        path = Path(f"{child.database}{suffix}")
+        if path.exists():
+            assert path.stat().st_mode & 0o777 == bits, path
+
+
+def test_it_works_under_softlimit(child: Child) -> None:
+    child.make_store()
+    softlimit = ["softlimit", "-m", "18000000"]
+    environ = child.environ(REMOTEMF=b"a", REMOTERCPT=b"b")
+    assert child.run([*softlimit, child.programs / "greycheck"], environ).verdict == (DEFERRED, "new")
+    child.age(300)
+    assert child.run([*softlimit, child.programs / "greycheck"], environ).verdict == (ACCEPTED, "retry")
+    assert child.run([*softlimit, child.programs / "qmail-checkenv", b"a", b"c"], environ).verdict == (
+        ACCEPTED,
+        "client",
+    )
+
+
+def test_it_makes_the_store_under_softlimit(child: Child) -> None:
+    environ = child.environ(REMOTEMF=b"a", REMOTERCPT=b"b", GREYCHECK_DEADLINE="60s")
+    assert child.run(["softlimit", "-m", "18000000", child.programs / "greycheck"], environ).verdict == (
+        DEFERRED,
+        "new",
+    )
+
+
+def test_too_little_memory_ends_in_a_verdict_where_the_interpreter_starts(child: Child) -> None:
+    child.make_store()
+    environ = child.environ(REMOTEMF=b"a", REMOTERCPT=b"b", GREYCHECK_ON_ERROR="defer")
+    for limit in range(13_000_000, 18_000_000, 500_000):
+        ran = child.run(["softlimit", "-m", str(limit), child.programs / "greycheck"], environ)
+        if "greycheck: " in ran.log:
+            assert ran.code == DEFERRED
+
+
+def block_everything() -> None:
+    for number in (signal.SIGALRM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+def test_blocked_and_ignored_signals_change_nothing(child: Child) -> None:
+    environ = child.environ(REMOTEMF=b"a", REMOTERCPT=b"b", GREYCHECK_DEADLINE="60s")
+    assert child.run([child.programs / "greycheck"], environ, preexec_fn=block_everything).verdict == (DEFERRED, "new")
+
+
+# --- descriptors ------------------------------------------------------------------------------------------------------
+
+
+def run_closed(child: Child, *closed: int) -> int:
+    """The exit code of a child that starts with descriptors CLOSED."""
+
+    def close() -> None:
+        for descriptor in closed:
+            os.close(descriptor)
+
+    argv = [child.programs / "greycheck"]
+    return subprocess.run(
+        argv, env=child.environ(REMOTEMF=b"a", REMOTERCPT=b"b"), preexec_fn=close, timeout=60, check=False
+    ).returncode
+
+
+@pytest.mark.parametrize("closed", [(2,), (0, 1, 2), (0,), (1,)])
+def test_closed_descriptors_do_not_reach_the_store(any_child: Child, closed: tuple[int, ...]) -> None:
+    child = any_child
+    child.make_store()
+    assert run_closed(child, *closed) == DEFERRED
+    child.age(100)
+    assert run_closed(child, *closed) == DEFERRED
+    child.age(200)
+    assert run_closed(child, *closed) == ACCEPTED
+    assert child.rows("PRAGMA integrity_check") == [("ok",)]
+    assert b"greycheck:" not in child.database.read_bytes()
+
+
+def full_pipe() -> tuple[int, int]:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while True:
+            os.write(writer, b"x" * 4096)
+    except BlockingIOError:
+        os.set_blocking(writer, True)
+    return reader, writer
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["verdict", "error"])
+def test_a_stuck_log_does_not_hold_the_verdict(any_child: Child, broken: bool) -> None:
+    any_child.make_store()
+    reader, writer = full_pipe()
+    database = "/dev/full/never" if broken else str(any_child.database)
+    environ = any_child.environ(REMOTEMF=b"a", REMOTERCPT=b"b", GREYCHECK_DATABASE=database)
+    child = subprocess.Popen([any_child.programs / "greycheck"], env=environ, stderr=writer)
+    try:
+        assert child.wait(timeout=60) == (ACCEPTED if broken else DEFERRED)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_dead_log_does_not_change_the_verdict(any_child: Child) -> None:
+    any_child.make_store()
+    reader, writer = os.pipe()
+    os.close(reader)
+    environ = any_child.environ(REMOTEMF=b"a", REMOTERCPT=b"b")
+    child = subprocess.Popen([any_child.programs / "greycheck"], env=environ, stderr=writer)
+    os.close(writer)
+    assert child.wait(timeout=60) == DEFERRED
+
+
+def test_nothing_stays_behind_that_holds_the_connection(child: Child) -> None:
+    reader, writer = os.pipe()
+    child_process = subprocess.Popen(
+        [child.programs / "greycheck"],
+        env=child.environ(REMOTEMF=b"a", REMOTERCPT=b"b"),
+        stdin=writer,
+        stdout=writer,
+        stderr=writer,
+    )
+    os.close(writer)
+    assert child_process.wait(timeout=60) == DEFERRED
+    said = b""
+    while chunk := os.read(reader, 4096):  # ends when the last holder of the pipe has ended
+        said += chunk
+    os.close(reader)
+    assert said.startswith(b"greycheck: defer reason=new ")
+
+
+# --- a person ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_person_at_a_terminal_gets_help(child: Child) -> None:
+    program = child.programs / "greycheck"
+    command = f"script -qec {program} /dev/null"
+    ran = subprocess.run(
+        ["sh", "-c", command], env={"PATH": os.environ["PATH"]}, capture_output=True, timeout=60, check=True
+    )
+    assert b"Usage: greycheck" in ran.stdout
+
+
+def test_a_launcher_with_a_command_is_the_operators_tool(any_child: Child) -> None:
+    command: list[Path | str] = [any_child.programs / "greycheck", "config"]
+    ran = subprocess.run(command, env=any_child.environ(), capture_output=True, timeout=60, check=True)
+    assert b"delay = 5m" in ran.stdout
+
+
+def test_the_program_that_pip_installs_is_the_child_too(child: Child) -> None:
+    program = Path(sys.executable).parent / "greycheck"
+    ran = child.run([program], child.environ(REMOTEMF=b"a", REMOTERCPT=b"b", GREYCHECK_DEADLINE="60s"))
+    assert ran.verdict == (DEFERRED, "new")

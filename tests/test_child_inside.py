@@ -1,0 +1,257 @@
+"""What of the child no scenario reaches from outside under coverage: threads, lost limits, and the stand-in for functools."""
+
+import _thread
+import importlib.machinery
+import os
+import pwd
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from greycheck import child, log, settings
+from greycheck.hooks import smtpextfork
+from greycheck.store import first_use, lean, lean_sqlite
+from greycheck.store.lean import NoSchema, StoreError
+
+ENVIRON = {b"GREYCHECK_CONFIG": b"/dev/null", b"TCPREMOTEIP": b"192.0.2.1", b"REMOTEMF": b"a@x", b"REMOTERCPT": b"b@y"}
+
+
+class Exited(BaseException):
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+
+@pytest.fixture(autouse=True)
+def _exits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(code: int) -> NoReturn:
+        raise Exited(code)
+
+    monkeypatch.setattr(child.posix, "_exit", leave)
+
+
+@pytest.fixture
+def environ(monkeypatch: pytest.MonkeyPatch) -> dict[bytes, bytes]:
+    given = dict(ENVIRON)
+    monkeypatch.setattr(child.posix, "environ", given)
+    return given
+
+
+# --- the child --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("on_error", "code", "action"), [(b"accept", 0, "accept"), (b"defer", 101, "defer")])
+def test_the_deadline_is_answered_by_on_error(
+    environ: dict[bytes, bytes], capfd: pytest.CaptureFixture[str], on_error: bytes, code: int, action: str
+) -> None:
+    environ[b"GREYCHECK_ON_ERROR"] = on_error
+    with pytest.raises(Exited) as exited:
+        child.Check(smtpextfork, [b"greycheck"], ("/nonexistent",)).expire()
+    assert exited.value.code == code
+    assert (
+        f"greycheck: {action} reason=error client=192.0.2.1 sender=<a@x> recipient=<b@y> error="
+        in capfd.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(("on_error", "code", "action"), [(b"", 0, "accept"), (b"defer", 101, "defer")])
+def test_a_fault_of_any_kind_ends_in_a_verdict(
+    environ: dict[bytes, bytes],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    on_error: bytes,
+    code: int,
+    action: str,
+) -> None:
+    def fail(_environ: object) -> NoReturn:
+        raise MemoryError("no more")
+
+    environ[b"GREYCHECK_ON_ERROR"] = on_error
+    monkeypatch.setattr(child.settings, "read", fail)
+    monkeypatch.setattr(child, "safe_descriptors", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["greycheck"])
+    with pytest.raises(Exited) as exited:
+        child.main(("/nonexistent",))
+    assert exited.value.code == code
+    assert f'greycheck: {action} reason=error error="MemoryError: no more"\n' == capfd.readouterr().err
+
+
+def test_what_a_driver_raises_is_named_with_its_kind(
+    environ: dict[bytes, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> NoReturn:
+        raise ZeroDivisionError("oops")
+
+    logged: list[bytes] = []
+    monkeypatch.setattr(child.Check, "ask_store", fail)
+    monkeypatch.setattr(
+        "greycheck.guard.Guard", lambda _seconds, _expire: type("Guard", (), {"settle": lambda _self, _code: None})()
+    )
+    monkeypatch.setattr(child.log, "write", lambda lines, _code: logged.append(lines))
+    assert child.Check(smtpextfork, [b"greycheck"], ("/nonexistent",)).run() == 0
+    assert b'error="ZeroDivisionError: oops"' in logged[0]
+
+
+# --- the log ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_thread_that_writes_tells_when_it_is_done(capfd: pytest.CaptureFixture[str]) -> None:
+    written = _thread.allocate_lock()
+    written.acquire()
+    log._write_and_tell(b"a line\n", written)
+    assert not written.locked()
+    assert capfd.readouterr().err == "a line\n"
+
+
+# --- the lean store ---------------------------------------------------------------------------------------------------
+
+
+class FakeSqlite(importlib.machinery.SourceFileLoader):
+    """Stands in for the extension module: it takes its one name from functools, as that does."""
+
+    def exec_module(self, module: object) -> None:
+        from functools import lru_cache
+
+        module.__dict__["cached"] = lru_cache(2)(lambda text: text.upper())
+
+
+class Finder:
+    @staticmethod
+    def find_spec(name: str, *_arguments: object) -> importlib.machinery.ModuleSpec | None:
+        return importlib.machinery.ModuleSpec(name, FakeSqlite(name, "")) if name == "_sqlite3" else None
+
+
+def test_sqlite_is_imported_without_functools(monkeypatch: pytest.MonkeyPatch) -> None:
+    functools = sys.modules["functools"]
+    monkeypatch.delitem(sys.modules, "functools")
+    monkeypatch.delitem(sys.modules, "_sqlite3")
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    lean_sqlite._import_sqlite()
+    assert "functools" not in sys.modules
+    assert sys.modules["_sqlite3"].__dict__["cached"]("text") == "TEXT"
+    monkeypatch.undo()
+    assert sys.modules["functools"] is functools
+
+
+@pytest.mark.parametrize(("exists", "message"), [(False, "no such file"), (True, "greycheck.db: text")])
+def test_a_file_that_cannot_be_opened_is_explained(tmp_path: Path, exists: bool, message: str) -> None:
+    if exists:
+        (tmp_path / "greycheck.db").touch()
+    error = lean_sqlite._cannot_open(f"{tmp_path}/greycheck.db", "text")
+    assert message in str(error)
+    assert isinstance(error, NoSchema) != exists
+
+
+@pytest.mark.parametrize(("denied", "message"), [("directory", "cannot write here"), ("file", "cannot write it")])
+def test_a_file_of_somebody_else_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, denied: str, message: str
+) -> None:
+    path = tmp_path / "greycheck.db"
+    path.touch()
+    refused = str(tmp_path if denied == "directory" else path)
+    monkeypatch.setattr(lean_sqlite.posix, "access", lambda name, _mode: name != refused)
+    assert message in str(lean_sqlite._cannot_open(str(path), "text"))
+
+
+def test_a_path_that_cannot_be_looked_at_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert "Too many levels" in str(lean_sqlite._cannot_open(f"{tmp_path}/loop", "text"))
+    assert "Too many levels" in str(lean_sqlite._cannot_open(f"{tmp_path}/loop/greycheck.db", "text"))
+
+
+def test_a_file_below_the_root_directory_has_a_directory_too() -> None:
+    assert "/greycheck-none.db" in str(lean_sqlite._cannot_open("/greycheck-none.db", "text"))
+
+
+def test_a_schema_without_a_revision_is_none() -> None:
+    with pytest.raises(NoSchema):
+        lean.check_revision(None, "0001")
+
+
+# --- first use --------------------------------------------------------------------------------------------------------
+
+
+def found_in(directory: Path) -> settings.Settings:
+    found = settings.read({b"GREYCHECK_CONFIG": b"/dev/null"})
+    found.database = f"sqlite:///{directory}/greycheck.db"
+    return found
+
+
+def test_the_default_directory_is_made_with_its_parents(tmp_path: Path) -> None:
+    directory = tmp_path / "state" / "greycheck"
+    first_use._make_default(str(directory), found_in(directory))
+    first_use._make_default(str(directory), found_in(directory))
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert directory.parent.stat().st_uid == pwd.getpwuid(os.geteuid()).pw_uid
+
+
+def test_a_directory_that_a_setting_names_is_not_made(tmp_path: Path) -> None:
+    found = found_in(tmp_path / "none")
+    found.sources["database"] = "GREYCHECK_DATABASE"
+    with pytest.raises(StoreError, match="none: No such file or directory"):
+        first_use.make(found, ("/nonexistent",), 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_default_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="file/greycheck: Not a directory"):
+        first_use._make_default(f"{tmp_path}/file/greycheck", found_in(tmp_path))
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, tuple[int, int]]]:
+    """Limits that are only written down."""
+    import resource
+
+    kept: dict[int, tuple[int, int]] = {}
+    monkeypatch.setattr(resource, "getrlimit", lambda _limit: (1000, 2000))
+    monkeypatch.setattr(resource, "setrlimit", kept.__setitem__)
+    return kept  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo 'Error: disk full' >&2; exit 1", "the schema could not be made: disk full"),
+        ("exit 3", "the schema could not be made: .*maker ended with status 768"),
+        ("exit 0", "no such file"),
+    ],
+)
+def test_what_the_maker_of_the_schema_says_is_passed_on(
+    tmp_path: Path, limits: dict[int, tuple[int, int]], script: str, said: str
+) -> None:
+    maker = tmp_path / "maker"
+    maker.write_text(f"#!/bin/sh\n{script}\n")
+    maker.chmod(0o755)
+    with pytest.raises(StoreError, match=said):
+        first_use.make(found_in(tmp_path), (str(maker),), 1)
+    assert set(limits.values()) == {(2000, 2000)}
+
+
+@pytest.mark.usefixtures("limits")
+def test_a_maker_that_does_not_start_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="/nonexistent: No such file or directory"):
+        first_use.make(found_in(tmp_path), ("/nonexistent",), 1)
+
+
+@pytest.mark.usefixtures("limits")
+def test_the_maker_gets_the_database_and_no_other_setting(tmp_path: Path, environ: dict[bytes, bytes]) -> None:
+    environ[b"GREYCHECK_DELAY"] = b"nonsense"
+    environ[b"HOME"] = b"/home"
+    assert first_use._environ(found_in(tmp_path)) == {
+        **{name: value for name, value in ENVIRON.items() if not name.startswith(b"GREYCHECK")},
+        b"HOME": b"/home",
+        b"GREYCHECK_CONFIG": b"/dev/null",
+        b"GREYCHECK_DATABASE": f"sqlite:///{tmp_path}/greycheck.db".encode(),
+        b"GREYCHECK_DATABASE_MODE": b"0600",
+    }
+
+
+def test_who_comes_second_finds_the_store_made(tmp_path: Path) -> None:
+    from greycheck.store import schema
+
+    schema.upgrade(f"sqlite:///{tmp_path}/greycheck.db")
+    first_use.make(found_in(tmp_path), ("/nonexistent",), 1).tidy()

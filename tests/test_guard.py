@@ -1,0 +1,63 @@
+"""The deadline's thread. Its scenarios with a real hanging store are in test_child.py."""
+
+from typing import NoReturn
+
+import pytest
+
+from greycheck import guard
+
+
+class Exited(Exception):
+    pass
+
+
+def never() -> NoReturn:
+    raise AssertionError
+
+
+@pytest.fixture
+def codes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The codes of exits; the clock, the alarm and the thread do not run."""
+    found: list[int] = []
+
+    def leave(code: int) -> NoReturn:
+        found.append(code)
+        raise Exited
+
+    monkeypatch.setattr(guard.posix, "_exit", leave)
+    monkeypatch.setattr(guard, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(guard._thread, "start_new_thread", lambda _call, _arguments: 0)
+    monkeypatch.setattr(guard._signal, "setitimer", lambda _which, _seconds: None)
+    monkeypatch.setattr(guard._signal, "signal", lambda _number, _handler: None)
+    return found
+
+
+def test_an_unsettled_check_is_answered_for(codes: list[int]) -> None:
+    def expire() -> NoReturn:
+        codes.append(101)
+        raise Exited
+
+    with pytest.raises(Exited):
+        guard.Guard(5, expire)._watch()
+    assert codes[0] == 101
+
+
+def test_a_settled_check_is_cut_short_with_its_own_code(codes: list[int]) -> None:
+    guarded = guard.Guard(-1, never)
+    guarded.settle(100)
+    with pytest.raises(Exited):
+        guarded._watch()
+    assert codes == [100]
+
+
+def test_a_verdict_after_the_deadline_waits_for_the_exit(codes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    guarded = guard.Guard(5, never)
+    guarded._verdict.acquire()
+
+    def exit_at_last(_seconds: float) -> NoReturn:
+        raise Exited
+
+    monkeypatch.setattr(guard, "sleep", exit_at_last)
+    with pytest.raises(Exited):
+        guarded.settle(0)
+    assert codes == []

@@ -1,0 +1,100 @@
+"""Log lines that no envelope can forge, and a log that never holds a verdict."""
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from greycheck import log
+from greycheck.envelope import Envelope
+from greycheck.policy import ACCEPT, DEFER, Verdict
+
+
+def line(sender: bytes = b"a@example.org", recipient: bytes = b"b@example.net", verdict: Verdict | None = None) -> str:
+    envelope = Envelope("smtpextfork", "192.0.2.1", sender, recipient)
+    return log.verdict_line(envelope, verdict or Verdict(DEFER, "new", wait=300), 9).decode()
+
+
+def test_a_line_tells_the_verdict_and_the_triplet() -> None:
+    assert line() == (
+        "greycheck: defer reason=new client=192.0.2.1 sender=<a@example.org> recipient=<b@example.net>"
+        " wait=300 hook=smtpextfork ms=9\n"
+    )
+
+
+def test_the_null_sender_is_shown_as_brackets() -> None:
+    assert " sender=<> " in line(b"")
+
+
+def test_an_acceptance_names_no_wait_but_its_detail() -> None:
+    verdict = Verdict(ACCEPT, "retry", wait=7, detail="by=RELAYCLIENT")
+    verdict.unrecorded = "disk full"
+    assert line(verdict=verdict).endswith(' by=RELAYCLIENT unrecorded="disk full" hook=smtpextfork ms=9\n')
+
+
+def test_an_envelope_without_a_client_shows_a_dash() -> None:
+    envelope = Envelope("checkenv", None, b"", b"", missing="TCPREMOTEIP")
+    assert b" client=- " in log.verdict_line(envelope, Verdict(ACCEPT, "incomplete"), 0)
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        (b"john doe@x", r"john\x20doe@x"),
+        (b"a>\tb", r"a\x3e\x09b"),
+        (b"\x1b[2J", r"\x1b[2J"),
+        (b"back\\slash", r"back\x5cslash"),
+        (b"\xff", r"\xff"),
+        ("jörg@example.org".encode(), "jörg@example.org"),
+        ("\u202eevil".encode(), r"\xe2\x80\xaeevil"),
+        (b"list-7-user=dom@host", "list-7-user=dom@host"),
+    ],
+)
+def test_bytes_that_could_mislead_are_escaped(raw: bytes, shown: str) -> None:
+    assert log.show(raw) == shown
+
+
+@given(st.binary(max_size=30), st.binary(max_size=30))
+def test_what_is_shown_alike_is_alike(one: bytes, other: bytes) -> None:
+    assert (log.show(one) == log.show(other)) == (one == other)
+
+
+@given(st.binary(max_size=899), st.binary(max_size=899))
+def test_no_address_forges_a_field_or_a_line(sender: bytes, recipient: bytes) -> None:
+    text = line(sender, recipient)
+    assert text.isprintable() or text[:-1].isprintable()
+    assert text.count("\n") == 1
+    names = [field.partition("=")[0] for field in text.split()]
+    assert names == ["greycheck:", "defer", "reason", "client", "sender", "recipient", "wait", "hook", "ms"]
+
+
+def test_the_longest_line_is_written_at_once() -> None:
+    worst = b"\xff" * 899
+    verdict = Verdict(DEFER, "new", wait=300, detail=f"error={log.quoted('x' * 5000)}")
+    assert len(line(worst, worst, verdict).encode()) < 4096
+
+
+def test_a_problem_is_one_line() -> None:
+    assert log.problem_line('a\n"b" = 5\udcff') == b"greycheck: warning a\\x0a\\x22b\\x22 = 5\\xff\n"
+
+
+@pytest.mark.parametrize("write", [lambda text: log.write(text, 101), log.write_beside])
+def test_lines_go_to_descriptor_2(write: object, capfd: pytest.CaptureFixture[str]) -> None:
+    assert callable(write)
+    write(b"a line\n")
+    assert capfd.readouterr().err == "a line\n"
+
+
+def test_a_dead_log_is_no_fault(capfd: pytest.CaptureFixture[str]) -> None:
+    with capfd.disabled():
+        reader, writer = os.pipe()
+        os.close(reader)
+        saved = os.dup(2)
+        os.dup2(writer, 2)
+        try:
+            log.write(b"lost\n", 0)
+        finally:
+            os.dup2(saved, 2)
+            for descriptor in (saved, writer):
+                os.close(descriptor)

@@ -1,0 +1,231 @@
+"""Client addresses against the standard library's, mail addresses, and sender folding."""
+
+import ipaddress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from greycheck.normalise import client_address, client_network, fold_sender, mail_address
+
+
+def expected(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str | None:
+    mapped = getattr(address, "ipv4_mapped", None)
+    address = mapped or address
+    return None if int(address) == 0 else str(address)
+
+
+addresses = st.one_of(
+    st.ip_addresses(v=4),
+    st.ip_addresses(v=6),
+    st.integers(0, 2**32 - 1).map(lambda low: ipaddress.IPv6Address(0xFFFF << 32 | low)),
+    st.lists(st.sampled_from([0, 0, 0, 1, 0xFFFF]), min_size=8, max_size=8).map(
+        lambda groups: ipaddress.IPv6Address(":".join(f"{group:x}" for group in groups))
+    ),
+)
+
+
+@given(addresses, st.booleans())
+def test_every_spelling_of_an_address_is_one_client(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address, upper: bool
+) -> None:
+    for spelling in (str(address), address.exploded):
+        text = spelling.upper() if upper else spelling
+        assert client_address(text.encode()) == expected(address)
+
+
+@given(st.text(alphabet="0123456789abcfx:.%- ", max_size=45))
+def test_text_is_an_address_exactly_where_the_standard_library_says_so(text: str) -> None:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        if "%" not in text:
+            assert client_address(text.encode()) is None
+    else:
+        assert client_address(text.encode()) == expected(address)
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_an_address_or_none(text: bytes) -> None:
+    client_address(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"0.0.0.0", b"::", b"::ffff:0.0.0.0", b"unknown", b"192.0.2", b"192.0.2.256", b"192.0.2.01", b"1.2.3.4.5"]
+    + [
+        b"1::2::3",
+        b"1:2:3:4:5:6:7",
+        b"1:2:3:4:5:6:7:8::",
+        b"1:2:3:4:5:6:7:8:9",
+        b"12345::",
+        b"::g",
+        b"::1.2.3",
+        b"1.2.3.4::",
+        b":::",
+    ],
+)
+def test_what_is_no_usable_address_is_none(text: bytes) -> None:
+    assert client_address(text) is None
+
+
+def test_a_zone_is_dropped() -> None:
+    assert client_address(b"fe80::1%eth0") == "fe80::1"
+
+
+@given(st.ip_addresses(v=4).filter(int), st.integers(1, 32))
+def test_an_ipv4_network_is_what_the_mask_leaves(address: ipaddress.IPv4Address, prefix: int) -> None:
+    assert client_network(str(address), prefix, 64) == str(ipaddress.ip_network((address, prefix), strict=False))
+
+
+@given(st.ip_addresses(v=6).filter(lambda address: int(address) >> 48 != 0), st.integers(1, 128))
+def test_an_ipv6_network_is_what_the_mask_leaves(address: ipaddress.IPv6Address, prefix: int) -> None:
+    network = client_network(str(address), 24, prefix)
+    assert ipaddress.ip_network(network) == ipaddress.ip_network((address, prefix), strict=False)
+
+
+def test_a_network_of_no_address_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no client address"):
+        client_network("nonsense", 24, 64)
+
+
+@pytest.mark.parametrize(
+    ("address", "normal"),
+    [
+        (b"John.Doe@Example.COM", b"john.doe@example.com"),
+        (b"john@example.com.", b"john@example.com"),
+        (b"postmaster", b"postmaster"),
+        (b"POSTMASTER.", b"postmaster."),
+        (b"", b""),
+        (b"a@b@EXAMPLE.com.", b"a@b@example.com"),
+        (b"\xff\xc3\x84@Example.com", b"\xff\xc3\x84@example.com"),
+    ],
+)
+def test_case_is_folded_and_the_trailing_dot_goes(address: bytes, normal: bytes) -> None:
+    assert mail_address(address) == normal
+
+
+@pytest.mark.parametrize(
+    "senders",
+    [
+        # VERP: the list's next message.
+        [b"list-return-1234-user=dom@host", b"list-return-1235-user=dom@host"],
+        [b"list-return-7-user=dom.example@host", b"list-return-10-user=dom.example@host"],
+        [b"list-return-7-2024-user=dom.example@host", b"list-return-10-2025-user=dom.example@host"],
+        [b"bounces+user=dom.example@host", b"bounces@host"],
+        [b"bounce+a1b2c3.d4e5f6-user=dom.example@host", b"bounce+a9b9c9.d0e0f0-user=dom.example@host"],
+        # BATV, both orders, and its relatives.
+        [b"prvs=1234abcdef=user@host", b"prvs=9876fedcba=user@host", b"user@host"],
+        [b"prvs=user=1234abcdef@host", b"prvs=user=9876fedcba@host", b"user@host"],
+        [b"btv1==1234abcdef==user@host", b"btv1==0234abcdef==user@host", b"user@host"],
+        [b"msprvs1=17123abcdef=user@host", b"user@host"],
+        [b"prvs=1234abcdef=user+tag@host", b"user@host"],
+        # SRS.
+        [b"srs0=abcd=5x=dom.example=user@forwarder", b"srs0=zz12=6y=dom.example=user@forwarder"],
+        [b"srs0+abcd=5x=dom.example=user@forwarder", b"srs0=zz12=6y=dom.example=user@forwarder"],
+        [
+            b"srs1=hash=first.example==abcd=5x=dom.example=user@second",
+            b"srs1=hsah=first.example==zz12=6y=dom.example=user@second",
+        ],
+        # Details.
+        [b"user+detail@host", b"user+another@host", b"user@host"],
+        # Bounce tags.
+        [b"bounce-12345@host", b"bounce-67890@host"],
+        [b"msgid-5f3a9c1b2d@host", b"msgid-0f3a9c1b2e@host"],
+        [
+            b"0100018d1a2b3c4d-1a2b3c4d-1234-5678-9abc-def012345678-000000@amazonses.example",
+            b"0100018d1a2b3c4e-2a2b3c4d-abcd-dead-beef-def012345679-000000@amazonses.example",
+        ],
+        [b"bounces-1a2b3c4d5e6f7a8b_list@host", b"bounces-0000000000000001_list@host"],
+    ],
+)
+def test_tags_are_folded(senders: list[bytes]) -> None:
+    assert len({fold_sender(sender) for sender in senders}) == 1
+
+
+@pytest.mark.parametrize(
+    "sender",
+    [
+        b"route66@host",
+        b"info2@host",
+        b"sales-2024@host",
+        b"123456789@host",
+        b"deadbeef@host",
+        b"john_19851012@host",
+        b"mary-jane@host",
+        b"feed-facade@host",
+        b"agent-007@host",
+        b"+detail@host",
+        b"prvs=@host",
+        b"srs0=half@host",
+        b"srs1=hash==x@host",
+        b"srs1=hash=fwd=x@host",
+        b"postmaster",
+        b"",
+        b"a#b@host",
+    ],
+)
+def test_names_are_left_alone(sender: bytes) -> None:
+    assert fold_sender(sender) == sender
+
+
+def test_the_two_halves_of_one_name_do_not_change_another() -> None:
+    assert fold_sender(b"srs0=h=t=a=b=c=d@host") == fold_sender(b"srs0=x=y=a=b=c=d@host")
+    assert fold_sender(b"srs0=h=t=a=u@host") != fold_sender(b"srs0=h=t=b=u@host")
+
+
+words = st.sampled_from(
+    [
+        b"list",
+        b"return",
+        b"bounce",
+        b"prvs",
+        b"srs0",
+        b"srs1",
+        b"btv1",
+        b"user",
+        b"1234abcdef",
+        b"12345",
+        b"7",
+        b"dom.example",
+        b"#",
+        b"",
+    ]
+)
+locals_ = st.one_of(
+    st.lists(st.one_of(words, st.binary(max_size=6)), max_size=9).flatmap(
+        lambda parts: st.lists(
+            st.sampled_from([b"-", b"=", b"+", b"_", b".", b"=="]), min_size=len(parts), max_size=len(parts)
+        ).map(lambda ends: b"".join(part + end for part, end in zip(parts, ends, strict=True)))
+    ),
+    st.binary(max_size=40),
+)
+domains = st.sampled_from([b"host", b"dom.example", b"", b"x-12345.example"])
+
+
+@given(locals_, domains)
+def test_folding_is_idempotent_and_keeps_the_domain(local: bytes, domain: bytes) -> None:
+    address = mail_address(local + b"@" + domain)
+    folded = fold_sender(address)
+    assert fold_sender(folded) == folded
+    assert folded.rpartition(b"@")[2] == address.rpartition(b"@")[2]
+
+
+plain_word = st.from_regex(rb"[a-z]{1,10}[0-9]{0,4}", fullmatch=True)
+plain = st.lists(plain_word, min_size=1, max_size=3).flatmap(
+    lambda parts: st.lists(st.sampled_from([b".", b"-", b"_"]), min_size=len(parts) - 1, max_size=len(parts) - 1).map(
+        lambda ends: b"".join(part + end for part, end in zip(parts, [*ends, b""], strict=True))
+    )
+)
+
+
+def is_plain(local: bytes) -> bool:
+    """No part that a tag could be: hex with a digit in it, eight characters or more."""
+    return not any(
+        len(part) >= 8 and not part.strip(b"0123456789abcdef") for part in local.replace(b"_", b"-").split(b"-")
+    )
+
+
+@given(plain.filter(is_plain), plain.filter(is_plain), domains)
+def test_folding_never_merges_two_plain_addresses(one: bytes, other: bytes, domain: bytes) -> None:
+    assert (fold_sender(one + b"@" + domain) == fold_sender(other + b"@" + domain)) == (one == other)

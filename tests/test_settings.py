@@ -1,0 +1,206 @@
+"""Reading settings: sources, types, and what cannot be read."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from greycheck import settings
+from greycheck.settings import TABLE, Settings, read
+
+NO_FILE = {b"GREYCHECK_CONFIG": b"/dev/null"}
+
+
+def with_file(path: Path, text: str | bytes, **environ: str) -> Settings:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read(
+        {b"GREYCHECK_CONFIG": os.fsencode(path), **{f"GREYCHECK_{k}".encode(): v.encode() for k, v in environ.items()}}
+    )
+
+
+def with_environ(**environ: str) -> Settings:
+    return read(NO_FILE | {f"GREYCHECK_{name}".encode(): value.encode() for name, value in environ.items()})
+
+
+def test_the_defaults_are_those_of_the_table() -> None:
+    found = read(NO_FILE)
+    assert (found.delay, found.retry_window, found.lifetime) == (300, 86400, 36 * 86400)
+    assert (found.ipv4_prefix, found.ipv6_prefix, found.client_passes) == (24, 64, 1)
+    assert (found.null_sender, found.deadline, found.on_error, found.database_mode) == ("greylist", 5, "accept", 0o600)
+    assert set(found.sources.values()) == {"default"}
+    assert found.problems == []
+    assert not found.off
+
+
+def test_every_setting_has_an_attribute_and_a_meaning() -> None:
+    assert {setting.name for setting in TABLE} == set(Settings.__annotations__)
+    assert all(setting.meaning.endswith(".") for setting in TABLE)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("5m", 300), ("24h", 86400), ("36d", 3110400), ("0", 0)]
+)
+def test_durations(text: str, seconds: int) -> None:
+    assert settings.duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "m", "-5", "5 m", "1.5h", "5w", "٣", "1e3", "5mm", "99999999999"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(ValueError, match="not a duration"):
+        settings.duration(text)
+
+
+def test_the_environment_counts_before_the_file(tmp_path: Path) -> None:
+    found = with_file(tmp_path / "conf", "# ours\n\ndelay = 1m\nlifetime=40d\n", DELAY="2m")
+    assert (found.delay, found.sources["delay"]) == (120, "GREYCHECK_DELAY")
+    assert (found.lifetime, found.sources["lifetime"]) == (40 * 86400, f"{tmp_path}/conf:4")
+    assert found.problems == []
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("delay = soon", "delay = soon: not a duration (as 90, 90s, 5m, 24h or 36d); using 5m"),
+        ("delay", "not a line of the form name = value"),
+        (
+            "database = /var/x?y.db",
+            "database: an SQLite file with ? or % in its path cannot be named in a URL; using the default",
+        ),
+        ("dealy = 5m", "dealy: no such setting"),
+        ("ipv4_prefix = 33", "ipv4_prefix = 33: not a whole number from 1 to 32; using 24"),
+        ("ipv6_prefix = x", "ipv6_prefix = x: not a whole number from 1 to 128; using 64"),
+        ("on_error = reject", "on_error = reject: not one of accept, defer; using accept"),
+        ("deadline = 0", "deadline = 0: must be 1s at least; using 5s"),
+        ("database_mode = 0777", "database_mode = 0777: not 0600 or 0660; using 0600"),
+        (
+            "database = greycheck.db",
+            "database: not an SQLAlchemy URL or an absolute path (as sqlite:////var/lib/greycheck/greycheck.db); using the default",
+        ),
+    ],
+)
+def test_a_wrong_line_is_named_and_the_default_used(tmp_path: Path, line: str, problem: str) -> None:
+    found = with_file(tmp_path / "conf", f"# first\n{line}\n")
+    assert found.problems == [f"{tmp_path}/conf:2: {problem}"]
+    assert (found.delay, found.ipv4_prefix, found.deadline, found.on_error) == (300, 24, 5, "accept")
+
+
+def test_a_wrong_variable_is_named() -> None:
+    assert with_environ(DELAY="5 parsecs").problems == [
+        "GREYCHECK_DELAY: delay = 5 parsecs: not a duration (as 90, 90s, 5m, 24h or 36d); using 5m"
+    ]
+    assert with_environ(DEALY="5m").problems == ["GREYCHECK_DEALY: dealy: no such setting"]
+
+
+def test_a_password_is_not_repeated(tmp_path: Path) -> None:
+    found = with_file(tmp_path / "conf", "database = user:secret@host/db\n")
+    assert "secret" not in found.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("/var/x/y.db", "sqlite:////var/x/y.db"),
+        ("sqlite:////var/x/y.db", "sqlite:////var/x/y.db"),
+        ("sqlite+pysqlite:////var/x/y.db", "sqlite:////var/x/y.db"),
+        ("postgresql://host/db", "postgresql://host/db"),
+    ],
+)
+def test_a_database_is_a_url_or_a_path(text: str, url: str) -> None:
+    found = with_environ(DATABASE=text)
+    assert (found.database, found.problems) == (url, [])
+
+
+@pytest.mark.parametrize(("text", "off"), [("off", True), ("OFF", True), ("on", False), ("", False)])
+def test_checking_can_be_off_for_a_client(text: str, off: bool) -> None:
+    found = read(NO_FILE | {b"GREYCHECK": text.encode()})
+    assert (found.off, found.problems) == (off, [])
+
+
+def test_checking_stays_on_where_the_variable_makes_no_sense() -> None:
+    found = read(NO_FILE | {b"GREYCHECK": b"maybe"})
+    assert (found.off, found.problems) == (False, ["GREYCHECK: maybe: neither on nor off; using on"])
+
+
+def test_other_variables_that_begin_alike_are_not_ours() -> None:
+    assert read(NO_FILE | {b"GREYCHECKER": b"x"}).problems == []
+
+
+@pytest.mark.parametrize(
+    ("environ", "window", "delay", "used"),
+    [
+        ({"RETRY_WINDOW": "5m"}, 86400, 300, "retry_window = 24h"),
+        ({"DELAY": "2d"}, 86400, 300, "retry_window = 24h, delay = 5m"),
+        ({"DELAY": "2h", "RETRY_WINDOW": "1h"}, 86400, 7200, "retry_window = 24h"),
+    ],
+)
+def test_a_window_that_no_retry_could_meet_is_not_used(
+    environ: dict[str, str], window: int, delay: int, used: str
+) -> None:
+    found = with_environ(**environ)
+    assert (found.retry_window, found.delay) == (window, delay)
+    [problem] = found.problems
+    assert problem.endswith(f"no retry could pass; using {used}")
+
+
+def test_a_missing_file_is_only_missed_where_it_was_named(tmp_path: Path) -> None:
+    assert with_environ().problems == []
+    found = read({b"GREYCHECK_CONFIG": os.fsencode(tmp_path / "none")})
+    assert found.problems == [f"{tmp_path}/none: No such file or directory"]
+    assert read({b"GREYCHECK_CONFIG": os.fsencode(tmp_path)}).problems == [f"{tmp_path}: Is a directory"]
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert read({b"GREYCHECK_CONFIG": os.fsencode(loop)}).problems == [f"{loop}: Too many levels of symbolic links"]
+
+
+def test_the_file_in_etc_is_read_where_no_other_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(settings, "CONFIG_FILE", str(tmp_path / "etc"))
+    assert read({}).problems == []
+    (tmp_path / "etc").write_text("delay = 7m\n")
+    assert read({}).delay == 420
+
+
+def test_bytes_that_are_no_text_are_no_obstacle(tmp_path: Path) -> None:
+    found = with_file(tmp_path / "conf", b"database = /var/\xff.db\nd\xff = 1\n")
+    assert os.fsencode(found.database) == b"sqlite:////var/\xff.db"
+    assert len(found.problems) == 1
+
+
+def test_the_store_is_in_the_systems_directory_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(settings, "SYSTEM_DIRECTORY", str(tmp_path))
+    assert read(NO_FILE).database == f"sqlite:///{tmp_path}/greycheck.db"
+
+
+@pytest.mark.parametrize(
+    ("user", "environ", "directory"),
+    [
+        (1000, {"HOME": "{home}"}, "{home}/.local/state/greycheck"),
+        (1000, {"HOME": "{home}", "XDG_STATE_HOME": "/state"}, "/state/greycheck"),
+        (1000, {"HOME": "{home}", "XDG_STATE_HOME": "relative"}, "{home}/.local/state/greycheck"),
+        (1001, {"HOME": "{home}"}, "{system}"),
+        (1000, {"HOME": "{home}/none"}, "{system}"),
+        (1000, {}, "{system}"),
+        (0, {"HOME": "{home}"}, "{system}"),
+    ],
+)
+def test_without_it_an_ordinary_user_has_his_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, user: int, environ: dict[str, str], directory: str
+) -> None:
+    system = f"{tmp_path}/none/system"
+    monkeypatch.setattr(settings, "SYSTEM_DIRECTORY", system)
+    monkeypatch.setattr(settings.posix, "geteuid", lambda: user)
+    monkeypatch.setattr(
+        settings.posix, "stat", lambda path, stat=os.stat: owned_by(1000 if user != 0 else 0, stat(path))
+    )
+    given = {name.encode(): value.format(home=tmp_path).encode() for name, value in environ.items()}
+    assert settings.default_directory(given) == directory.format(home=tmp_path, system=system)
+
+
+def owned_by(user: int, status: os.stat_result) -> os.stat_result:
+    fields = list(status)
+    fields[4] = user
+    return os.stat_result(fields)
