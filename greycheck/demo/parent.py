@@ -29,9 +29,11 @@ REFUSALS = {
 
 
 class Session:
-    """One SMTP session."""
+    """One SMTP session, read from the descriptor READER and written to WRITER."""
 
-    def __init__(self) -> None:
+    def __init__(self, reader: int = 0, writer: int = 1) -> None:
+        self.reader = reader
+        self.writer = writer
         self.input = b""
         self.output = b""
         self.helo = b""
@@ -48,7 +50,7 @@ class Session:
         """The next line, without its end. Replies go out when there is nothing more to read: at a pipelined group's end."""
         while b"\n" not in self.input:
             self.flush()
-            read = os.read(0, 1024)
+            read = os.read(self.reader, 1024)
             if not read:
                 self.leave()
             self.input += read
@@ -62,7 +64,7 @@ class Session:
     def flush(self) -> None:
         """Sends every reply that waits."""
         while self.output:
-            self.output = self.output[os.write(1, self.output) :]
+            self.output = self.output[os.write(self.writer, self.output) :]
 
     def leave(self) -> NoReturn:
         """Ends the session."""

@@ -6,6 +6,7 @@ Each writing statement is guarded: it changes one row, or none where the row is 
 
 from sqlalchemy import Insert, Select, Update, and_, bindparam, literal_column, select, update
 from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.dialects.postgresql import psycopg2
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql.schema import Table
 
@@ -73,6 +74,6 @@ def for_dialect(name: str) -> dict[str, Select[tuple[object, ...]] | Insert | Up
 # Parameters are positional, as the lean drivers take them.
 COMPILERS: dict[str, Dialect] = {
     "sqlite": sqlite.dialect(paramstyle="qmark"),  # type: ignore[no-untyped-call, unused-ignore]
-    "postgresql": postgresql.dialect(paramstyle="format"),  # type: ignore[no-untyped-call, unused-ignore]
+    "postgresql": psycopg2.dialect(paramstyle="format"),  # type: ignore[no-untyped-call, unused-ignore]
     "mysql": mysql.dialect(paramstyle="format"),  # type: ignore[no-untyped-call, unused-ignore]
 }

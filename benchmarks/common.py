@@ -1,0 +1,403 @@
+"""What the measurements share: triplets and stores of any size, children run as a mail server runs them, and the table.
+
+A machine's speed drifts, so what is compared is measured in turn within one run (A, B, C, A, B, C, ...), and the ratio of the medians
+is the result. Every answer is checked: a fast wrong verdict is no result.
+
+Interface: ``options``, ``workshop``, ``fill``, ``Load``, ``Case``, ``interleave``, ``Ratio``, ``print_table``.
+
+Diagnostics: ``WrongAnswer`` where a child's exit code or reason is not what its triplet asks for.
+"""
+
+import os
+import pwd
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count, cycle
+from math import ceil
+from pathlib import Path
+from random import Random
+from statistics import median
+from time import perf_counter, time
+from typing import NamedTuple, TypeVar
+
+import click
+
+from greycheck.cli.install import interpreter
+from greycheck.envelope import Envelope, Triplet, triplet
+from greycheck.store import compiled_sqlite, schema
+from greycheck.store.lean import triplet_key
+
+ROOT = Path(__file__).parent.parent
+
+IPV4_PREFIX, IPV6_PREFIX = 24, 64
+
+# The delay of the children here, in seconds: longer than any run, so that what waits stays early.
+DELAY = 7200
+LIFETIME = 36 * 86400
+
+# How long ago the store's rows were last used, in seconds: less than the hour after which a use is recorded again.
+AGE = 60
+
+# First numbers of the triplets that wait, and of those that no store has.
+PENDING = 20_000_000
+NEW = 50_000_000
+
+ACCEPTED, DEFERRED = 0, 101
+
+# The exit code that belongs to each reason.
+ANSWERS = {"exempt": ACCEPTED, "known": ACCEPTED, "early": DEFERRED, "new": DEFERRED}
+
+# A child that does nothing, and ends as scripts do.
+BARE = (interpreter(), "-IS", "-c", "pass")
+
+# Rows of a store where nothing else is said, and with --quick.
+ROWS, QUICK_ROWS = 100_000, 1_000
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+
+class WrongAnswer(click.ClickException):
+    """A child answered otherwise than its triplet asks for. Ends the command with exit code 1."""
+
+
+def options(rounds: int, quick_rounds: int) -> Callable[[Command], Command]:
+    """The options of every command: ``--rounds`` (ROUNDS by default, QUICK_ROUNDS with ``--quick``) and ``--quick``."""
+
+    def add(command: Command) -> Command:
+        meaning = f"How often everything is measured in turn.  [default: {rounds}; {quick_rounds} with --quick]"
+        command = click.option(
+            "--quick", is_flag=True, is_eager=True, help="Few rounds, few rows: only to see that it works."
+        )(command)
+        return click.option("--rounds", type=click.IntRange(1), callback=choose, help=meaning)(command)
+
+    def choose(context: click.Context, _parameter: click.Parameter, value: int | None) -> int:
+        return value or (quick_rounds if context.params["quick"] else rounds)
+
+    return add
+
+
+# --- triplets and stores -----------------------------------------------------------------------------------------------
+
+
+class Mail(NamedTuple):
+    """An envelope as a mail server has it."""
+
+    client: str
+    sender: str
+    recipient: str
+
+
+def mail(number: int) -> Mail:
+    """Envelope NUMBER; each of the first 13 million comes from a /24 of its own, so that no network merges two."""
+    return Mail(
+        f"{11 + number % 200}.{number // 200 % 256}.{number // 51200 % 256}.{1 + number % 250}",
+        f"sender{number}@dom{number % 20011}.example.com",
+        f"user{number % 1009}@rcpt{number % 13}.example.org",
+    )
+
+
+def triplet_of(found: Mail) -> Triplet:
+    """The triplet that a check makes of the envelope FOUND."""
+    envelope = Envelope("smtpextfork", found.client, found.sender.encode(), found.recipient.encode())
+    return triplet(envelope, IPV4_PREFIX, IPV6_PREFIX)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Which envelopes a store holds: from 0 on those that passed, from PENDING on those that wait."""
+
+    known: int
+    pending: int = 0
+
+    def __iter__(self) -> Iterator[int]:
+        yield from range(self.known)
+        yield from range(PENDING, PENDING + self.pending)
+
+
+def fill(database: Path, numbers: Numbers, envelope: Callable[[int], Mail] = mail) -> None:
+    """Makes the store DATABASE with the triplets of NUMBERS, in the order of their keys, last used AGE seconds ago."""
+    schema.upgrade(f"sqlite:///{database}")
+    now = int(time()) - AGE
+
+    def key(number: int) -> bytes:
+        return triplet_key(triplet_of(envelope(number)))
+
+    def rows() -> Iterator[tuple[object, ...]]:
+        for number in sorted(numbers, key=key):
+            yield row(triplet_of(envelope(number)), now, number < PENDING)
+
+    sql, _names = compiled_sqlite.INSERT_TRIPLET
+    connection = sqlite3.connect(database)
+    with connection:
+        connection.executemany(sql, rows())
+    connection.close()
+
+
+def row(made: Triplet, now: int, passed: bool) -> tuple[object, ...]:
+    """The columns of triplet MADE, first seen at NOW (seconds since 1970) and either PASSED then or waiting."""
+    columns: dict[str, object] = {
+        "triplet_key": triplet_key(made),
+        "network": made.network,
+        "sender": made.sender.decode(),
+        "recipient": made.recipient.decode(),
+        "first_attempt": now,
+        "last_attempt": now,
+        "early_attempts": 0,
+        "passes": int(passed),
+        "passed_at": now if passed else None,
+        "expires_at": now + LIFETIME,
+    }
+    return tuple(columns[name] for name in compiled_sqlite.INSERT_TRIPLET[1])
+
+
+class Load:
+    """Envelopes of each class in a store of NUMBERS, without end: known ones at random, pending ones in turn, new ones once each."""
+
+    def __init__(self, numbers: Numbers, seed: int = 1) -> None:
+        self.numbers = numbers
+        self._random = Random(seed)
+        self._pending = cycle(range(PENDING, PENDING + numbers.pending))
+        self._new = count(NEW)
+
+    def next(self, reason: str) -> Mail:
+        """An envelope that a check answers by REASON."""
+        if reason == "new":
+            return mail(next(self._new))
+        if reason == "early":
+            return mail(next(self._pending))
+        return mail(self._random.randrange(self.numbers.known))
+
+
+# --- children ----------------------------------------------------------------------------------------------------------
+
+
+class Workshop:
+    """A directory with the installed LAUNCHER, and the log that children write on descriptor 2."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.launcher = str(directory / "bin" / "greycheck")
+        self.log = os.open(directory / "log", os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        self._seen = 0
+
+    def new_lines(self) -> list[str]:
+        """What came to the log since it was last asked for."""
+        found = os.pread(self.log, os.fstat(self.log).st_size - self._seen, self._seen)
+        self._seen += len(found)
+        return found.decode().splitlines()
+
+    def database(self, name: str, numbers: Numbers, envelope: Callable[[int], Mail] = mail) -> Path:
+        """A store NAME, filled with NUMBERS."""
+        path = self.directory / f"{name}.db"
+        fill(path, numbers, envelope)
+        return path
+
+
+@contextmanager
+def workshop() -> Iterator[Workshop]:
+    """A temporary directory in which ``greycheck install`` has put its launchers. TMPDIR says where."""
+    with tempfile.TemporaryDirectory(prefix="greycheck-benchmark-") as name:
+        directory = Path(name)
+        programs = directory / "bin"
+        programs.mkdir()
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        subprocess.run(
+            [sys.executable, "-m", "greycheck", "install", str(programs), "--user", user],
+            env=settings(directory / "installed.db"),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        found = Workshop(directory)
+        try:
+            yield found
+        finally:
+            os.close(found.log)
+
+
+def settings(database: Path) -> dict[str, str]:
+    """An environment with the settings of every check here."""
+    return {
+        "PATH": os.defpath,
+        "GREYCHECK_CONFIG": "/dev/null",
+        "GREYCHECK_DATABASE": str(database),
+        "GREYCHECK_DELAY": str(DELAY),
+    }
+
+
+def tcpserver(client: str) -> dict[str, str]:
+    """What tcpserver puts into the environment for CLIENT."""
+    return {
+        "PROTO": "TCP",
+        "TCPLOCALIP": "192.0.2.25",
+        "TCPLOCALPORT": "25",
+        "TCPLOCALHOST": "mail.example.net",
+        "TCPREMOTEIP": client,
+        "TCPREMOTEPORT": "40000",
+    }
+
+
+def smtpextfork(database: Path, found: Mail) -> dict[str, str]:
+    """The environment of a child that SMTPEXTFORK runs for the envelope FOUND, over DATABASE."""
+    asked = {"REMOTEMF": found.sender, "REMOTERCPT": found.recipient, "REMOTEHELO": "client.example.com"}
+    return settings(database) | tcpserver(found.client) | asked
+
+
+def start(argv: Sequence[str], environ: Mapping[str, str], log: int) -> int:
+    """Starts ARGV with /dev/null on descriptors 0 and 1 and LOG on 2; its process number."""
+    descriptors = (
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
+        (os.POSIX_SPAWN_DUP2, 0, 1),
+        (os.POSIX_SPAWN_DUP2, log, 2),
+    )
+    return os.posix_spawn(argv[0], list(argv), environ, file_actions=descriptors)
+
+
+def check_code(status: int, code: int, what: str) -> None:
+    """Raises WrongAnswer where the wait STATUS of a child is not exit CODE."""
+    found = os.waitstatus_to_exitcode(status)
+    if found != code:
+        raise WrongAnswer(f"{what}: exit code {found}, not {code}")
+
+
+def check_reasons(lines: Iterable[str], reasons: Iterable[str]) -> None:
+    """Raises WrongAnswer where the log LINES do not give REASONS, one each, in any order."""
+    found = sorted(reason_of(line) for line in lines)
+    wanted = sorted(reasons)
+    if found != wanted:
+        raise WrongAnswer(
+            f"the log's reasons are {found[:5]}, {len(found)} in all, not {wanted[:5]}, {len(wanted)} in all"
+        )
+
+
+def reason_of(line: str) -> str:
+    """The reason that a log LINE gives; the whole line where there is none."""
+    return line.partition(" reason=")[2].partition(" ")[0] or line
+
+
+# --- measuring ---------------------------------------------------------------------------------------------------------
+
+
+class Times:
+    """What was measured, and the milliseconds that it took each time."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.took: list[float] = []
+
+    @property
+    def median(self) -> float:
+        """The median, in milliseconds."""
+        return median(self.took)
+
+    @property
+    def p99(self) -> float:
+        """What 99 of 100 stayed within, in milliseconds."""
+        return sorted(self.took)[ceil(len(self.took) * 0.99) - 1]
+
+
+class Case(Times):
+    """One of the things that are measured in turn; ONCE does it once, and gives the milliseconds."""
+
+    def __init__(self, name: str, once: Callable[[], float]) -> None:
+        super().__init__(name)
+        self.once = once
+
+
+def interleave(cases: Sequence[Case], rounds: int) -> None:
+    """Does every one of CASES in turn, ROUNDS times. One round before that fills the caches and does not count."""
+    for number in range(rounds + 1):
+        for case in cases:
+            took = case.once()
+            if number:
+                case.took.append(took)
+
+
+def bare(place: Workshop, environ: Mapping[str, str]) -> Callable[[], float]:
+    """Runs the interpreter alone, in a child's ENVIRON."""
+
+    def once() -> float:
+        started = perf_counter()
+        child = start(BARE, environ, place.log)
+        _child, status, _usage = os.wait4(child, 0)
+        took = perf_counter() - started
+        check_code(status, 0, "bare interpreter")
+        return took * 1000
+
+    return once
+
+
+def checked(place: Workshop, reason: str, environ: Callable[[], Mapping[str, str]]) -> Callable[[], float]:
+    """Runs the launcher in what ENVIRON gives, and sees that it answers by REASON."""
+
+    def once() -> float:
+        variables = environ()
+        started = perf_counter()
+        child = start([place.launcher], variables, place.log)
+        _child, status, _usage = os.wait4(child, 0)
+        took = perf_counter() - started
+        check_code(status, ANSWERS[reason], reason)
+        check_reasons(place.new_lines(), [reason])
+        return took * 1000
+
+    return once
+
+
+# --- the table ---------------------------------------------------------------------------------------------------------
+
+
+class Ratio(NamedTuple):
+    """A ratio, what it is a ratio to, and its bounds where it has a target."""
+
+    value: float
+    to: str
+    at_most: float | None = None
+    at_least: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} x {self.to}"
+
+    @property
+    def target(self) -> str:
+        """The target in words, and whether this run missed it."""
+        if self.at_most is not None:
+            return f"<= {self.at_most:g} x" + (" missed" if self.value > self.at_most else "")
+        if self.at_least is not None:
+            return f">= {self.at_least:g} x" + (" missed" if self.value < self.at_least else "")
+        return ""
+
+
+def ratio(times: Times, to: Times, name: str, at_most: float | None = None) -> Ratio:
+    """The ratio of the medians of two TIMES, the second of which is called NAME for short."""
+    return Ratio(times.median / to.median, name, at_most)
+
+
+def times_row(times: Times, to: Ratio | None = None) -> tuple[str, ...]:
+    """The row of TIMES in a table."""
+    return times.name, f"{times.median:.2f}", f"{times.p99:.2f}", *ratio_columns(to)
+
+
+def ratio_columns(to: Ratio | None) -> tuple[str, str]:
+    """The last two columns of a row: a ratio and its target."""
+    return (str(to), to.target) if to else ("", "")
+
+
+def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints ROWS below HEADINGS, figures to the right of their columns, words to the left."""
+    widths = [max(len(line[column]) for line in (headings, *rows)) for column in range(len(headings))]
+    words = (0, len(headings) - 2, len(headings) - 1)
+    click.echo(title)
+    for line in (headings, ["-" * width for width in widths], *rows):
+        cells = (
+            cell.ljust(width) if column in words else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        click.echo("  ".join(cells).rstrip())
+
+
+TIMES = ("what", "median ms", "p99 ms", "ratio", "target")

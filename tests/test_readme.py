@@ -1,0 +1,47 @@
+"""What the README says, held against the program."""
+
+import re
+
+import docutils.core
+import pytest
+
+from greycheck import policy, settings
+from greycheck.cli.main import cli
+from tests.support import ROOT
+
+README = (ROOT / "README.rst").read_text()
+
+
+@pytest.mark.parametrize("path", ["README.rst", "benchmarks/README.rst"])
+def test_it_is_sound_restructured_text(path: str) -> None:
+    strict = {"report_level": 1, "halt_level": 1, "file_insertion_enabled": False}
+    docutils.core.publish_string((ROOT / path).read_text(), writer="null", settings_overrides=strict)
+
+
+def test_it_lists_every_setting_with_default_and_meaning() -> None:
+    rows = re.findall(r"^(\w+) +(\S*) {2,}(\S.*\.)$", README, re.MULTILINE)
+    assert rows == [(setting.name, setting.text, setting.meaning) for setting in settings.TABLE]
+
+
+def test_it_explains_every_reason() -> None:
+    rows = dict(re.findall(r"^``(\w+)`` +(accept|defer|reject) ", README, re.MULTILINE))
+    reasons = {reason: action for action, reason in policy.TRANSITIONS.values()}
+    assert rows == {**reasons, "client": "accept", "incomplete": "accept", "exempt": "accept", "error": "accept"}
+
+
+def test_it_names_every_command() -> None:
+    section = README.partition("\nCommands\n")[2].partition("\nThe log\n")[0]
+    for name in cli.commands:
+        assert f"``greycheck {name}" in section
+
+
+def test_its_two_commands_are_there() -> None:
+    for command in ("dev/demo", "dev/test"):
+        assert f"\n    {command}\n" in README
+        assert (ROOT / command).stat().st_mode & 0o111
+    assert "exec sh dev/test\n" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_figure_has_been_measured() -> None:
+    figures = README.partition("\n.. figures\n")[2].partition("\nHow it is built\n")[0]
+    assert len(re.findall(r"^\S.* {2,}[0-9].* {2,}at ", figures, re.MULTILINE)) >= 6
