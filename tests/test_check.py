@@ -120,6 +120,25 @@ def test_all_changes_are_written_or_none(path: Path) -> None:
     assert store.lookup(KEY, "192.0.2.1") == (None, None)
 
 
+def test_changes_can_be_saved_under_the_lock(path: Path) -> None:
+    store = Store(str(path), 1)
+    store.lock()
+    assert store.save(TRIPLET, KEY, [Change(None, TripletRow(1, 1), 9)], patient=True)
+    assert Store(str(path), 0.1).save(TRIPLET, KEY, [Change(TripletRow(1, 1), TripletRow(1, 2), 9)], patient=True)
+
+
+def test_a_file_without_tables_has_no_schema(tmp_path: Path) -> None:
+    (tmp_path / "empty.db").touch()
+    with pytest.raises(lean.NoSchema, match="no such table"):
+        Store(f"{tmp_path}/empty.db", 1).lookup(KEY, "")
+
+
+def test_another_kind_of_database_is_named_without_its_password() -> None:
+    found = read({b"GREYCHECK_CONFIG": b"/dev/null", b"GREYCHECK_DATABASE": b"postgresql://user:secret@host/db"})
+    with pytest.raises(StoreError, match="^postgresql: this version keeps its triplets in SQLite only$"):
+        lean.connect(found, 1)
+
+
 def test_a_decision_without_a_change_lets_go_of_the_lock(path: Path) -> None:
     store, other = Store(str(path), 1), Store(str(path), 0.1)
     store.lock()

@@ -144,6 +144,11 @@ def test_a_file_that_cannot_be_opened_is_explained(tmp_path: Path, exists: bool,
     assert isinstance(error, NoSchema) != exists
 
 
+def test_a_file_that_cannot_be_made_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lean_sqlite.posix, "access", lambda _name, _mode: False)
+    assert "cannot write here" in str(lean_sqlite._cannot_open(f"{tmp_path}/greycheck.db", "text"))
+
+
 @pytest.mark.parametrize(("denied", "message"), [("directory", "cannot write here"), ("file", "cannot write it")])
 def test_a_file_of_somebody_else_is_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, denied: str, message: str
