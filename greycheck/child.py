@@ -84,14 +84,15 @@ class Check:
     def ask_store(self) -> "tuple[Store, Verdict]":
         """The verdict, and the connection that it came from."""
         from greycheck.check import check
-        from greycheck.store import lean
+        from greycheck.store import connect
+        from greycheck.store.lean import NoSchema
 
         patience = self.settings.deadline * PATIENCE
         now = int(time())
         try:
-            store = lean.connect(self.settings, patience)
+            store = connect(self.settings, patience)
             return store, check(store, self.envelope, self.settings, now)
-        except lean.NoSchema:
+        except NoSchema:
             from greycheck.store import first_use
 
             store = first_use.make(self.settings, self.operator, patience)

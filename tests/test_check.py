@@ -9,7 +9,7 @@ from greycheck.check import ATTEMPTS, check
 from greycheck.envelope import Envelope, Triplet
 from greycheck.policy import Change, ClientRow, TripletRow
 from greycheck.settings import read
-from greycheck.store import lean, schema
+from greycheck.store import connect, lean, schema
 from greycheck.store.lean import StoreError
 from greycheck.store.lean_sqlite import Store
 
@@ -135,8 +135,8 @@ def test_a_file_without_tables_has_no_schema(tmp_path: Path) -> None:
 
 def test_another_kind_of_database_is_named_without_its_password() -> None:
     found = read({b"GREYCHECK_CONFIG": b"/dev/null", b"GREYCHECK_DATABASE": b"postgresql://user:secret@host/db"})
-    with pytest.raises(StoreError, match="^postgresql: this version keeps its triplets in SQLite only$"):
-        lean.connect(found, 1)
+    with pytest.raises(StoreError, match=r"^postgresql: this version keeps its triplets in SQLite only$"):
+        connect(found, 1)
 
 
 def test_a_decision_without_a_change_lets_go_of_the_lock(path: Path) -> None:

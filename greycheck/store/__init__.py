@@ -1,5 +1,22 @@
 """The store of triplets and clients.
 
 ``tables`` and ``statements`` say in SQLAlchemy Core what there is and what is asked; ``compiled_*`` is the same ahead of time, for the
-forked child, who reaches it through ``lean``. Everybody else uses ``engine``.
+forked child, who reaches it through ``connect`` and ``lean_*``. Everybody else uses ``engine``.
 """
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from greycheck.settings import Settings
+    from greycheck.store.lean import Store
+
+
+def connect(settings: "Settings", patience: float) -> "Store":
+    """A connection to the database of SETTINGS, which waits PATIENCE seconds at most for another's lock."""
+    scheme, _sep, path = settings.database.partition("://")
+    if scheme == "sqlite":
+        from greycheck.store import lean_sqlite
+
+        return lean_sqlite.Store(path[1:], patience)
+    from greycheck.store.lean import StoreError
+
+    raise StoreError(f"{scheme}: this version keeps its triplets in SQLite only")

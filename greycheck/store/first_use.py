@@ -10,7 +10,8 @@ import fcntl
 import posix
 
 from greycheck import settings as names
-from greycheck.store.lean import NoSchema, StoreError, connect
+from greycheck.store import connect
+from greycheck.store.lean import NoSchema, StoreError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """The child's way to the store: one connection, the statements compiled ahead of time, and no SQLAlchemy.
 
-``connect`` gives a ``Store`` for the database that the settings name; each kind of database has its file (``lean_sqlite``).
+Each kind of database has its file (``lean_sqlite``) with a ``Store``; ``greycheck.store.connect`` chooses.
 
 Diagnostics: ``StoreError``, whose message is ready for the log; ``NoSchema`` where there is nothing yet and first use may make it.
 """
@@ -13,8 +13,6 @@ from greycheck.policy import Change, ClientRow, TripletRow
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
-
-    from greycheck.settings import Settings
 
     class Store(Protocol):
         """What a check asks of a database."""
@@ -60,13 +58,3 @@ def check_revision(found: str | None, wanted: str) -> None:
     raise StoreError(
         f"the schema is at {found}, newer than this program's {wanted}: install the newer greycheck here too"
     )
-
-
-def connect(settings: "Settings", patience: float) -> "Store":
-    """A connection to the database of SETTINGS, which waits PATIENCE seconds at most for another's lock."""
-    scheme, _sep, path = settings.database.partition("://")
-    if scheme == "sqlite":
-        from greycheck.store import lean_sqlite
-
-        return lean_sqlite.Store(path[1:], patience)
-    raise StoreError(f"{scheme}: this version keeps its triplets in SQLite only")

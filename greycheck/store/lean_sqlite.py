@@ -67,6 +67,8 @@ class Store:
 
     def lock(self) -> None:
         """Begins a transaction that no other writer can come between."""
+        self._execute("PRAGMA synchronous = NORMAL")
+        self._execute("PRAGMA wal_autocheckpoint = 0")
         self._execute("BEGIN IMMEDIATE")
         self._locked = True
 
@@ -75,8 +77,6 @@ class Store:
         if not changes:
             return self._end("ROLLBACK", True)
         log = self._log_size()
-        self._execute("PRAGMA synchronous = NORMAL")
-        self._execute("PRAGMA wal_autocheckpoint = 0")
         if not patient:
             self._patience = HURRY
             self._execute(f"PRAGMA busy_timeout = {HURRY * 1000:.0f}")
