@@ -66,9 +66,9 @@ def without_store(place: Workshop) -> tuple[Case, Case]:
     )
 
 
-def with_store(place: Workshop, numbers: Numbers, reasons: tuple[str, ...]) -> list[Case]:
-    """Checks of each of REASONS, over a store of NUMBERS that is filled here."""
-    database = place.database(str(numbers.known), numbers)
+def with_store(place: Workshop, numbers: Numbers, reasons: tuple[str, ...], name: str = "") -> list[Case]:
+    """Checks of each of REASONS, over a store NAME of NUMBERS that is filled here."""
+    database = place.database(name or str(numbers.known), numbers)
     load = Load(numbers)
 
     def case(reason: str) -> Case:

@@ -27,10 +27,12 @@ from typing import NamedTuple, TypeVar
 
 import click
 
+from greycheck import rules
 from greycheck.cli.install import interpreter
-from greycheck.envelope import Envelope, Triplet, triplet
+from greycheck.envelope import Envelope, triplet
+from greycheck.policy import Change, TripletRow
 from greycheck.store import compiled_sqlite, schema
-from greycheck.store.lean import triplet_key
+from greycheck.store.lean import Asked, digest, parameters
 
 ROOT = Path(__file__).parent.parent
 
@@ -101,18 +103,22 @@ def mail(number: int) -> Mail:
     )
 
 
-def triplet_of(found: Mail) -> Triplet:
-    """The triplet that a check makes of the envelope FOUND."""
+def asked(found: Mail) -> Asked:
+    """What a check of the envelope FOUND asks for."""
     envelope = Envelope("smtpextfork", found.client, found.sender.encode(), found.recipient.encode())
-    return triplet(envelope, IPV4_PREFIX, IPV6_PREFIX)
+    return Asked(envelope, triplet(envelope, IPV4_PREFIX, IPV6_PREFIX))
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Which envelopes a store holds: from 0 on those that passed, from PENDING on those that wait."""
+    """Which envelopes a store holds: from 0 on those that passed, from PENDING on those that wait; and how many other clients, and
+    rules that match none of them.
+    """
 
     known: int
     pending: int = 0
+    clients: int = 0
+    rules: int = 0
 
     def __iter__(self) -> Iterator[int]:
         yield from range(self.known)
@@ -125,33 +131,38 @@ def fill(database: Path, numbers: Numbers, envelope: Callable[[int], Mail] = mai
     now = int(time()) - AGE
 
     def key(number: int) -> bytes:
-        return triplet_key(triplet_of(envelope(number)))
+        return asked(envelope(number)).key
 
     def rows() -> Iterator[tuple[object, ...]]:
         for number in sorted(numbers, key=key):
-            yield row(triplet_of(envelope(number)), now, number < PENDING)
+            yield row(asked(envelope(number)), now, number < PENDING)
 
     sql, _names = compiled_sqlite.INSERT_TRIPLET
     connection = sqlite3.connect(database)
     with connection:
         connection.executemany(sql, rows())
+        connection.executemany(
+            "INSERT INTO client (address, passes, first_seen, last_seen, expires_at) VALUES (?, 1, ?, ?, ?)",
+            ((f"220.{n >> 16}.{n >> 8 & 255}.{n & 255}", now, now, now + LIFETIME) for n in range(numbers.clients)),
+        )
+        connection.executemany(
+            "INSERT INTO rule VALUES (?, ?, ?, 'allow', NULL, '', ?, NULL)",
+            (rule(n, now) for n in range(numbers.rules)),
+        )
     connection.close()
 
 
-def row(made: Triplet, now: int, passed: bool) -> tuple[object, ...]:
+def rule(number: int, now: int) -> tuple[bytes, str, str, int]:
+    """The columns of rule NUMBER, of one kind after the other: its key, kind and pattern, and when it was made (NOW)."""
+    kind = rules.KINDS[number % len(rules.KINDS)]
+    value = b"32/24:%x" % (0xE60000 + number) if kind == "network" else b".site%d.example" % number
+    return digest(rules.key(kind, value)), kind, value.decode(), now
+
+
+def row(made: Asked, now: int, passed: bool) -> tuple[object, ...]:
     """The columns of triplet MADE, first seen at NOW (seconds since 1970) and either PASSED then or waiting."""
-    columns: dict[str, object] = {
-        "triplet_key": triplet_key(made),
-        "network": made.network,
-        "sender": made.sender.decode(),
-        "recipient": made.recipient.decode(),
-        "first_attempt": now,
-        "last_attempt": now,
-        "early_attempts": 0,
-        "passes": int(passed),
-        "passed_at": now if passed else None,
-        "expires_at": now + LIFETIME,
-    }
+    new = TripletRow(now, now, 0, int(passed), now if passed else None)
+    columns = parameters(made, Change(None, new, now + LIFETIME))
     return tuple(columns[name] for name in compiled_sqlite.INSERT_TRIPLET[1])
 
 

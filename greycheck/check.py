@@ -5,11 +5,11 @@ The same for everybody who decides. Time and the connection are handed in.
 
 from greycheck import policy
 from greycheck.envelope import Envelope, triplet
-from greycheck.store.lean import StoreError, triplet_key
+from greycheck.store.lean import Asked, StoreError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from greycheck.policy import Verdict
+    from greycheck.policy import Change, Verdict
     from greycheck.settings import Settings
     from greycheck.store.lean import Store
 
@@ -23,15 +23,13 @@ def check(store: "Store", envelope: Envelope, settings: "Settings", now: int) ->
     Where the change cannot be written, an acceptance stands, and so does a deferral whose triplet is recorded already; the verdict
     says so in ``unrecorded``. Raises StoreError where a new triplet cannot be recorded: deferred now, it would be again for ever.
     """
-    asked = triplet(envelope, settings.ipv4_prefix, settings.ipv6_prefix)
-    key = triplet_key(asked)
+    asked = Asked(envelope, triplet(envelope, settings.ipv4_prefix, settings.ipv6_prefix))
     for attempt in range(ATTEMPTS):
         if attempt:
             store.lock()
-        row, client = store.lookup(key, asked.client)
-        verdict, changes = policy.decide(row, client, settings, now)
+        verdict, changes = _decide(store, asked, settings, now)
         try:
-            if store.save(asked, key, changes, patient=verdict.reason not in ("client", "known")):
+            if store.save(asked, changes, patient=verdict.reason not in ("client", "known")):
                 return verdict
         except StoreError as error:
             if verdict.reason == "new":
@@ -39,3 +37,12 @@ def check(store: "Store", envelope: Envelope, settings: "Settings", now: int) ->
             verdict.unrecorded = str(error)
             return verdict
     raise StoreError(f"the race for this triplet was lost {ATTEMPTS} times")
+
+
+def _decide(store: "Store", asked: Asked, settings: "Settings", now: int) -> "tuple[Verdict, list[Change]]":
+    found = store.lookup(asked, now)
+    verdict, changes = policy.decide(found, settings, now)
+    if not policy.looks_around(verdict, settings):
+        return verdict, changes
+    waiting = store.waiting(asked, now - settings.retry_window, settings.pending_limit)
+    return policy.look_around(verdict, changes, found, waiting, settings, now)

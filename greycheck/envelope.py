@@ -11,16 +11,26 @@ class Envelope:
 
     ``client`` is the canonical client address, or None where the hook gave none that is usable; ``missing`` then says what was
     wrong. ``exempt`` names the variable that frees this client from checking, or is empty. ``sender`` and ``recipient`` are raw
-    bytes; the null sender is empty.
+    bytes; the null sender is empty. ``name`` is the client's name from DNS and ``helo`` what it calls itself, raw, empty if unknown.
     """
 
-    __slots__ = ("client", "exempt", "hook", "missing", "recipient", "sender")
+    __slots__ = ("client", "exempt", "helo", "hook", "missing", "name", "recipient", "sender")
 
     def __init__(
-        self, hook: str, client: str | None, sender: bytes, recipient: bytes, exempt: str = "", missing: str = ""
+        self,
+        hook: str,
+        client: str | None,
+        sender: bytes,
+        recipient: bytes,
+        exempt: str = "",
+        missing: str = "",
+        name: bytes = b"",
+        helo: bytes = b"",
     ) -> None:
         self.hook = hook
         self.client = client
+        self.name = name
+        self.helo = helo
         self.sender = sender
         self.recipient = recipient
         self.exempt = exempt
@@ -31,7 +41,9 @@ class Envelope:
 EXEMPTING = ("RELAYCLIENT", "SMTPAUTHUSER")
 
 
-def from_tcpserver(hook: str, environ: dict[bytes, bytes], sender: bytes, recipient: bytes) -> Envelope:
+def from_tcpserver(
+    hook: str, environ: dict[bytes, bytes], sender: bytes, recipient: bytes, helo: bytes = b""
+) -> Envelope:
     """The envelope of SENDER and RECIPIENT from the client that tcpserver's variables in ENVIRON describe."""
     address = environ.get(b"TCPREMOTEIP")
     client = None if address is None else normalise.client_address(address)
@@ -39,7 +51,8 @@ def from_tcpserver(hook: str, environ: dict[bytes, bytes], sender: bytes, recipi
     if client is None:
         missing = "TCPREMOTEIP" if address is None else "usable-TCPREMOTEIP"
     exempt = next((name for name in EXEMPTING if name.encode() in environ), "")
-    return Envelope(hook, client, sender, recipient, exempt, missing)
+    name = environ.get(b"TCPREMOTEHOST", b"")
+    return Envelope(hook, client, sender, recipient, exempt, missing, name, helo)
 
 
 class Triplet:

@@ -11,7 +11,7 @@ import _thread
 import posix
 
 from greycheck.envelope import Envelope
-from greycheck.policy import DEFER, Verdict
+from greycheck.policy import Verdict
 
 # What one address may take of a line, in bytes: an envelope's two and the rest stay below PIPE_BUF, so that lines never mix.
 SHOWN = 1200
@@ -46,8 +46,10 @@ def _clip(text: str) -> str:
 
 def verdict_line(envelope: Envelope, verdict: Verdict, milliseconds: int) -> bytes:
     """The log line of VERDICT on ENVELOPE; MILLISECONDS is how long the check took, the interpreter's start not counted."""
-    wait = f" wait={verdict.wait}" if verdict.action == DEFER and verdict.wait else ""
+    wait = f" wait={verdict.wait}" if verdict.wait else ""
     detail = f" {verdict.detail}" if verdict.detail else ""
+    if verdict.observed:
+        detail += f" observed={verdict.observed}"
     if verdict.unrecorded:
         detail += f" unrecorded={quoted(verdict.unrecorded)}"
     return (

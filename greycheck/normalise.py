@@ -29,13 +29,23 @@ def client_address(text: bytes) -> str | None:
 
 def client_network(address: str, ipv4_prefix: int, ipv6_prefix: int) -> str:
     """The network of a client ADDRESS (as client_address gives it) under the prefix lengths, as ``192.0.2.0/24``."""
-    parsed = _parse(address.encode())
-    if parsed is None:
-        raise ValueError(f"{address}: no client address")
-    bits, value = parsed
+    bits, value = address_bits(address)
     prefix = ipv4_prefix if bits == IPV4_BITS else ipv6_prefix
     host_bits = bits - prefix
     return f"{_text(bits, value >> host_bits << host_bits)}/{prefix}"
+
+
+def address_bits(address: str) -> tuple[int, int]:
+    """The length in bits (IPV4_BITS or IPV6_BITS) and the value of a client ADDRESS as client_address gives it."""
+    parsed = _parse(address.encode())
+    if parsed is None:
+        raise ValueError(f"{address}: no client address")
+    return parsed
+
+
+def host_name(name: bytes) -> bytes:
+    """NAME, of a client or from HELO, with its case folded and without a trailing dot."""
+    return name.lower().rstrip(b".")
 
 
 def _parse(text: bytes) -> tuple[int, int] | None:

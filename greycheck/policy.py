@@ -4,17 +4,20 @@ Everything that affects a verdict lives here; nothing here reads a clock, a stor
 rows, settings and ``now``, and return a verdict and the rows as they must be afterwards. The store writes those only where the rows
 still are what was read (compare and swap), so a race that is lost shows itself and is decided again.
 
-A triplet is in one of five phases; ``TRANSITIONS`` is the whole policy about them. Before a triplet counts, ``without_store`` answers
-for envelopes that nothing is looked up for, and a known client passes whatever its triplet (greylisting.md gives the order).
+The order is that of greylisting.md. ``without_store`` answers for envelopes that nothing is looked up for. ``decide`` goes through
+rules, strikes, known clients and the five phases of a triplet; ``TRANSITIONS`` is the whole policy about those. ``look_around``
+reconsiders a deferral by what waits besides. ``observe`` comes last and turns a verdict into what would have been.
 
 Times are whole seconds since 1970, UTC. A time in the future, written by a host whose clock is ahead or before a clock was set back,
 counts as now.
 """
 
-from greycheck.envelope import Envelope
+from greycheck.envelope import Envelope, triplet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from greycheck.settings import Settings
 
 ACCEPT = "accept"
@@ -31,11 +34,12 @@ SAME_ATTEMPT = 1
 class Verdict:
     """An ACTION (accept, defer or reject), its REASON, and what the log line adds.
 
-    ``wait`` is the number of seconds until a retry would pass, on a deferral. ``detail`` is further ``name=value`` text. ``unrecorded``
-    says why the store does not know of this attempt, where it should.
+    ``wait`` is the number of seconds until a retry would pass, on a deferral. ``detail`` is further ``name=value`` text.
+    ``unrecorded`` says why the store does not know of this attempt, where it should. ``observed`` is the action that would have been
+    taken, where the mode is to observe.
     """
 
-    __slots__ = ("action", "detail", "reason", "unrecorded", "wait")
+    __slots__ = ("action", "detail", "observed", "reason", "unrecorded", "wait")
 
     def __init__(self, action: str, reason: str, wait: int = 0, detail: str = "") -> None:
         self.action = action
@@ -43,6 +47,7 @@ class Verdict:
         self.wait = wait
         self.detail = detail
         self.unrecorded = ""
+        self.observed = ""
 
 
 class TripletRow:
@@ -59,22 +64,80 @@ class TripletRow:
 
 
 class ClientRow:
-    """What the store knows of a client address: how many triplets passed from it, and when it was first and last let through."""
+    """What the store knows of a client address.
 
-    __slots__ = ("first", "last", "passes")
+    How many triplets passed from it, and when it was first and last let through; how many strikes it has in a row, and until when it
+    is refused for them (0: it is not).
+    """
 
-    def __init__(self, first: int, last: int, passes: int) -> None:
+    __slots__ = ("first", "last", "passes", "strikes", "struck")
+
+    def __init__(self, first: int, last: int, passes: int, strikes: int = 0, struck: int = 0) -> None:
         self.first = first
         self.last = last
         self.passes = passes
+        self.strikes = strikes
+        self.struck = struck
+
+
+class RuleRow:
+    """A rule that matches: its KEY, ACTION, own DELAY in seconds (or None), its kind, and its pattern as a person reads it."""
+
+    __slots__ = ("action", "delay", "key", "kind", "pattern")
+
+    def __init__(self, key: bytes, kind: str, pattern: str, action: str, delay: int | None) -> None:
+        self.key = key
+        self.kind = kind
+        self.pattern = pattern
+        self.action = action
+        self.delay = delay
+
+
+class Found:
+    """What the store knows of an envelope: the rows of its triplet and its client, and the rules that match, the deciding one first.
+
+    ``expected`` is the rule by which somebody expects this mail.
+    """
+
+    __slots__ = ("client", "expected", "rules", "triplet")
+
+    def __init__(
+        self,
+        triplet: TripletRow | None = None,
+        client: ClientRow | None = None,
+        rules: "Sequence[RuleRow]" = (),
+        expected: RuleRow | None = None,
+    ) -> None:
+        self.triplet = triplet
+        self.client = client
+        self.rules = rules
+        self.expected = expected
+
+
+class Waiting:
+    """What waits besides: how many OTHERS of the same sender and recipient from other networks, the OLDEST of them since when (or
+    None), and how many triplets in all (TOTAL, an estimate).
+    """
+
+    __slots__ = ("oldest", "others", "total")
+
+    def __init__(self, others: int, oldest: int | None, total: int) -> None:
+        self.others = others
+        self.oldest = oldest
+        self.total = total
 
 
 class Change:
-    """One row to be written: from OLD, as it was read (None: there was none), to NEW, which expires at EXPIRES."""
+    """One row to be written: from OLD, as it was read (None: there was none), to NEW (None: there is none), which expires at EXPIRES."""
 
     __slots__ = ("expires", "new", "old")
 
-    def __init__(self, old: TripletRow | ClientRow | None, new: TripletRow | ClientRow, expires: int) -> None:
+    def __init__(
+        self,
+        old: "TripletRow | ClientRow | RuleRow | None",
+        new: TripletRow | ClientRow | None,
+        expires: int = 0,
+    ) -> None:
         self.old = old
         self.new = new
         self.expires = expires
@@ -110,16 +173,28 @@ TRANSITIONS = {
 }
 
 
-def phase(row: TripletRow | None, settings: "Settings", now: int) -> str:
+class Terms:
+    """The delay, retry window and lifetime that count for one mail, in seconds: the settings', or those of the RULE that greylists it."""
+
+    __slots__ = ("delay", "lifetime", "retry_window")
+
+    def __init__(self, settings: "Settings", rule: RuleRow | None = None) -> None:
+        self.delay = settings.delay if rule is None or rule.delay is None else rule.delay
+        self.lifetime = settings.lifetime
+        # A window that ends before the delay does would hold mail for ever.
+        self.retry_window = settings.retry_window + (self.delay if settings.retry_window <= self.delay else 0)
+
+
+def phase(row: TripletRow | None, terms: Terms, now: int) -> str:
     """The phase of a triplet at NOW. Both ends belong to it: a retry passes exactly at delay, and still at the window's last second."""
     if row is None:
         return ABSENT
     if row.passed is not None:
-        return KNOWN if now - row.last <= settings.lifetime else OVER
+        return KNOWN if now - row.last <= terms.lifetime else OVER
     age = now - min(row.first, now)
-    if age < settings.delay:
+    if age < terms.delay:
         return EARLY
-    return DUE if age <= settings.retry_window else OVER
+    return DUE if age <= terms.retry_window else OVER
 
 
 def is_known(row: ClientRow | None, settings: "Settings", now: int) -> bool:
@@ -129,46 +204,145 @@ def is_known(row: ClientRow | None, settings: "Settings", now: int) -> bool:
     return row.passes >= settings.client_passes and now - row.last <= settings.lifetime
 
 
-def decide(
-    row: TripletRow | None, client: ClientRow | None, settings: "Settings", now: int
-) -> tuple[Verdict, list[Change]]:
-    """The verdict on a triplet whose ROW and CLIENT row were read, and the changes to be written; none is the common case.
+def decide(found: Found, settings: "Settings", now: int) -> tuple[Verdict, list[Change]]:
+    """The verdict on an envelope of which the store has FOUND this, and the changes to be written; none is the common case.
 
     A verdict of reason `new` holds only once its change is committed. Every other one stands without: its row is there already.
     """
-    if client is not None and is_known(client, settings, now):
-        return Verdict(ACCEPT, "client"), _used(client, ClientRow(client.first, now, client.passes), settings, now)
-    now_in = phase(row, settings, now)
+    rule = deciding(found.rules, settings)
+    if rule is not None and rule.action == "allow":
+        return Verdict(ACCEPT, "rule", detail=f"rule={rule.pattern}"), []
+    if rule is not None and rule.action == "reject":
+        return Verdict(REJECT, "rule", detail=f"rule={rule.pattern}"), []
+    client = found.client
+    if rule is None and client is not None:
+        if settings.strikes and client.struck > now:
+            return Verdict(REJECT, "strikes"), []
+        if is_known(client, settings, now):
+            used = ClientRow(client.first, now, client.passes, client.strikes, client.struck)
+            return Verdict(ACCEPT, "client"), _used(client, used, settings.lifetime, now)
+    return _greylisted(found, Terms(settings, rule), settings, now, f"rule={rule.pattern}" if rule else "")
+
+
+def deciding(rules: "Sequence[RuleRow]", settings: "Settings") -> RuleRow | None:
+    """The first of RULES that counts. A name that nobody verified allows nothing: anybody can write one into his reverse DNS."""
+    for rule in rules:
+        if rule.kind != "name" or rule.action != "allow" or settings.verified_names == "yes":
+            return rule
+    return None
+
+
+def _greylisted(
+    found: Found, terms: Terms, settings: "Settings", now: int, detail: str
+) -> tuple[Verdict, list[Change]]:
+    row = found.triplet
+    now_in = phase(row, terms, now)
     action, reason = TRANSITIONS[now_in]
+    if action == DEFER and found.expected is not None:
+        passed = Change(row, TripletRow(now, now, 0, 1, now), now + terms.lifetime)
+        return Verdict(ACCEPT, "expected", detail=f"by={found.expected.pattern}"), [
+            passed,
+            Change(found.expected, None),
+        ]
     if row is None or now_in == OVER:
         fresh = TripletRow(first=now, last=now)
-        return Verdict(action, reason, wait=settings.delay), [Change(row, fresh, now + settings.retry_window)]
+        return Verdict(action, reason, terms.delay, detail), [Change(row, fresh, now + terms.retry_window)]
     if now_in == EARLY:
-        first = min(row.first, now)
-        return Verdict(action, reason, wait=first + settings.delay - now), _early(row, first, settings, now)
+        return _early(row, found.client, terms, settings, now, detail)
     if now_in == KNOWN:
         used = TripletRow(row.first, now, row.early, row.passes + 1, row.passed)
-        return Verdict(action, reason), _used(row, used, settings, now)
-    passed = Change(row, TripletRow(row.first, now, row.early, 1, now), now + settings.lifetime)
-    return Verdict(action, reason), [passed, *_passed_client(client, settings, now)]
+        return Verdict(action, reason, detail=detail), _used(row, used, terms.lifetime, now)
+    return Verdict(action, reason, detail=detail), _passed(found, settings, now)
 
 
-def _early(row: TripletRow, first: int, settings: "Settings", now: int) -> list[Change]:
+def _early(
+    row: TripletRow, client: ClientRow | None, terms: Terms, settings: "Settings", now: int, detail: str
+) -> tuple[Verdict, list[Change]]:
+    first = min(row.first, now)
+    verdict = Verdict(DEFER, "early", first + terms.delay - now, detail)
     if first == row.first and abs(now - row.last) <= SAME_ATTEMPT:
-        return []
-    return [Change(row, TripletRow(first, now, row.early + 1), first + settings.retry_window)]
+        return verdict, []
+    counted = Change(row, TripletRow(first, now, row.early + 1), first + terms.retry_window)
+    if not settings.strikes:
+        return verdict, [counted]
+    hammering = now - row.last <= settings.strike_interval
+    strikes = (client.strikes if client else 0) + 1 if hammering else 0
+    if strikes == (client.strikes if client else 0):
+        return verdict, [counted]
+    if strikes >= settings.strikes:
+        return Verdict(REJECT, "strikes"), [counted, _struck(client, 0, now + settings.strike_time, settings, now)]
+    return verdict, [counted, _struck(client, strikes, 0, settings, now)]
 
 
-def _used(row: TripletRow | ClientRow, used: TripletRow | ClientRow, settings: "Settings", now: int) -> list[Change]:
+def _struck(client: ClientRow | None, strikes: int, until: int, settings: "Settings", now: int) -> Change:
+    """The client's row with STRIKES in a row, refused UNTIL (0: it is not)."""
+    expires = until or now + settings.retry_window
+    if client is None:
+        return Change(None, ClientRow(now, now, 0, strikes, until), expires)
+    if client.passes:
+        expires = max(expires, client.last + settings.lifetime)
+    return Change(client, ClientRow(client.first, client.last, client.passes, strikes, until), expires)
+
+
+def _used(row: TripletRow | ClientRow, used: TripletRow | ClientRow, lifetime: int, now: int) -> list[Change]:
     if abs(now - row.last) < REFRESH:
         return []
-    return [Change(row, used, now + settings.lifetime)]
+    return [Change(row, used, now + lifetime)]
 
 
-def _passed_client(client: ClientRow | None, settings: "Settings", now: int) -> list[Change]:
-    if not settings.client_passes:
-        return []
+def _passed(found: Found, settings: "Settings", now: int) -> list[Change]:
+    """The changes that make a triplet pass, and its client known."""
+    row, client = found.triplet, found.client
     expires = now + settings.lifetime
+    first, early = (min(row.first, now), row.early) if row else (now, 0)
+    passed = Change(row, TripletRow(first, now, early, 1, now), expires)
+    if not settings.client_passes:
+        return [passed]
     if client is None or now - client.last > settings.lifetime:
-        return [Change(client, ClientRow(now, now, 1), expires)]
-    return [Change(client, ClientRow(client.first, now, client.passes + 1), expires)]
+        return [passed, Change(client, ClientRow(now, now, 1), expires)]
+    return [passed, Change(client, ClientRow(client.first, now, client.passes + 1), expires)]
+
+
+def looks_around(verdict: Verdict, settings: "Settings") -> bool:
+    """Whether ``look_around`` may change VERDICT."""
+    return verdict.reason in ("new", "early") and bool(settings.pool_networks or settings.pending_limit)
+
+
+def look_around(
+    verdict: Verdict, changes: list[Change], found: Found, waiting: Waiting, settings: "Settings", now: int
+) -> tuple[Verdict, list[Change]]:
+    """VERDICT and CHANGES, reconsidered by what is WAITING besides: reasons `pool` and `full`.
+
+    Providers retry from another network each time; what waits from enough of them, the oldest longer than the delay, has been retried.
+    Where too many triplets wait, somebody is filling the table, and new ones are let through.
+    """
+    terms = Terms(settings, deciding(found.rules, settings))
+    oldest = now if waiting.oldest is None else waiting.oldest
+    if settings.pool_networks and waiting.others >= settings.pool_networks and now - oldest >= terms.delay:
+        return Verdict(ACCEPT, "pool", detail=verdict.detail), _passed(found, settings, now)
+    if verdict.reason == "new" and settings.pending_limit and waiting.total >= settings.pending_limit:
+        return Verdict(ACCEPT, "full", detail=verdict.detail), []
+    return verdict, changes
+
+
+def observe(verdict: Verdict, envelope: Envelope, settings: "Settings") -> Verdict:
+    """VERDICT on ENVELOPE, or the acceptance that remembers it where such mail is only observed."""
+    if verdict.action != ACCEPT and _is_observed(envelope, settings):
+        verdict.observed, verdict.action = verdict.action, ACCEPT
+    return verdict
+
+
+def _is_observed(envelope: Envelope, settings: "Settings") -> bool:
+    if settings.mode == "observe":
+        return True
+    asked = triplet(envelope, settings.ipv4_prefix, settings.ipv6_prefix)
+    domain = asked.recipient.rpartition(b"@")[2].decode("utf-8", "surrogateescape")
+    return domain in settings.observe_domains or share(asked.network) < settings.observe_percent
+
+
+def share(network: str) -> int:
+    """A stable number from 0 to 99 for a client NETWORK (FNV-1a: nothing is to be imported for it)."""
+    value = 0xCBF29CE484222325
+    for byte in network.encode():
+        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return (value >> 32) % 100

@@ -66,6 +66,10 @@ def _database(text: str) -> str:
     return "sqlite:///" + text
 
 
+def _domains(text: str) -> tuple[str, ...]:
+    return tuple(domain.strip().lower() for domain in text.split(",") if domain.strip())
+
+
 def _mode(text: str) -> int:
     if text not in ("0600", "0660"):
         raise ValueError("not 0600 or 0660")
@@ -88,7 +92,7 @@ class Setting:
         self.name = name
         self.parse = parse
         self.text = text
-        self.default = parse(text) if text else ""
+        self.default = parse(text) if text or name != "database" else ""
         self.meaning = meaning
 
 
@@ -119,6 +123,37 @@ TABLE = (
     Setting(
         "null_sender", _choice("greylist", "accept"), "greylist", "What happens to the null sender: greylist or accept."
     ),
+    Setting("strikes", _whole(0, 1000), "0", "After how many hasty retries in a row a client is refused; 0 never."),
+    Setting("strike_interval", _duration(2), "70s", "How soon after the last attempt a retry is a strike."),
+    Setting("strike_time", _duration(1), "24h", "How long a client is refused for its strikes."),
+    Setting(
+        "pool_networks",
+        _whole(0, 1000),
+        "3",
+        "From how many other networks the same mail must wait to count as retried; 0 never.",
+    ),
+    Setting(
+        "pending_limit",
+        _whole(0, 999999999),
+        "1000000",
+        "How many triplets may wait before new ones are accepted; 0 for any number.",
+    ),
+    Setting("verified_names", _choice("yes", "no"), "no", "Whether tcpserver verifies TCPREMOTEHOST (-p): yes or no."),
+    Setting(
+        "mode",
+        _choice("enforce", "observe"),
+        "enforce",
+        "Whether verdicts count or are only logged: enforce or observe.",
+    ),
+    Setting(
+        "observe_domains", _domains, "", "Recipient domains for which verdicts are only logged, with commas between."
+    ),
+    Setting(
+        "observe_percent",
+        _whole(0, 100),
+        "0",
+        "Share of client networks for which verdicts are only logged, in percent.",
+    ),
     Setting("deadline", _duration(1), "5s", "How long one check may take before on_error answers."),
     Setting(
         "on_error", _choice("accept", "defer"), "accept", "The verdict where the check cannot be made: accept or defer."
@@ -142,6 +177,15 @@ class Settings:
     ipv6_prefix: int
     client_passes: int
     null_sender: str
+    strikes: int
+    strike_interval: int
+    strike_time: int
+    pool_networks: int
+    pending_limit: int
+    verified_names: str
+    mode: str
+    observe_domains: tuple[str, ...]
+    observe_percent: int
     deadline: int
     on_error: str
 

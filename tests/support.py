@@ -139,9 +139,11 @@ class Child:
                 (seconds,),
             )
             connection.execute(
-                "UPDATE client SET first_seen = first_seen - ?1, last_seen = last_seen - ?1, expires_at = expires_at - ?1",
+                "UPDATE client SET first_seen = first_seen - ?1, last_seen = last_seen - ?1, expires_at = expires_at - ?1,"
+                " struck_until = max(0, struck_until - ?1)",
                 (seconds,),
             )
+            connection.execute("UPDATE rule SET created_at = created_at - ?1, expires_at = expires_at - ?1", (seconds,))
         connection.close()
 
     def rows(self, query: str) -> list[tuple[object, ...]]:

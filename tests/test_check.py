@@ -4,13 +4,16 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from greycheck import rules
 from greycheck.check import ATTEMPTS, check
-from greycheck.envelope import Envelope, Triplet
-from greycheck.policy import Change, ClientRow, TripletRow
+from greycheck.envelope import Envelope, Triplet, triplet
+from greycheck.policy import Change, ClientRow, Found, RuleRow, TripletRow, Waiting
 from greycheck.settings import read
 from greycheck.store import connect, lean, schema
-from greycheck.store.lean import StoreError
+from greycheck.store.lean import Asked, StoreError
 from greycheck.store.lean_sqlite import Store
 
 NOW = 1_800_000_000
@@ -27,13 +30,16 @@ class Fake:
         self.row = row
         self.locks = 0
 
-    def lookup(self, _key: bytes, _address: str) -> tuple[TripletRow | None, ClientRow | None]:
-        return self.row, None
+    def lookup(self, _asked: Asked, _now: int) -> Found:
+        return Found(self.row)
+
+    def waiting(self, _asked: Asked, _since: int, _limit: int) -> Waiting:
+        return Waiting(0, None, 0)
 
     def lock(self) -> None:
         self.locks += 1
 
-    def save(self, _triplet: Triplet, _key: bytes, _changes: list[Change], patient: bool) -> bool:
+    def save(self, _asked: Asked, _changes: list[Change], patient: bool) -> bool:
         assert patient
         if self.error:
             raise self.error
@@ -76,23 +82,26 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "greycheck.db"
 
 
-TRIPLET = Triplet("192.0.2.1", "192.0.2.0/24", b"a@example.org", b"b@example.net")
-KEY = lean.triplet_key(TRIPLET)
+def asked(
+    network: str = "192.0.2.0/24", sender: bytes = b"a@example.org", recipient: bytes = b"b@example.net"
+) -> Asked:
+    return Asked(ENVELOPE, Triplet("192.0.2.1", network, sender, recipient))
+
+
+ASKED = asked()
 
 
 def test_a_row_comes_back_as_it_was_saved(path: Path) -> None:
     store = Store(str(path), 1)
-    row, client = TripletRow(1, 2, 3, 4, 5), ClientRow(6, 7, 8)
-    assert store.save(TRIPLET, KEY, [Change(None, row, 9), Change(None, client, 10)], patient=True)
-    found, found_client = store.lookup(KEY, "192.0.2.1")
-    assert found
-    assert found_client
-    assert [getattr(found, name) for name in TripletRow.__slots__] == [
-        getattr(row, name) for name in TripletRow.__slots__
-    ]
-    assert [getattr(found_client, name) for name in ClientRow.__slots__] == [
-        getattr(client, name) for name in ClientRow.__slots__
-    ]
+    row, client = TripletRow(1, 2, 3, 4, 5), ClientRow(6, 7, 8, 9, 10)
+    assert store.save(ASKED, [Change(None, row, 9), Change(None, client, 10)], patient=True)
+    found = store.lookup(ASKED, NOW)
+    assert (values(found.triplet), values(found.client)) == (values(row), values(client))
+
+
+def values(row: TripletRow | ClientRow | None) -> list[int | None]:
+    assert row
+    return [getattr(row, name) for name in row.__slots__]
 
 
 @pytest.mark.parametrize(
@@ -100,37 +109,38 @@ def test_a_row_comes_back_as_it_was_saved(path: Path) -> None:
 )
 def test_a_row_that_changed_meanwhile_is_not_overwritten(path: Path, stale: TripletRow) -> None:
     store = Store(str(path), 1)
-    store.save(TRIPLET, KEY, [Change(None, TripletRow(1, 2), 9)], patient=True)
-    assert not store.save(TRIPLET, KEY, [Change(stale, TripletRow(7, 7), 9)], patient=True)
-    found, _client = store.lookup(KEY, "")
-    assert found
-    assert (found.first, found.last) == (1, 2)
+    store.save(ASKED, [Change(None, TripletRow(1, 2), 9)], patient=True)
+    assert not store.save(ASKED, [Change(stale, TripletRow(7, 7), 9)], patient=True)
+    assert values(store.lookup(ASKED, NOW).triplet) == values(TripletRow(1, 2))
 
 
 def test_a_row_that_came_meanwhile_is_not_overwritten(path: Path) -> None:
     one, other = Store(str(path), 1), Store(str(path), 1)
-    assert one.save(TRIPLET, KEY, [Change(None, TripletRow(1, 1), 9)], patient=True)
-    assert not other.save(TRIPLET, KEY, [Change(None, TripletRow(2, 2), 9)], patient=True)
+    assert one.save(ASKED, [Change(None, TripletRow(1, 1), 9)], patient=True)
+    assert not other.save(ASKED, [Change(None, TripletRow(2, 2), 9)], patient=True)
 
 
 def test_all_changes_are_written_or_none(path: Path) -> None:
     store = Store(str(path), 1)
     stale = Change(ClientRow(1, 1, 1), ClientRow(1, 1, 2), 9)
-    assert not store.save(TRIPLET, KEY, [Change(None, TripletRow(1, 1), 9), stale], patient=True)
-    assert store.lookup(KEY, "192.0.2.1") == (None, None)
+    assert not store.save(ASKED, [Change(None, TripletRow(1, 1), 9), stale], patient=True)
+    gone = Change(RuleRow(b"key", "expect", "", "allow", None), None)
+    assert not store.save(ASKED, [Change(None, TripletRow(1, 1), 9), gone], patient=True)
+    found = store.lookup(ASKED, NOW)
+    assert (found.triplet, found.client) == (None, None)
 
 
 def test_changes_can_be_saved_under_the_lock(path: Path) -> None:
     store = Store(str(path), 1)
     store.lock()
-    assert store.save(TRIPLET, KEY, [Change(None, TripletRow(1, 1), 9)], patient=True)
-    assert Store(str(path), 0.1).save(TRIPLET, KEY, [Change(TripletRow(1, 1), TripletRow(1, 2), 9)], patient=True)
+    assert store.save(ASKED, [Change(None, TripletRow(1, 1), 9)], patient=True)
+    assert Store(str(path), 0.1).save(ASKED, [Change(TripletRow(1, 1), TripletRow(1, 2), 9)], patient=True)
 
 
 def test_a_file_without_tables_has_no_schema(tmp_path: Path) -> None:
     (tmp_path / "empty.db").touch()
     with pytest.raises(lean.NoSchema, match="no such table"):
-        Store(f"{tmp_path}/empty.db", 1).lookup(KEY, "")
+        Store(f"{tmp_path}/empty.db", 1).lookup(ASKED, NOW)
 
 
 def test_another_kind_of_database_is_named_without_its_password() -> None:
@@ -142,8 +152,8 @@ def test_another_kind_of_database_is_named_without_its_password() -> None:
 def test_a_decision_without_a_change_lets_go_of_the_lock(path: Path) -> None:
     store, other = Store(str(path), 1), Store(str(path), 0.1)
     store.lock()
-    assert store.save(TRIPLET, KEY, [], patient=True)
-    assert other.save(TRIPLET, KEY, [Change(None, TripletRow(1, 1), 9)], patient=True)
+    assert store.save(ASKED, [], patient=True)
+    assert other.save(ASKED, [Change(None, TripletRow(1, 1), 9)], patient=True)
 
 
 def test_the_write_ahead_log_is_emptied_by_whom_makes_it_grow(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,17 +162,16 @@ def test_the_write_ahead_log_is_emptied_by_whom_makes_it_grow(path: Path, monkey
     largest = 0
     for number in range(100):
         store = Store(str(path), 1)
-        triplet = Triplet("192.0.2.1", f"{number}", b"", b"")
-        store.save(triplet, lean.triplet_key(triplet), [Change(None, TripletRow(1, 1), number)], patient=True)
+        store.save(asked(f"{number}"), [Change(None, TripletRow(1, 1), number)], patient=True)
         largest = max(largest, log.stat().st_size)
         store.tidy()
-    assert largest < 120_000
+    assert largest < 150_000
 
 
 def test_a_write_ahead_log_that_cannot_be_emptied_is_left(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("greycheck.store.lean_sqlite.LOG_STEP", 1)
     store = Store(str(path), 1)
-    store.save(TRIPLET, KEY, [Change(None, TripletRow(1, 1), 9)], patient=True)
+    store.save(ASKED, [Change(None, TripletRow(1, 1), 9)], patient=True)
     monkeypatch.setattr(store, "_execute", failing)
     store.tidy()
 
@@ -173,11 +182,116 @@ def failing(*_arguments: object) -> None:
 
 def test_keys_do_not_run_together() -> None:
     keys = {
-        lean.triplet_key(Triplet("", network, sender, recipient))
+        asked(network, sender, recipient).key
         for network, sender, recipient in [("a", b"b", b"c"), ("ab", b"", b"c"), ("a", b"", b"bc"), ("", b"ab", b"c")]
     }
     assert len(keys) == 4
     assert all(len(key) == lean.DIGEST for key in keys)
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+
+def put(path: Path, key: bytes, kind: str = "network", action: str = "allow", expires: int | None = None) -> None:
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute(
+            "INSERT INTO rule VALUES (?, ?, ?, ?, NULL, '', 1, ?)",
+            (lean.digest(key), kind, key.decode(), action, expires),
+        )
+    connection.close()
+
+
+@pytest.mark.parametrize("client", ["192.0.2.1", "2001:db8::1"])
+def test_rules_come_in_the_order_in_which_they_decide(path: Path, client: str) -> None:
+    envelope = Envelope(
+        "smtpextfork", client, b"A@Example.org", b"b@example.net", name=b"mx.example.com.", helo=b"HELO.example"
+    )
+    wanted = Asked(envelope, triplet(envelope, 24, 64))
+    keys = rules.keys(envelope, b"a@example.org", b"b@example.net")
+    for key in keys[::-1]:
+        put(path, key)
+    put(path, rules.key("network", b"32/32:0"))
+    found = Store(str(path), 1).lookup(wanted, NOW)
+    assert [rule.pattern.encode() for rule in found.rules] == keys
+    assert found.expected is None
+
+
+@pytest.mark.parametrize(("expires", "counts"), [(None, True), (NOW + 1, True), (NOW, False)])
+def test_a_rule_counts_until_it_is_over(path: Path, expires: int | None, counts: bool) -> None:
+    put(path, rules.key("sender", b"a@example.org"), "sender", "reject", expires)
+    assert (check(Store(str(path), 1), ENVELOPE, SETTINGS, NOW).reason == "rule") == counts
+
+
+@pytest.mark.parametrize("domain", [b"", b".example.org", b".org"])
+def test_expected_mail_passes_once(path: Path, domain: bytes) -> None:
+    put(path, rules.expectation_key(b"b@example.net", domain), "expect", "allow", NOW + 900)
+    assert check(Store(str(path), 1), ENVELOPE, SETTINGS, NOW).reason == "expected"
+    assert check(Store(str(path), 1), ENVELOPE, SETTINGS, NOW).reason == "known"
+    other = Envelope("smtpextfork", "198.51.100.1", b"c@example.org", b"b@example.net")
+    assert check(Store(str(path), 1), other, SETTINGS, NOW).reason == "new"
+
+
+def test_mail_from_elsewhere_is_not_expected(path: Path) -> None:
+    put(path, rules.expectation_key(b"b@example.net", b".example.com"), "expect", "allow", NOW + 900)
+    assert check(Store(str(path), 1), ENVELOPE, SETTINGS, NOW).reason == "new"
+
+
+def test_the_most_specific_expectation_is_used_up_first(path: Path) -> None:
+    for domain in (b"", b".org", b".example.org"):
+        put(path, rules.expectation_key(b"b@example.net", domain), "expect", "allow", NOW + 900)
+    expected = Store(str(path), 1).lookup(ASKED, NOW).expected
+    assert expected
+    assert expected.pattern.endswith("\0.example.org")
+
+
+# --- what waits besides -----------------------------------------------------------------------------------------------
+
+
+def wait_from(path: Path, network: str, first: int, **more: bytes) -> None:
+    Store(str(path), 1).save(
+        asked(network, **more), [Change(None, TripletRow(first, first), first + 9999)], patient=True
+    )
+
+
+def test_the_same_mail_from_other_networks_is_counted(path: Path) -> None:
+    for number in range(4):
+        wait_from(path, f"10.0.{number}.0/24", NOW - 100 * number)
+    wait_from(path, "192.0.2.0/24", NOW - 9000)
+    wait_from(path, "10.0.9.0/24", NOW - 9000, sender=b"other@example.org")
+    wait_from(path, "10.0.9.0/24", NOW - 9000, recipient=b"other@example.net")
+    passed = Change(None, TripletRow(NOW - 9000, NOW, 0, 1, NOW), NOW)
+    Store(str(path), 1).save(asked("10.0.8.0/24"), [passed], patient=True)
+    waiting = Store(str(path), 1).waiting(ASKED, NOW - 250, 100)
+    assert (waiting.others, waiting.oldest, waiting.total) == (3, NOW - 200, 7)
+
+
+def test_bounces_are_no_pool(path: Path) -> None:
+    for number in range(4):
+        wait_from(path, f"10.0.{number}.0/24", NOW - 1000, sender=b"")
+    waiting = Store(str(path), 1).waiting(asked(sender=b""), NOW - 9000, 0)
+    assert (waiting.others, waiting.oldest, waiting.total) == (0, None, 0)
+
+
+@pytest.mark.parametrize("limit", [20_000, 100_000])
+def test_the_number_of_all_that_waits_is_estimated_well(path: Path, limit: int) -> None:
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.executemany(
+            "INSERT INTO triplet VALUES (?, '', '', '', 1, 1, 0, 0, NULL, 1, NULL)",
+            ((lean.digest(b"%d" % number),) for number in range(20_000)),
+        )
+    connection.close()
+    store = Store(str(path), 1)
+    estimates = [store.waiting(asked(f"{number}"), 0, limit).total for number in range(50)]
+    assert 0.9 < sum(estimates) / 50 / 20_000 < 1.1
+
+
+@given(st.binary(min_size=16, max_size=16), st.integers(1, 999_999_999))
+def test_a_sample_is_a_range_of_keys_in_proportion(key: bytes, limit: int) -> None:
+    low, high, times = lean.sample(key, limit)
+    assert low < high
+    assert times == 1 or abs(int.from_bytes(high) - int.from_bytes(low) - (1 << 64) // times) == 0
 
 
 def test_special_characters_of_a_path_are_no_parameters(tmp_path: Path) -> None:
@@ -185,7 +299,7 @@ def test_special_characters_of_a_path_are_no_parameters(tmp_path: Path) -> None:
     directory.mkdir()
     schema.upgrade(f"sqlite:///{directory}/greycheck.db")
     store = Store(f"{directory}/greycheck.db", 1)
-    store.save(TRIPLET, KEY, [Change(None, TripletRow(1, 1), 9)], patient=True)
+    store.save(ASKED, [Change(None, TripletRow(1, 1), 9)], patient=True)
     connection = sqlite3.connect(directory / "greycheck.db")
     assert connection.execute("SELECT count(*) FROM triplet").fetchone() == (1,)
     connection.close()

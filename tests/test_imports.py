@@ -1,5 +1,6 @@
 """What one check loads: this list, and nothing else. Whatever joins it must be worth its time (design.md)."""
 
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,18 @@ def test_a_check_loads_this_and_nothing_else(child: Child, argv: list[str], hook
     for _new_early_and_due in range(3):
         assert loaded(child, argv) == OURS | OF_THE_STORE | {f"greycheck.hooks.{hook}"} | BUILT_IN
         child.age(150)
+
+
+def test_rules_cost_one_more_module_where_there_are_any(child: Child) -> None:
+    child.make_store()
+    connection = sqlite3.connect(child.database)
+    with connection:
+        connection.execute("INSERT INTO rule VALUES (x'00', 'network', '10.0.0.0/8', 'allow', NULL, '', 1, NULL)")
+    connection.close()
+    assert loaded(child, ["greycheck"]) - OURS - OF_THE_STORE - BUILT_IN == {
+        "greycheck.hooks.smtpextfork",
+        "greycheck.rules",
+    }
 
 
 def test_an_exempt_client_costs_no_store(child: Child) -> None:

@@ -28,9 +28,16 @@ def test_the_null_sender_is_shown_as_brackets() -> None:
 
 
 def test_an_acceptance_names_no_wait_but_its_detail() -> None:
-    verdict = Verdict(ACCEPT, "retry", wait=7, detail="by=RELAYCLIENT")
+    verdict = Verdict(ACCEPT, "retry", detail="by=RELAYCLIENT")
     verdict.unrecorded = "disk full"
     assert line(verdict=verdict).endswith(' by=RELAYCLIENT unrecorded="disk full" hook=smtpextfork ms=9\n')
+
+
+def test_an_observed_verdict_shows_what_would_have_been() -> None:
+    verdict = Verdict(ACCEPT, "new", wait=300)
+    verdict.observed = DEFER
+    assert " reason=new " in line(verdict=verdict)
+    assert line(verdict=verdict).endswith(" wait=300 observed=defer hook=smtpextfork ms=9\n")
 
 
 def test_an_envelope_without_a_client_shows_a_dash() -> None:

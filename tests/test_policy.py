@@ -7,7 +7,7 @@ import pytest
 
 from greycheck import policy
 from greycheck.envelope import Envelope
-from greycheck.policy import ACCEPT, DEFER, ClientRow, TripletRow
+from greycheck.policy import ACCEPT, DEFER, REJECT, Change, ClientRow, Found, RuleRow, TripletRow, Verdict, Waiting
 from greycheck.settings import Settings
 
 NOW = 1_800_000_000
@@ -24,6 +24,17 @@ class Values:
     client_passes: int = 1
     null_sender: str = "greylist"
     off: bool = False
+    strikes: int = 0
+    strike_interval: int = 70
+    strike_time: int = 86400
+    pool_networks: int = 3
+    pending_limit: int = 1000
+    verified_names: str = "no"
+    mode: str = "enforce"
+    observe_domains: tuple[str, ...] = ()
+    observe_percent: int = 0
+    ipv4_prefix: int = 24
+    ipv6_prefix: int = 64
 
 
 DEFAULTS = Values()
@@ -32,10 +43,11 @@ DEFAULTS = Values()
 def decide(
     row: TripletRow | None, client: ClientRow | None = None, values: Values = DEFAULTS
 ) -> tuple[policy.Verdict, list[policy.Change]]:
-    return policy.decide(row, client, cast(Settings, values), NOW)
+    return policy.decide(Found(row, client), cast(Settings, values), NOW)
 
 
-def state(row: TripletRow | ClientRow) -> dict[str, int | None]:
+def state(row: TripletRow | ClientRow | None) -> dict[str, int | None]:
+    assert row
     return {name: getattr(row, name) for name in row.__slots__}
 
 
@@ -71,7 +83,7 @@ def test_a_retry_in_the_window_passes_and_makes_the_client_known(age: int) -> No
     assert state(passed.new) == {"first": NOW - age, "last": NOW, "early": 1, "passes": 1, "passed": NOW}
     assert passed.expires == known.expires == NOW + LIFETIME
     assert known.old is None
-    assert state(known.new) == {"first": NOW, "last": NOW, "passes": 1}
+    assert state(known.new) == {"first": NOW, "last": NOW, "passes": 1, "strikes": 0, "struck": 0}
 
 
 def test_a_retry_after_the_window_is_a_new_message() -> None:
@@ -123,6 +135,7 @@ def test_a_clock_that_is_a_second_ahead_moves_the_first_attempt_to_the_earlier_c
 def test_a_last_use_in_the_future_is_refreshed_when_it_is_an_hour_off() -> None:
     assert decide(TripletRow(NOW, NOW + 10, passes=1, passed=NOW))[1] == []
     [change] = decide(TripletRow(NOW, NOW + policy.REFRESH, passes=1, passed=NOW))[1]
+    assert change.new
     assert change.new.last == NOW
 
 
@@ -139,7 +152,7 @@ def test_a_known_client_passes_whatever_the_triplet(row: TripletRow | None) -> N
 def test_a_known_client_is_refreshed_once_an_hour() -> None:
     client = ClientRow(NOW - LIFETIME, NOW - policy.REFRESH, 4)
     [change] = decide(None, client)[1]
-    assert state(change.new) == {"first": NOW - LIFETIME, "last": NOW, "passes": 4}
+    assert state(change.new) == {"first": NOW - LIFETIME, "last": NOW, "passes": 4, "strikes": 0, "struck": 0}
     assert change.old is client
 
 
@@ -148,7 +161,7 @@ def test_a_client_that_was_long_away_is_not_known() -> None:
     assert decide(None, client)[0].reason == "new"
     verdict, [_passed, known] = decide(TripletRow(NOW - DELAY, NOW - DELAY), client)
     assert verdict.reason == "retry"
-    assert state(known.new) == {"first": NOW, "last": NOW, "passes": 1}
+    assert state(known.new) == {"first": NOW, "last": NOW, "passes": 1, "strikes": 0, "struck": 0}
 
 
 def test_a_client_must_pass_as_often_as_the_setting_says() -> None:
@@ -156,7 +169,7 @@ def test_a_client_must_pass_as_often_as_the_setting_says() -> None:
     assert decide(None, ClientRow(NOW, NOW, 4), five)[0].reason == "new"
     assert decide(None, ClientRow(NOW, NOW, 5), five)[0].reason == "client"
     _verdict, [_passed, known] = decide(TripletRow(NOW - DELAY, NOW), ClientRow(NOW - 7, NOW - 7, 3), five)
-    assert state(known.new) == {"first": NOW - 7, "last": NOW, "passes": 4}
+    assert state(known.new) == {"first": NOW - 7, "last": NOW, "passes": 4, "strikes": 0, "struck": 0}
 
 
 def test_known_clients_can_be_switched_off() -> None:
@@ -196,3 +209,212 @@ def test_the_others_are_looked_up(asked: Envelope, values: Values) -> None:
 
 def test_every_phase_has_a_transition() -> None:
     assert set(policy.TRANSITIONS) == {policy.ABSENT, policy.EARLY, policy.DUE, policy.KNOWN, policy.OVER}
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+
+def rule(action: str, delay: int | None = None, kind: str = "network") -> RuleRow:
+    return RuleRow(b"key", kind, "192.0.2.0/24", action, delay)
+
+
+def with_rules(
+    *rules: RuleRow, row: TripletRow | None = None, client: ClientRow | None = None, values: Values = DEFAULTS
+) -> tuple[Verdict, list[Change]]:
+    return policy.decide(Found(row, client, rules), cast(Settings, values), NOW)
+
+
+KNOWN_CLIENT = ClientRow(NOW - 50, NOW - 50, 1)
+
+
+@pytest.mark.parametrize(("action", "verdict"), [("allow", ACCEPT), ("reject", REJECT)])
+def test_a_rule_decides_before_all_else_and_writes_nothing(action: str, verdict: str) -> None:
+    for client in (None, KNOWN_CLIENT, ClientRow(NOW, NOW, 0, 0, NOW + 100)):
+        found, changes = with_rules(rule(action), client=client)
+        assert (found.action, found.reason, found.detail, changes) == (verdict, "rule", "rule=192.0.2.0/24", [])
+
+
+def test_the_first_of_several_rules_decides() -> None:
+    assert with_rules(rule("reject"), rule("allow"))[0].action == REJECT
+
+
+def test_a_rule_that_greylists_does_so_with_its_own_delay_and_for_known_clients_too() -> None:
+    verdict, [change] = with_rules(rule("greylist", 3600), client=KNOWN_CLIENT)
+    assert (verdict.action, verdict.reason, verdict.wait, verdict.detail) == (DEFER, "new", 3600, "rule=192.0.2.0/24")
+    assert change.expires == NOW + WINDOW
+    assert with_rules(rule("greylist", 3600), row=TripletRow(NOW - 3599, NOW - 9))[0].reason == "early"
+    assert with_rules(rule("greylist", 3600), row=TripletRow(NOW - 3600, NOW - 9))[0].reason == "retry"
+    assert with_rules(rule("greylist", 3600), row=TripletRow(NOW - 9, NOW - 9, 0, 1, NOW))[0].reason == "known"
+
+
+def test_a_rule_that_greylists_without_a_delay_takes_the_settings() -> None:
+    assert with_rules(rule("greylist"))[0].wait == DELAY
+
+
+def test_a_rule_whose_delay_outlasts_the_window_makes_it_longer() -> None:
+    verdict, [change] = with_rules(rule("greylist", 2 * WINDOW))
+    assert change.expires == NOW + 3 * WINDOW
+    assert with_rules(rule("greylist", 2 * WINDOW), row=TripletRow(NOW - 2 * WINDOW, NOW - 9))[0].reason == "retry"
+    assert verdict.wait == 2 * WINDOW
+
+
+def test_a_name_allows_only_where_it_is_verified() -> None:
+    named = rule("allow", kind="name")
+    assert with_rules(named)[0].reason == "new"
+    assert with_rules(named, rule("reject"))[0].action == REJECT
+    assert with_rules(named, values=replace(DEFAULTS, verified_names="yes"))[0].action == ACCEPT
+    assert with_rules(rule("reject", kind="name"))[0].action == REJECT
+
+
+# --- mail that is expected --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", [None, TripletRow(NOW - 9, NOW - 9), TripletRow(0, 0), TripletRow(0, 0, 0, 1, 0)])
+def test_expected_mail_passes_once_and_its_triplet_is_known(row: TripletRow | None) -> None:
+    expected = RuleRow(b"key", "expect", "to:b@example.net", "allow", None)
+    verdict, [passed, used] = policy.decide(Found(row, None, (), expected), cast(Settings, DEFAULTS), NOW)
+    assert (verdict.action, verdict.reason, verdict.detail) == (ACCEPT, "expected", "by=to:b@example.net")
+    assert state(passed.new) == {"first": NOW, "last": NOW, "early": 0, "passes": 1, "passed": NOW}
+    assert passed.old is row
+    assert (used.old, used.new) == (expected, None)
+
+
+def test_mail_that_would_pass_anyway_does_not_use_an_expectation_up() -> None:
+    expected = RuleRow(b"key", "expect", "to:b@example.net", "allow", None)
+    due = Found(TripletRow(NOW - DELAY, NOW - 9), None, (), expected)
+    assert policy.decide(due, cast(Settings, DEFAULTS), NOW)[0].reason == "retry"
+    assert policy.decide(Found(None, KNOWN_CLIENT, (), expected), cast(Settings, DEFAULTS), NOW)[0].reason == "client"
+
+
+# --- strikes ----------------------------------------------------------------------------------------------------------
+
+STRIKES = replace(DEFAULTS, strikes=3)
+
+
+def early(client: ClientRow | None, since: int = 10, values: Values = STRIKES) -> tuple[Verdict, list[Change]]:
+    return decide(TripletRow(NOW - 100, NOW - since), client, values)
+
+
+def test_a_hasty_retry_is_a_strike() -> None:
+    verdict, [counted, struck] = early(None)
+    assert (verdict.reason, counted.old is not None) == ("early", True)
+    assert state(struck.new) == {"first": NOW, "last": NOW, "passes": 0, "strikes": 1, "struck": 0}
+    assert struck.expires == NOW + WINDOW
+
+
+def test_the_last_strike_refuses_the_client_for_a_time() -> None:
+    verdict, [_counted, struck] = early(ClientRow(NOW - 90, NOW - 90, 0, strikes=2))
+    assert (verdict.action, verdict.reason) == (REJECT, "strikes")
+    assert state(struck.new) == {"first": NOW - 90, "last": NOW - 90, "passes": 0, "strikes": 0, "struck": NOW + 86400}
+    assert struck.expires == NOW + 86400
+
+
+@pytest.mark.parametrize(("until", "reason"), [(NOW + 1, "strikes"), (NOW, "new")])
+def test_a_struck_client_is_refused_until_its_time_is_over(until: int, reason: str) -> None:
+    verdict, _changes = decide(None, ClientRow(0, 0, 0, 0, until), STRIKES)
+    assert verdict.reason == reason
+
+
+def test_strikes_come_before_a_known_client_and_end_with_the_setting() -> None:
+    struck = ClientRow(NOW, NOW, 9, 0, NOW + 100)
+    assert decide(None, struck, STRIKES)[0].reason == "strikes"
+    assert decide(None, struck)[0].reason == "client"
+
+
+def test_a_patient_retry_ends_the_row_of_strikes() -> None:
+    _verdict, [_counted, struck] = early(ClientRow(0, 0, 0, strikes=2), since=71)
+    assert isinstance(struck.new, ClientRow)
+    assert struck.new.strikes == 0
+    assert len(early(ClientRow(0, 0, 0), since=71)[1]) == 1
+
+
+def test_the_same_attempt_seen_twice_is_no_strike() -> None:
+    assert early(ClientRow(0, 0, 0, strikes=2), since=1)[1] == []
+
+
+def test_a_pass_ends_the_row_of_strikes() -> None:
+    _verdict, [_passed, known] = decide(TripletRow(NOW - DELAY, NOW - 9), ClientRow(NOW, NOW, 0, strikes=2), STRIKES)
+    assert state(known.new) == {"first": NOW, "last": NOW, "passes": 1, "strikes": 0, "struck": 0}
+
+
+def test_a_strike_does_not_shorten_what_is_remembered_of_a_client() -> None:
+    _verdict, [_counted, struck] = early(ClientRow(NOW - 9, NOW - 9, 2), values=replace(STRIKES, client_passes=5))
+    assert struck.expires == NOW - 9 + LIFETIME
+
+
+# --- pools, and a full table ------------------------------------------------------------------------------------------
+
+
+def look_around(
+    others: int = 0, oldest: int | None = None, total: int = 0, row: TripletRow | None = None, values: Values = DEFAULTS
+) -> tuple[Verdict, list[Change]]:
+    settings = cast(Settings, values)
+    found = Found(row)
+    verdict, changes = policy.decide(found, settings, NOW)
+    assert policy.looks_around(verdict, settings)
+    return policy.look_around(verdict, changes, found, Waiting(others, oldest, total), settings, NOW)
+
+
+@pytest.mark.parametrize("row", [None, TripletRow(NOW - 5, NOW - 5)])
+def test_what_waits_from_enough_other_networks_passes(row: TripletRow | None) -> None:
+    verdict, [passed, known] = look_around(3, NOW - DELAY, row=row)
+    assert (verdict.action, verdict.reason) == (ACCEPT, "pool")
+    assert isinstance(passed.new, TripletRow)
+    assert (passed.old, passed.new.passed) == (row, NOW)
+    assert isinstance(known.new, ClientRow)
+
+
+@pytest.mark.parametrize(("others", "oldest"), [(2, NOW - DELAY), (3, NOW - DELAY + 1), (0, None)])
+def test_fewer_networks_or_a_delay_that_is_not_over_do_not_pass(others: int, oldest: int | None) -> None:
+    assert look_around(others, oldest)[0].reason == "new"
+
+
+def test_pools_can_be_switched_off() -> None:
+    assert look_around(99, 0, values=replace(DEFAULTS, pool_networks=0))[0].reason == "new"
+
+
+def test_a_full_table_lets_new_triplets_through_and_records_none() -> None:
+    verdict, changes = look_around(total=1000)
+    assert (verdict.action, verdict.reason, changes) == (ACCEPT, "full", [])
+    assert look_around(total=999)[0].reason == "new"
+    assert look_around(total=1000, row=TripletRow(NOW - 5, NOW - 5))[0].reason == "early"
+    assert look_around(total=9999, values=replace(DEFAULTS, pending_limit=0))[0].reason == "new"
+
+
+def test_nobody_looks_around_for_other_verdicts_or_without_a_reason() -> None:
+    settings = cast(Settings, replace(DEFAULTS, pool_networks=0, pending_limit=0))
+    assert not policy.looks_around(Verdict(DEFER, "new"), settings)
+    assert not policy.looks_around(Verdict(ACCEPT, "known"), cast(Settings, DEFAULTS))
+
+
+# --- observing --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "observed"),
+    [
+        (DEFAULTS, False),
+        (replace(DEFAULTS, mode="observe"), True),
+        (replace(DEFAULTS, observe_domains=("example.net",)), True),
+        (replace(DEFAULTS, observe_domains=("example.com",)), False),
+        (replace(DEFAULTS, observe_percent=100), True),
+        (replace(DEFAULTS, observe_percent=policy.share("192.0.2.0/24")), False),
+        (replace(DEFAULTS, observe_percent=policy.share("192.0.2.0/24") + 1), True),
+    ],
+)
+@pytest.mark.parametrize("action", [DEFER, REJECT])
+def test_a_verdict_that_is_observed_accepts_and_remembers(values: Values, observed: bool, action: str) -> None:
+    verdict = policy.observe(Verdict(action, "new", 300), envelope(), cast(Settings, values))
+    assert (verdict.action, verdict.observed) == ((ACCEPT, action) if observed else (action, ""))
+    assert (verdict.reason, verdict.wait) == ("new", 300)
+
+
+def test_an_acceptance_is_not_observed() -> None:
+    verdict = policy.observe(Verdict(ACCEPT, "known"), envelope(), cast(Settings, replace(DEFAULTS, mode="observe")))
+    assert (verdict.action, verdict.observed) == (ACCEPT, "")
+
+
+def test_the_share_of_a_network_is_stable_and_even() -> None:
+    assert policy.share("192.0.2.0/24") == policy.share("192.0.2.0/24")
+    shares = [policy.share(f"10.{high}.{low}.0/24") for high in range(100) for low in range(100)]
+    assert all(60 <= shares.count(percent) <= 140 for percent in range(100))

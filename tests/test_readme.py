@@ -26,7 +26,8 @@ def test_it_lists_every_setting_with_default_and_meaning() -> None:
 def test_it_explains_every_reason() -> None:
     rows = dict(re.findall(r"^``(\w+)`` +(accept|defer|reject) ", README, re.MULTILINE))
     reasons = {reason: action for action, reason in policy.TRANSITIONS.values()}
-    assert rows == {**reasons, "client": "accept", "incomplete": "accept", "exempt": "accept", "error": "accept"}
+    accepting = ("incomplete", "exempt", "rule", "client", "expected", "pool", "full", "error")
+    assert rows == reasons | {"strikes": "reject"} | dict.fromkeys(accepting, "accept")
 
 
 def test_it_names_every_command() -> None:

@@ -15,7 +15,7 @@ def envelope(argv: list[bytes], environ: dict[bytes, bytes]) -> Envelope:  # noq
     """From REMOTEMF, REMOTERCPT and tcpserver's variables. One of the two addresses may be unset where it is empty."""
     sender = environ.get(b"REMOTEMF")
     recipient = environ.get(b"REMOTERCPT")
-    found = from_tcpserver(NAME, environ, sender or b"", recipient or b"")
+    found = from_tcpserver(NAME, environ, sender or b"", recipient or b"", environ.get(b"REMOTEHELO", b""))
     if sender is None and recipient is None:
         found.missing = "REMOTEMF,REMOTERCPT" + (f",{found.missing}" if found.missing else "")
     return found

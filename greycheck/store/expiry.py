@@ -9,9 +9,9 @@ from time import monotonic, sleep
 from sqlalchemy import Engine, delete, func, select
 
 from greycheck.store.engine import reading
-from greycheck.store.tables import client, triplet
+from greycheck.store.tables import client, rule, triplet
 
-TABLES = (triplet, client)
+TABLES = (triplet, client, rule)
 
 # Rows of one transaction. On a slow disk, some 20 ms of the write lock.
 BATCH = 200

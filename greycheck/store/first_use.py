@@ -10,8 +10,9 @@ import fcntl
 import posix
 
 from greycheck import settings as names
+from greycheck.envelope import Envelope, triplet
 from greycheck.store import connect
-from greycheck.store.lean import NoSchema, StoreError
+from greycheck.store.lean import Asked, NoSchema, StoreError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def make(settings: "Settings", operator: tuple[str, ...], patience: float) -> "S
 def _looked_at(settings: "Settings", patience: float) -> "Store":
     """A connection whose schema was seen to be there."""
     store = connect(settings, patience)
-    store.lookup(b"", "")
+    nobody = Envelope("", "192.0.2.1", b"", b"")
+    store.lookup(Asked(nobody, triplet(nobody, 32, 128)), 0)
     return store
 
 

@@ -19,14 +19,15 @@ def module(dialect: str) -> str:
         '"""',
         "",
         "# ruff: noqa: E501",
+        "# fmt: off",
         "",
         f'REVISION = "{schema.head()}"',
     ]
     for name, statement in statements.for_dialect(dialect).items():
         compiled = statement.compile(dialect=statements.COMPILERS[dialect])
         sql = " ".join(str(compiled).split())
-        names = "".join(f"        {parameter!r},\n" for parameter in compiled.positiontup or ()).replace("'", '"')
-        lines += ["", f"{name} = (", f"    {_literal(sql)},", f"    (\n{names}    ),", ")"]
+        names = ", ".join(f'"{parameter}"' for parameter in compiled.positiontup or ())
+        lines += ["", f"{name} = (", f"    {_literal(sql)},", f"    ({names},),", ")"]
     return "\n".join(lines) + "\n"
 
 

@@ -7,8 +7,9 @@ Diagnostics: ``StoreError``, whose message is ready for the log; ``NoSchema`` wh
 
 import _blake2
 
-from greycheck.envelope import Triplet
-from greycheck.policy import Change, ClientRow, TripletRow
+from greycheck.envelope import Envelope, Triplet
+from greycheck.log import show
+from greycheck.policy import Change, ClientRow, Found, RuleRow, TripletRow, Waiting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,13 +18,16 @@ if TYPE_CHECKING:
     class Store(Protocol):
         """What a check asks of a database."""
 
-        def lookup(self, key: bytes, address: str) -> tuple[TripletRow | None, ClientRow | None]:
-            """The rows of a triplet and a client."""
+        def lookup(self, asked: "Asked", now: int) -> Found:
+            """The rows of a triplet and a client, and the rules that match and are not over at NOW."""
+
+        def waiting(self, asked: "Asked", since: int, limit: int) -> Waiting:
+            """What waits besides: of the same mail since SINCE, and in all, as exact as a LIMIT of that wants it."""
 
         def lock(self) -> None:
             """Holds every other writer off until the next ``save``."""
 
-        def save(self, triplet: Triplet, key: bytes, changes: list[Change], patient: bool) -> bool:
+        def save(self, asked: "Asked", changes: list[Change], patient: bool) -> bool:
             """Writes all CHANGES, or none and returns False where a row is no longer what was read."""
 
         def tidy(self) -> None:
@@ -41,10 +45,56 @@ class NoSchema(StoreError):
 DIGEST = 16
 
 
-def triplet_key(triplet: Triplet) -> bytes:
-    """The primary key of TRIPLET: 16 bytes of BLAKE2b. No part can hold a NUL (contract.md section 4), so the parts cannot run together."""
-    parts = b"\0".join((triplet.network.encode(), triplet.sender, triplet.recipient))
-    return _blake2.blake2b(parts, digest_size=DIGEST).digest()
+def digest(text: bytes) -> bytes:
+    """16 bytes of BLAKE2b: what keys are, whatever a database's collation or longest index."""
+    return _blake2.blake2b(text, digest_size=DIGEST).digest()
+
+
+class Asked:
+    """What the check of an envelope asks a store for.
+
+    ``key`` is the primary key of its triplet; ``pair`` that of sender and recipient, which pools share (None for the null sender: what
+    bounces from everywhere is no pool).
+    """
+
+    __slots__ = ("envelope", "key", "pair", "triplet")
+
+    def __init__(self, envelope: Envelope, triplet: Triplet) -> None:
+        self.envelope = envelope
+        self.triplet = triplet
+        # No part can hold a NUL (contract.md section 4), so the parts cannot run together.
+        self.key = digest(b"\0".join((triplet.network.encode(), triplet.sender, triplet.recipient)))
+        self.pair = digest(triplet.sender + b"\0" + triplet.recipient) if triplet.sender else None
+
+    def rule_keys(self) -> list[bytes]:
+        """The keys of rules that would match, by falling precedence."""
+        from greycheck import rules
+
+        return [digest(key) for key in rules.keys(self.envelope, self.triplet.sender, self.triplet.recipient)]
+
+    def expectation_keys(self) -> list[bytes]:
+        """The keys under which this mail may be expected, that of the longest domain first."""
+        from greycheck import rules
+
+        return [digest(key) for key in rules.expectation_keys(self.triplet.sender, self.triplet.recipient)]
+
+
+# How many waiting triplets an estimate of their number is to be made from.
+SAMPLE = 512
+
+
+def sample(key: bytes, limit: int) -> tuple[bytes, bytes, int]:
+    """The range of keys, from the first up to and without the second, in which to count, and by what to multiply.
+
+    Keys are digests and so spread evenly: of LIMIT waiting triplets some SAMPLE are in any range of their share of all keys. KEY
+    chooses which range. Where LIMIT is small the range holds all.
+    """
+    times = limit // SAMPLE
+    if times <= 1:
+        return b"", b"\xff" * (DIGEST + 1), 1
+    width = (1 << 64) // times
+    start = int.from_bytes(key[:8]) % ((1 << 64) - width)
+    return start.to_bytes(8), (start + width).to_bytes(8), times
 
 
 def check_revision(found: str | None, wanted: str) -> None:
@@ -58,3 +108,65 @@ def check_revision(found: str | None, wanted: str) -> None:
     raise StoreError(
         f"the schema is at {found}, newer than this program's {wanted}: install the newer greycheck here too"
     )
+
+
+def rows(found: tuple[object, ...], wanted: str) -> tuple[TripletRow | None, ClientRow | None]:
+    """The triplet's and the client's row of what LOOKUP found, for a program that is compiled for the revision WANTED."""
+    check_revision(found[0], wanted)  # type: ignore[arg-type]
+    triplet, client = found[1:6], found[6:11]
+    return (
+        None if triplet[0] is None else TripletRow(*triplet),  # type: ignore[arg-type]
+        None if client[0] is None else ClientRow(*client),  # type: ignore[arg-type]
+    )
+
+
+def statement(change: Change) -> str:
+    """The name of the compiled statement that makes CHANGE, or changes no row where its old row is no longer there."""
+    if isinstance(change.new, TripletRow):
+        return "INSERT_TRIPLET" if change.old is None else "SWAP_TRIPLET"
+    if isinstance(change.new, ClientRow):
+        return "INSERT_CLIENT" if change.old is None else "SWAP_CLIENT"
+    return "DELETE_RULE"
+
+
+def parameters(asked: Asked, change: Change) -> dict[str, object]:
+    """The parameters of that statement, by name."""
+    old, new = change.old, change.new
+    values: dict[str, object] = {"expires_at": change.expires}
+    if isinstance(new, TripletRow):
+        values["triplet_key"] = values["key_triplet_key"] = asked.key
+        values["network"] = asked.triplet.network
+        values["sender"] = show(asked.triplet.sender)
+        values["recipient"] = show(asked.triplet.recipient)
+        values["pair_digest"] = asked.pair
+        values["passed_at"] = new.passed
+        values |= _triplet_state("", new)
+        if isinstance(old, TripletRow):
+            values |= _triplet_state("was_", old)
+    elif isinstance(new, ClientRow):
+        values["address"] = values["key_address"] = asked.triplet.client
+        values |= _client_state("", new)
+        if isinstance(old, ClientRow):
+            values |= _client_state("was_", old)
+    elif isinstance(old, RuleRow):
+        values["match_key"] = old.key
+    return values
+
+
+def _triplet_state(prefix: str, row: TripletRow) -> dict[str, object]:
+    return {
+        prefix + "first_attempt": row.first,
+        prefix + "last_attempt": row.last,
+        prefix + "early_attempts": row.early,
+        prefix + "passes": row.passes,
+    }
+
+
+def _client_state(prefix: str, row: ClientRow) -> dict[str, object]:
+    return {
+        prefix + "passes": row.passes,
+        prefix + "first_seen": row.first,
+        prefix + "last_seen": row.last,
+        prefix + "strikes": row.strikes,
+        prefix + "struck_until": row.struck,
+    }

@@ -9,11 +9,13 @@ never empties the log where one process comes after another, and from then on wo
 import posix
 import sys
 
-from greycheck.envelope import Triplet
-from greycheck.log import show
-from greycheck.policy import Change, ClientRow, TripletRow
+from greycheck.policy import Change, Found, RuleRow, Waiting
 from greycheck.store import compiled_sqlite as compiled
-from greycheck.store.lean import NoSchema, StoreError, check_revision
+from greycheck.store.lean import Asked, NoSchema, StoreError, parameters, rows, sample, statement
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # Bytes of write-ahead log after which it is written back. A child that comes alone reads the log first, 0.15 ms for each 100 pages.
 LOG_STEP = 1 << 20
@@ -54,16 +56,40 @@ class Store:
         except _sqlite3.Error as error:
             raise self._fault(error) from None
 
-    def lookup(self, key: bytes, address: str) -> tuple[TripletRow | None, ClientRow | None]:
-        """The rows of the triplet KEY and of the client ADDRESS, None where there is none."""
+    def lookup(self, asked: Asked, now: int) -> Found:
+        """The rows of the triplet and the client, and the rules that match."""
         sql, names = compiled.LOOKUP
-        found = self._execute(sql, names, {"triplet_key": key, "address": address}).fetchone()
-        revision, first, last, early, passes, passed, client_first, client_last, client_passes = found
-        check_revision(revision, compiled.REVISION)
-        return (
-            None if first is None else TripletRow(first, last, early, passes, passed),
-            None if client_first is None else ClientRow(client_first, client_last, client_passes),
-        )
+        found = self._execute(sql, names, {"triplet_key": asked.key, "address": asked.triplet.client}).fetchone()
+        rules, expected = self._rules(asked, now) if found[-1] else ([], None)
+        return Found(*rows(found, compiled.REVISION), rules, expected)
+
+    def _rules(self, asked: Asked, now: int) -> tuple[list[RuleRow], RuleRow | None]:
+        """The rules that match, the deciding one first, and the expectation, if there is one."""
+        sql, names = compiled.RULES_IPV6 if ":" in asked.triplet.client else compiled.RULES_IPV4
+        rule_keys, expectation_keys = asked.rule_keys(), asked.expectation_keys()
+        keys = rule_keys + expectation_keys
+        padded = keys + [b""] * (len(names) - len(keys))
+        matching = {
+            key: RuleRow(key, kind, pattern, action, delay)
+            for key, kind, pattern, action, delay, expires in self._run(sql, padded).fetchall()
+            if expires is None or expires > now
+        }
+        expected = next((matching[key] for key in expectation_keys if key in matching), None)
+        return [matching[key] for key in rule_keys if key in matching], expected
+
+    def waiting(self, asked: Asked, since: int, limit: int) -> Waiting:
+        """What waits besides."""
+        sql, names = compiled.WAITING
+        low, high, times = sample(asked.key, limit) if limit else (b"", b"", 0)
+        values: dict[str, object] = {
+            "pair_digest": asked.pair,
+            "network": asked.triplet.network,
+            "since": since,
+            "low": low,
+            "high": high,
+        }
+        others, oldest, total = self._execute(sql, names, values).fetchone()
+        return Waiting(others, oldest, total * times)
 
     def lock(self) -> None:
         """Begins a transaction that no other writer can come between."""
@@ -72,7 +98,7 @@ class Store:
         self._execute("BEGIN IMMEDIATE")
         self._locked = True
 
-    def save(self, triplet: Triplet, key: bytes, changes: list[Change], patient: bool) -> bool:
+    def save(self, asked: Asked, changes: list[Change], patient: bool) -> bool:
         """Writes all CHANGES and commits, or writes none and returns False. Not PATIENT: another writer is hardly waited for."""
         if not changes:
             return self._end("ROLLBACK", True)
@@ -83,8 +109,8 @@ class Store:
         if not self._locked:
             self.lock()
         for change in changes:
-            sql, names = _statement(change)
-            if self._execute(sql, names, _parameters(triplet, key, change)).rowcount != 1:
+            sql, names = getattr(compiled, statement(change))
+            if self._execute(sql, names, parameters(asked, change)).rowcount != 1:
                 return self._end("ROLLBACK", False)
         self._end("COMMIT", True)
         self._log_grew = self._log_size() // LOG_STEP > log // LOG_STEP
@@ -112,7 +138,9 @@ class Store:
     def _execute(
         self, sql: str, names: tuple[str, ...] = (), parameters: dict[str, object] | None = None
     ) -> "_sqlite3.Cursor":
-        values = tuple(parameters[name] for name in names) if parameters else ()
+        return self._run(sql, [parameters[name] for name in names] if parameters else [])
+
+    def _run(self, sql: str, values: "Sequence[object]") -> "_sqlite3.Cursor":
         try:
             return self._connection.execute(sql, values)
         except _sqlite3.Error as error:
@@ -134,49 +162,6 @@ class Store:
         if name.startswith("SQLITE_BUSY"):
             return StoreError(f"{self._path}: locked by another process for {self._patience:.1f}s")
         return StoreError(f"{self._path}: {message}" + (f" ({name})" if name else ""))
-
-
-def _statement(change: Change) -> tuple[str, tuple[str, ...]]:
-    if isinstance(change.new, TripletRow):
-        return compiled.INSERT_TRIPLET if change.old is None else compiled.SWAP_TRIPLET
-    return compiled.INSERT_CLIENT if change.old is None else compiled.SWAP_CLIENT
-
-
-def _parameters(triplet: Triplet, key: bytes, change: Change) -> dict[str, object]:
-    old, new = change.old, change.new
-    if isinstance(new, TripletRow):
-        values: dict[str, object] = {
-            "triplet_key": key,
-            "network": triplet.network,
-            "sender": show(triplet.sender),
-            "recipient": show(triplet.recipient),
-            "first_attempt": new.first,
-            "last_attempt": new.last,
-            "early_attempts": new.early,
-            "passes": new.passes,
-            "passed_at": new.passed,
-            "expires_at": change.expires,
-            "key_triplet_key": key,
-        }
-        if isinstance(old, TripletRow):
-            values["was_first_attempt"] = old.first
-            values["was_last_attempt"] = old.last
-            values["was_early_attempts"] = old.early
-            values["was_passes"] = old.passes
-        return values
-    values = {
-        "address": triplet.client,
-        "passes": new.passes,
-        "first_seen": new.first,
-        "last_seen": new.last,
-        "expires_at": change.expires,
-        "key_address": triplet.client,
-    }
-    if old is not None:
-        values["was_passes"] = old.passes
-        values["was_first_seen"] = old.first
-        values["was_last_seen"] = old.last
-    return values
 
 
 def _uri(path: str) -> str:

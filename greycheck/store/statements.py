@@ -4,21 +4,36 @@
 Each writing statement is guarded: it changes one row, or none where the row is no longer what was read.
 """
 
-from sqlalchemy import Insert, Select, Update, and_, bindparam, literal_column, select, update
+from sqlalchemy import (
+    Delete,
+    Insert,
+    Select,
+    Update,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    literal_column,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.dialects.postgresql import psycopg2
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql.schema import Table
 
-from greycheck.store.tables import alembic_version, client, triplet
+from greycheck import normalise, rules
+from greycheck.store.tables import alembic_version, client, rule, triplet
 
 # Columns of a row that a change may set, and that a guard compares.
 TRIPLET_STATE = ("first_attempt", "last_attempt", "early_attempts", "passes")
-CLIENT_STATE = ("passes", "first_seen", "last_seen")
+CLIENT_STATE = ("passes", "first_seen", "last_seen", "strikes", "struck_until")
 
 
 def lookup() -> Select[tuple[object, ...]]:
-    """The schema's revision, the triplet's row and the client's, in one row; NULL where there is none."""
+    """The schema's revision, the triplet's row and the client's, NULL where there is none, and whether there are any rules."""
     one = select(literal_column("1").label("one")).subquery("one")
     return select(
         select(alembic_version.c.version_num).scalar_subquery().label("revision"),
@@ -30,11 +45,45 @@ def lookup() -> Select[tuple[object, ...]]:
         client.c.first_seen,
         client.c.last_seen,
         client.c.passes.label("client_passes"),
+        client.c.strikes,
+        client.c.struck_until,
+        exists(select(rule.c.match_key)).label("any_rules"),
     ).select_from(
         one.outerjoin(triplet, triplet.c.triplet_key == bindparam("triplet_key")).outerjoin(
             client, client.c.address == bindparam("address")
         )
     )
+
+
+def matching(keys: int) -> Select[tuple[object, ...]]:
+    """The rules under any of so many KEYS, parameters ``key_0`` and so on."""
+    wanted: list[object] = [bindparam(f"key_{index}") for index in range(keys)]
+    columns = (rule.c.match_key, rule.c.kind, rule.c.pattern, rule.c.action, rule.c.delay, rule.c.expires_at)
+    return select(*columns).where(rule.c.match_key.in_(wanted))
+
+
+def waiting() -> Select[tuple[object, ...]]:
+    """How many others of the same pair wait, the oldest since when, and how many of all triplets in a range of keys wait."""
+    pool = (
+        select(func.count().label("others"), func.min(triplet.c.first_attempt).label("oldest"))
+        .where(
+            triplet.c.pair_digest == bindparam("pair_digest"),
+            triplet.c.passes == literal_column("0"),
+            triplet.c.network != bindparam("network"),
+            triplet.c.first_attempt >= bindparam("since"),
+        )
+        .subquery("pool")
+    )
+    pending = (
+        select(func.count().label("total"))
+        .where(
+            triplet.c.triplet_key >= bindparam("low"),
+            triplet.c.triplet_key < bindparam("high"),
+            triplet.c.passes == literal_column("0"),
+        )
+        .subquery("pending")
+    )
+    return select(pool.c.others, pool.c.oldest, pending.c.total).join_from(pool, pending, true())
 
 
 def insert_if_absent(table: Table, dialect: str) -> Insert:
@@ -60,14 +109,18 @@ def swap(table: Table, state: tuple[str, ...], also: tuple[str, ...]) -> Update:
     )
 
 
-def for_dialect(name: str) -> dict[str, Select[tuple[object, ...]] | Insert | Update]:
+def for_dialect(name: str) -> dict[str, Select[tuple[object, ...]] | Insert | Update | Delete]:
     """Every statement of a check, by name, for the dialect NAME (one of COMPILERS)."""
     return {
         "LOOKUP": lookup(),
+        "RULES_IPV4": matching(rules.MOST_KEYS[normalise.IPV4_BITS]),
+        "RULES_IPV6": matching(rules.MOST_KEYS[normalise.IPV6_BITS]),
+        "WAITING": waiting(),
         "INSERT_TRIPLET": insert_if_absent(triplet, name),
         "SWAP_TRIPLET": swap(triplet, TRIPLET_STATE, also=("passed_at", "expires_at")),
         "INSERT_CLIENT": insert_if_absent(client, name),
         "SWAP_CLIENT": swap(client, CLIENT_STATE, also=("expires_at",)),
+        "DELETE_RULE": delete(rule).where(rule.c.match_key == bindparam("match_key")),
     }
 
 

@@ -39,7 +39,9 @@ triplet = Table(
     Column("passes", Integer, nullable=False, comment="recorded uses, one an hour at most; 0 while it waits"),
     Column("passed_at", BigInteger, comment="NULL while it waits"),
     Column("expires_at", BigInteger, nullable=False),
+    Column("pair_digest", Digest, comment="digest of sender and recipient; NULL for the null sender"),
     Index(None, "expires_at"),
+    Index(None, "pair_digest"),
     sqlite_with_rowid=False,
 )
 
@@ -51,6 +53,23 @@ client = Table(
     Column("first_seen", BigInteger, nullable=False),
     Column("last_seen", BigInteger, nullable=False, comment="last recorded use"),
     Column("expires_at", BigInteger, nullable=False),
+    Column("strikes", Integer, nullable=False, server_default="0", comment="hasty retries in a row"),
+    Column("struck_until", BigInteger, nullable=False, server_default="0", comment="refused until then; 0: not"),
+    Index(None, "expires_at"),
+    sqlite_with_rowid=False,
+)
+
+rule = Table(
+    "rule",
+    metadata,
+    Column("match_key", Digest, primary_key=True, comment="digest of kind and what it matches (greycheck.rules)"),
+    Column("kind", String(9), nullable=False, comment="recipient, sender, network, name, helo or expect"),
+    Column("pattern", Shown, nullable=False, comment="as it was written"),
+    Column("action", String(8), nullable=False, comment="allow, reject or greylist"),
+    Column("delay", BigInteger, comment="of greylist: its own; NULL: the setting's"),
+    Column("comment", Shown, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, comment="NULL: never"),
     Index(None, "expires_at"),
     sqlite_with_rowid=False,
 )

@@ -33,17 +33,19 @@ def fill(path: Path, expired: int, alive: int) -> None:
         for index in range(expired + alive):
             expires = NOW - 1 - index if index < expired else NOW + index - expired
             key = index.to_bytes(16, "big")
-            connection.execute("INSERT INTO triplet VALUES (?, 'n', 's', 'r', 1, 1, 0, 0, NULL, ?)", (key, expires))
-            connection.execute("INSERT INTO client VALUES (?, 1, 1, 1, ?)", (f"c{index}", expires))
+            connection.execute(
+                "INSERT INTO triplet VALUES (?, 'n', 's', 'r', 1, 1, 0, 0, NULL, ?, NULL)", (key, expires)
+            )
+            connection.execute("INSERT INTO client VALUES (?, 1, 1, 1, ?, 0, 0)", (f"c{index}", expires))
     connection.close()
 
 
 def test_rows_whose_time_is_over_go_and_the_others_stay(path: Path, engine: Engine) -> None:
     fill(path, expired=5, alive=4)
-    assert expiry.count(engine, NOW) == {"triplet": 5, "client": 5}
+    assert expiry.count(engine, NOW) == {"triplet": 5, "client": 5, "rule": 0}
     assert list(expiry.expire(engine, NOW)) == [("triplet", 5), ("client", 5)]
-    assert expiry.count(engine, NOW) == {"triplet": 0, "client": 0}
-    assert expiry.count(engine, NOW + 100) == {"triplet": 4, "client": 4}
+    assert expiry.count(engine, NOW) == {"triplet": 0, "client": 0, "rule": 0}
+    assert expiry.count(engine, NOW + 100) == {"triplet": 4, "client": 4, "rule": 0}
     assert list(expiry.expire(engine, NOW)) == []
 
 
@@ -68,7 +70,7 @@ def test_no_lock_is_held_between_batches(path: Path, engine: Engine) -> None:
 def test_counting_keeps_nobody_waiting(path: Path, engine: Engine) -> None:
     writer = sqlite3.connect(path, timeout=0, isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
-    assert expiry.count(engine, NOW) == {"triplet": 0, "client": 0}
+    assert expiry.count(engine, NOW) == {"triplet": 0, "client": 0, "rule": 0}
     writer.close()
 
 

@@ -49,12 +49,34 @@ def test_upgrading_twice_changes_nothing(url: str) -> None:
 
 def test_every_migration_goes_down_and_up_with_data(url: str) -> None:
     schema.upgrade(url)
-    query(url, "INSERT INTO client VALUES ('192.0.2.1', 1, 1, 1, 1)")
-    query(url, "INSERT INTO triplet VALUES (x'00', 'n', 's', 'r', 1, 1, 0, 0, NULL, 1)")
+    query(url, "INSERT INTO client VALUES ('192.0.2.1', 1, 1, 1, 1, 0, 0)")
+    query(url, "INSERT INTO triplet VALUES (x'00', 'n', 's', 'r', 1, 1, 0, 0, NULL, 1, NULL)")
     assert schema.downgrade(url, "base") is None
     assert query(url, "SELECT name FROM sqlite_master WHERE name IN ('triplet', 'client')") == []
     assert schema.upgrade(url) == schema.head()
     assert query(url, "SELECT count(*) FROM triplet") == [(0,)]
+
+
+def test_each_migration_keeps_what_the_one_before_knows(url: str) -> None:
+    schema.upgrade(url)
+    query(url, "INSERT INTO client VALUES ('192.0.2.1', 1, 2, 3, 4, 5, 6)")
+    query(url, "INSERT INTO triplet VALUES (x'00', 'n', 's', 'r', 1, 2, 3, 4, NULL, 5, x'06')")
+    assert schema.downgrade(url, "0001") == "0001"
+    assert query(url, "SELECT * FROM client") == [("192.0.2.1", 1, 2, 3, 4)]
+    query(url, "INSERT INTO client VALUES ('192.0.2.2', 1, 2, 3, 4)")
+    schema.upgrade(url)
+    assert query(url, "SELECT * FROM triplet") == [(b"\0", "n", "s", "r", 1, 2, 3, 4, None, 5, None)]
+    assert query(url, "SELECT strikes, struck_until FROM client") == [(0, 0), (0, 0)]
+
+
+def test_a_program_of_the_revision_before_can_still_write(url: str) -> None:
+    """Expand first: hosts with the old program go on while the new schema is there."""
+    schema.upgrade(url)
+    query(
+        url, "INSERT INTO client (address, passes, first_seen, last_seen, expires_at) VALUES ('192.0.2.1', 1, 1, 1, 1)"
+    )
+    columns = "triplet_key, network, sender, recipient, first_attempt, last_attempt, early_attempts, passes, expires_at"
+    query(url, f"INSERT INTO triplet ({columns}) VALUES (x'00', 'n', 's', 'r', 1, 1, 0, 0, 1)")
 
 
 def test_the_log_is_write_ahead(url: str) -> None:

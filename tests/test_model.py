@@ -1,0 +1,366 @@
+"""The whole order once more, written as plainly as possible, and random histories in which the real child must agree with it.
+
+Clients, clock jumps, expiry, rules and expectations come and go between the checks. Only the child's clock is not real: it is handed
+in, so that every boundary can be met to the second.
+"""
+
+import ipaddress
+import os
+import shutil
+import sqlite3
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from greycheck import rules
+from greycheck.cli.install import interpreter
+from greycheck.normalise import address_bits
+from greycheck.store import expiry, schema
+from greycheck.store.engine import open_engine
+from greycheck.store.lean import digest
+from tests.support import ROOT, Child
+
+LAUNCHER = f"""#!{interpreter()} -IS
+import posix, sys
+sys.path.insert(0, {str(ROOT)!r})
+from greycheck import child
+child.time = lambda: int(posix.environ[b"TEST_NOW"])
+child.main(("/nonexistent",))
+"""
+
+CODES = {"accept": 0, "defer": 101, "reject": 100}
+
+CLIENTS = ["192.0.2.1", "192.0.2.2", "198.51.100.1", "203.0.113.1", "10.1.1.1", "2001:db8::1", "2001:db8::2"]
+SENDERS = ["a@x.example", "b@sub.x.example", "", "c@y.example"]
+RECIPIENTS = ["r@net.example", "s@other.example"]
+NAMES = ["", "mx.x.example", "x.example"]
+
+PATTERNS = [
+    ("network", "192.0.2.0/24"),
+    ("network", "192.0.2.1/32"),
+    ("network", "0.0.0.0/0"),
+    ("network", "2001:db8::/32"),
+    ("name", "x.example"),
+    ("name", ".x.example"),
+    ("helo", "mx.x.example"),
+    ("sender", "a@x.example"),
+    ("sender", "a@"),
+    ("sender", "x.example"),
+    ("sender", ".x.example"),
+    ("sender", ""),
+    ("recipient", "r@net.example"),
+    ("recipient", "s@"),
+    ("recipient", ".example"),
+]
+ORDER = ["recipient", "sender", "network", "name", "helo"]
+
+
+class Model:
+    """What greylisting is, in dictionaries."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
+        self.triplets: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self.clients: dict[str, dict[str, int]] = {}
+        self.rules: dict[tuple[str, str], dict[str, Any]] = {}
+        self.expected: dict[tuple[str, str], int] = {}
+
+    def check(self, client: str, sender: str, recipient: str, name: str, helo: str, now: int) -> tuple[str, str]:
+        action, reason = self.enforce(client, sender, recipient, name, helo, now)
+        domain = recipient.partition("@")[2]
+        if self.values["mode"] == "observe" or domain in self.values["observe_domains"].split(","):
+            action = "accept"
+        return action, reason
+
+    def enforce(self, client: str, sender: str, recipient: str, name: str, helo: str, now: int) -> tuple[str, str]:
+        v = self.values
+        if not sender and v["null_sender"] == "accept":
+            return "accept", "exempt"
+        rule = self.rule(client, sender, recipient, name, helo, now)
+        if rule and rule["action"] in ("allow", "reject"):
+            return {"allow": "accept", "reject": "reject"}[rule["action"]], "rule"
+        known = self.clients.get(client)
+        if not rule and known:
+            if v["strikes"] and known["struck"] > now:
+                return "reject", "strikes"
+            if v["client_passes"] and known["passes"] >= v["client_passes"] and now - known["last"] <= v["lifetime"]:
+                if abs(now - known["last"]) >= 3600:
+                    known.update(last=now, expires=now + v["lifetime"])
+                return "accept", "client"
+        delay = rule["delay"] if rule and rule["delay"] is not None else v["delay"]
+        window = v["retry_window"] if v["retry_window"] > delay else v["retry_window"] + delay
+        key = (network(client), sender, recipient)
+        row = self.triplets.get(key)
+        if row and row["passed"]:
+            if now - row["last"] <= v["lifetime"]:
+                if abs(now - row["last"]) >= 3600:
+                    row.update(last=now, expires=now + v["lifetime"])
+                return "accept", "known"
+            row = None
+        if row and now - row["first"] > window:
+            row = None
+        if row and now - row["first"] >= delay:
+            self.passes(key, client, now)
+            return "accept", "retry"
+        if delay == 0 and row:
+            self.passes(key, client, now)
+            return "accept", "retry"
+        if expectation := self.expectation(sender, recipient, now):
+            del self.expected[expectation]
+            self.triplets[key] = {"first": now, "last": now, "passed": True, "expires": now + v["lifetime"]}
+            return "accept", "expected"
+        return self.deferred(key, row, client, delay, window, now)
+
+    def deferred(
+        self, key: tuple[str, str, str], row: dict[str, Any] | None, client: str, delay: int, window: int, now: int
+    ) -> tuple[str, str]:
+        v = self.values
+        verdict = "defer", "early" if row else "new"
+        struck = None
+        if row and not (row["first"] <= now and abs(now - row["last"]) <= 1) and v["strikes"]:
+            before = self.clients.get(client, {}).get("strikes", 0)
+            strikes = before + 1 if now - row["last"] <= v["strike_interval"] else 0
+            if strikes >= v["strikes"] and strikes != before:
+                struck = {"strikes": 0, "struck": now + v["strike_time"], "expires": now + v["strike_time"]}
+                verdict = "reject", "strikes"
+            elif strikes != before:
+                struck = {"strikes": strikes, "struck": 0, "expires": now + v["retry_window"]}
+        if verdict[0] == "defer":
+            others = [
+                other["first"]
+                for (net, sender, recipient), other in self.triplets.items()
+                if (sender, recipient) == key[1:] and sender and net != key[0]
+                if not other["passed"] and other["first"] >= now - v["retry_window"]
+            ]
+            if v["pool_networks"] and len(others) >= v["pool_networks"] and now - min(others) >= delay:
+                self.passes(key, client, now)
+                return "accept", "pool"
+            waiting = sum(not other["passed"] for other in self.triplets.values())
+            if not row and v["pending_limit"] and waiting >= v["pending_limit"]:
+                return "accept", "full"
+        if not row:
+            self.triplets[key] = {"first": now, "last": now, "passed": False, "expires": now + window}
+        elif not (row["first"] <= now and abs(now - row["last"]) <= 1):
+            first = min(row["first"], now)
+            row.update(first=first, last=now, expires=first + window)
+        if struck:
+            known = self.clients.setdefault(client, {"passes": 0, "last": now})
+            if known["passes"]:
+                struck["expires"] = max(struck["expires"], known["last"] + v["lifetime"])
+            known.update(struck)
+        return verdict
+
+    def passes(self, key: tuple[str, str, str], client: str, now: int) -> None:
+        expires = now + self.values["lifetime"]
+        first = min(self.triplets[key]["first"], now) if key in self.triplets else now
+        self.triplets[key] = {"first": first, "last": now, "passed": True, "expires": expires}
+        if not self.values["client_passes"]:
+            return
+        known = self.clients.get(client)
+        fresh = known is None or now - known["last"] > self.values["lifetime"]
+        passes = 1 if fresh or known is None else known["passes"] + 1
+        self.clients[client] = {"passes": passes, "last": now, "strikes": 0, "struck": 0, "expires": expires}
+
+    def rule(self, client: str, sender: str, recipient: str, name: str, helo: str, now: int) -> dict[str, Any] | None:
+        matching = [
+            (ORDER.index(kind), -specific, rule)
+            for (kind, pattern), rule in self.rules.items()
+            if (rule["expires"] is None or rule["expires"] > now)
+            and (specific := self.matches(kind, pattern, client, sender, recipient, name, helo)) is not None
+            and not (kind == "name" and rule["action"] == "allow" and self.values["verified_names"] == "no")
+        ]
+        return min(matching, key=lambda found: found[:2])[2] if matching else None
+
+    def matches(
+        self, kind: str, pattern: str, client: str, sender: str, recipient: str, name: str, helo: str
+    ) -> int | None:
+        if kind == "network":
+            wanted, address = ipaddress.ip_network(pattern), ipaddress.ip_address(client)
+            return wanted.prefixlen if address.version == wanted.version and address in wanted else None
+        text = {"name": name, "helo": helo, "sender": sender, "recipient": recipient}[kind]
+        host = text.partition("@")[2] if kind in ("sender", "recipient") else text
+        if kind in ("name", "helo") and not text:
+            return None
+        if pattern == text:
+            return 3000
+        if pattern and pattern.endswith("@") and text.startswith(pattern):
+            return 2000
+        if pattern and pattern == host:
+            return 1000
+        return len(pattern) if pattern.startswith(".") and ("." + host).endswith(pattern) else None
+
+    def expectation(self, sender: str, recipient: str, now: int) -> tuple[str, str] | None:
+        host = "." + sender.partition("@")[2]
+        found = [
+            (wanted, domain)
+            for (wanted, domain), expires in self.expected.items()
+            if wanted == recipient and expires > now and (not domain or host.endswith(domain))
+        ]
+        return max(found, key=lambda key: len(key[1])) if found else None
+
+    def expire(self, now: int) -> None:
+        self.triplets = {key: row for key, row in self.triplets.items() if row["expires"] >= now}
+        self.clients = {key: row for key, row in self.clients.items() if row["expires"] >= now}
+        self.rules = {key: row for key, row in self.rules.items() if row["expires"] is None or row["expires"] >= now}
+        self.expected = {key: expires for key, expires in self.expected.items() if expires >= now}
+
+
+def network(client: str) -> str:
+    prefix = 24 if "." in client else 64
+    return str(ipaddress.ip_network(f"{client}/{prefix}", strict=False))
+
+
+def empty_store() -> Path:
+    """A store to copy: the migrations take longer than a whole history."""
+    path = Path(tempfile.gettempdir()) / f"greycheck-model-{os.getpid()}.db"
+    if not path.exists():
+        schema.upgrade(f"sqlite:///{path}")
+    return path
+
+
+class Histories(RuleBasedStateMachine):
+    """Random histories."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = Path(tempfile.mkdtemp(prefix="greycheck-model-"))
+        for name in ("greycheck", "qmail-checkenv"):
+            (self.place / name).write_text(LAUNCHER)
+            (self.place / name).chmod(0o755)
+        shutil.copy(empty_store(), self.place / "greycheck.db")
+        self.child = Child(self.place, self.place / "greycheck.db")
+        self.now = 1_800_000_000
+
+    def teardown(self) -> None:
+        shutil.rmtree(self.place)
+
+    @initialize(
+        values=st.fixed_dictionaries(
+            {
+                "delay": st.sampled_from([0, 60, 300]),
+                "retry_window": st.sampled_from([600, 86400]),
+                "lifetime": st.sampled_from([7200, 86400]),
+                "client_passes": st.sampled_from([0, 1, 1, 2]),
+                "null_sender": st.sampled_from(["greylist", "greylist", "accept"]),
+                "strikes": st.sampled_from([0, 1, 2]),
+                "strike_interval": st.just(70),
+                "strike_time": st.sampled_from([100, 3600]),
+                "pool_networks": st.sampled_from([0, 1, 2]),
+                "pending_limit": st.sampled_from([0, 4, 1000]),
+                "verified_names": st.sampled_from(["yes", "no"]),
+                "mode": st.sampled_from(["enforce", "enforce", "enforce", "observe"]),
+                "observe_domains": st.sampled_from(["", "", "net.example"]),
+            }
+        )
+    )
+    def begin(self, values: dict[str, Any]) -> None:
+        self.model = Model(values)
+        self.child.settings = {f"GREYCHECK_{name.upper()}": str(value) for name, value in values.items()}
+        self.child.settings["GREYCHECK_DEADLINE"] = "60s"
+
+    @rule(
+        client=st.sampled_from(CLIENTS),
+        sender=st.sampled_from(SENDERS),
+        recipient=st.sampled_from(RECIPIENTS),
+        name=st.sampled_from(NAMES),
+        checkenv=st.booleans(),
+        later=st.sampled_from([0, 0, 1, 2, 60, 70, 71, 300]),
+    )
+    def check(self, client: str, sender: str, recipient: str, name: str, checkenv: bool, later: int) -> None:
+        self.now += later
+        helo = "" if checkenv else name
+        expected = self.model.check(client, sender, recipient, name, helo, self.now)
+        environ = self.child.environ(client, TEST_NOW=str(self.now))
+        if name:
+            environ[b"TCPREMOTEHOST"] = name.encode()
+        if checkenv:
+            ran = self.child.run([self.place / "qmail-checkenv", sender, recipient], environ)
+        else:
+            envelope = {b"REMOTEMF": sender.encode(), b"REMOTERCPT": recipient.encode(), b"REMOTEHELO": name.encode()}
+            ran = self.child.run([self.place / "greycheck"], environ | envelope)
+        assert ran.verdict == (CODES[expected[0]], expected[1]), (ran, self.model.__dict__, self.now)
+
+    @rule(
+        client=st.sampled_from(CLIENTS[:5]), delays=st.sampled_from([[60], [300], [59, 1], [299, 1], [20, 20, 20, 20]])
+    )
+    def retry(self, client: str, delays: list[int]) -> None:
+        """One sender who tries again and again: what makes a history deep."""
+        for delay in [0, *delays]:
+            self.check(client, SENDERS[0], RECIPIENTS[0], "", False, delay)
+
+    @rule(recipient=st.sampled_from(RECIPIENTS))
+    def from_everywhere(self, recipient: str) -> None:
+        """One mail from a network after the other."""
+        for client in CLIENTS[1:6]:
+            self.check(client, SENDERS[3], recipient, "", False, 100)
+
+    @rule(
+        seconds=st.sampled_from([2, 69, 300, 599, 600, 3599, 3600, 7200, 7201, 86399, 86400, 86401, -5, -400, -90000])
+    )
+    def clock_jumps(self, seconds: int) -> None:
+        self.now += seconds
+
+    @rule()
+    def expire(self) -> None:
+        engine = open_engine(f"sqlite:///{self.child.database}")
+        for _table, _rows in expiry.expire(engine, self.now, batch=2, rest=lambda _seconds: None):
+            pass
+        engine.dispose()
+        self.model.expire(self.now)
+
+    @rule(
+        pattern=st.sampled_from(PATTERNS),
+        action=st.sampled_from(["allow", "reject", "greylist"]),
+        delay=st.sampled_from([None, 30, 3600]),
+        lasts=st.sampled_from([None, 300]),
+    )
+    def put_rule(self, pattern: tuple[str, str], action: str, delay: int | None, lasts: int | None) -> None:
+        kind, text = pattern
+        own = delay if action == "greylist" else None
+        expires = None if lasts is None else self.now + lasts
+        self.model.rules[pattern] = {"action": action, "delay": own, "expires": expires}
+        self.write(rules.key(kind, value(kind, text)), kind, f"{kind}:{text}", action, own, expires)
+
+    @rule(pattern=st.sampled_from(PATTERNS))
+    def remove_rule(self, pattern: tuple[str, str]) -> None:
+        self.model.rules.pop(pattern, None)
+        self.execute("DELETE FROM rule WHERE match_key = ?", digest(rules.key(pattern[0], value(*pattern))))
+
+    @rule(recipient=st.sampled_from(RECIPIENTS), domain=st.sampled_from(["", ".x.example", ".sub.x.example"]))
+    def expect(self, recipient: str, domain: str) -> None:
+        self.model.expected[recipient, domain] = self.now + 900
+        key = rules.expectation_key(recipient.encode(), domain.encode())
+        self.write(key, "expect", f"{recipient}{domain}", "allow", None, self.now + 900)
+
+    def write(self, key: bytes, kind: str, text: str, action: str, delay: int | None, expires: int | None) -> None:
+        columns = (digest(key), kind, text, action, delay, self.now, expires)
+        self.execute("INSERT OR REPLACE INTO rule VALUES (?, ?, ?, ?, ?, '', ?, ?)", *columns)
+
+    def execute(self, sql: str, *values: object) -> None:
+        connection = sqlite3.connect(self.child.database)
+        with connection:
+            connection.execute(sql, values)
+        connection.close()
+
+
+def value(kind: str, text: str) -> bytes:
+    if kind != "network":
+        return text.encode()
+    wanted = ipaddress.ip_network(text)
+    bits, number = (
+        (32, int(wanted.network_address)) if wanted.version == 4 else address_bits(str(wanted.network_address))
+    )
+    return rules.network_value(bits, number, wanted.prefixlen)
+
+
+TestHistories = Histories.TestCase
+TestHistories.settings = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
