@@ -9,12 +9,14 @@ import sys
 
 def main() -> None:
     """Tells a hook's call from an operator's by the program's name and the number of arguments (contract.md section 1)."""
-    from greycheck import hooks
+    from greycheck import child, hooks
 
-    if hooks.called_by([os.fsencode(argument) for argument in sys.argv]) is not None:
-        from greycheck import child
-
-        child.main((sys.executable, "-I", "-m", "greycheck"))
+    argv = [os.fsencode(argument) for argument in sys.argv]
+    if not child.asks_completion(argv):
+        if hooks.called_by(argv) is not None:
+            child.main((sys.executable, "-I", "-m", "greycheck"))
+        # With a command it has no business here: `db upgrade`, run by the first check, must upgrade.
+        os.environ.pop(os.fsdecode(child.COMPLETION), None)
     from greycheck.cli.main import cli
 
     cli(prog_name="greycheck")

@@ -24,15 +24,16 @@ def check(store: "Store", envelope: Envelope, settings: "Settings", now: int) ->
     says so in ``unrecorded``. Raises StoreError where a new triplet cannot be recorded: deferred now, it would be again for ever.
     """
     asked = Asked(envelope, triplet(envelope, settings.ipv4_prefix, settings.ipv6_prefix))
+    verdict = None
     for attempt in range(ATTEMPTS):
-        if attempt:
-            store.lock()
-        verdict, changes = _decide(store, asked, settings, now)
         try:
+            if attempt:
+                store.lock()
+            verdict, changes = _decide(store, asked, settings, now)
             if store.save(asked, changes, patient=verdict.reason not in ("client", "known")):
                 return verdict
         except StoreError as error:
-            if verdict.reason == "new":
+            if verdict is None or verdict.reason == "new":
                 raise
             verdict.unrecorded = str(error)
             return verdict

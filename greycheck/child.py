@@ -8,6 +8,7 @@ Interface: ``main(operator)``, called by a launcher that ``greycheck install`` w
 Diagnostics: reason ``error`` with what failed, answered by ``on_error``.
 """
 
+import _signal
 import posix
 import sys
 from time import monotonic, time
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 # The part of the deadline that a statement may wait for a lock, so that the message can name the lock.
 PATIENCE = 0.8
 
+# What completion scripts set for the program that they ask.
+COMPLETION = b"_GREYCHECK_COMPLETE"
+
+# How long reading the settings may take, in seconds.
+SETTINGS_DEADLINE = 5
+
 # Codes for faults met before a hook and its settings are known.
 ON_ERROR = {b"defer": 101}
 
@@ -35,9 +42,12 @@ def main(operator: tuple[str, ...]) -> "NoReturn":
     try:
         argv = [_bytes(argument) for argument in sys.argv]
         hook = hooks.called_by(argv)
-        if hook is None or _is_person(argv):
-            posix.execv(operator[0], (*operator, *(argv[1:] or [b"--help"])))
+        if hook is None or asks_completion(argv):
+            _become(operator, argv[1:])
+        if _is_person(argv):
+            _become(operator, [b"--help"])
         safe_descriptors()
+        _limit_settings()
         check = Check(hook, argv, operator)
         code = hook.ANSWERS[check.settings.on_error]
         code = check.run()
@@ -49,6 +59,27 @@ def main(operator: tuple[str, ...]) -> "NoReturn":
         posix._exit(code)
 
 
+def _become(operator: tuple[str, ...], arguments: list[bytes]) -> "NoReturn":
+    """Becomes the command line OPERATOR with ARGUMENTS. No mail waits here: where that fails the exit code is 1."""
+    try:
+        posix.execv(operator[0], (*operator, *arguments))
+    except OSError as error:
+        said = f"greycheck: {operator[0]}: {error.strerror}: install greycheck, then run its install command, again\n"
+        posix.write(2, said.encode("utf-8", "surrogateescape"))
+        posix._exit(1)
+
+
+def _limit_settings() -> None:
+    """Lets reading the settings take the default deadline at most; they may say another one for all that follows."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise TimeoutError(f"the settings could not be read within {SETTINGS_DEADLINE}s")
+
+    _signal.signal(_signal.SIGALRM, interrupt)
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGALRM,))
+    _signal.setitimer(_signal.ITIMER_REAL, SETTINGS_DEADLINE)
+
+
 class Check:
     """The check of one envelope."""
 
@@ -58,6 +89,7 @@ class Check:
         self.operator = operator
         self.envelope = hook.envelope(argv, posix.environ)
         self.settings = settings.read(posix.environ)
+        _signal.setitimer(_signal.ITIMER_REAL, 0)
 
     def run(self) -> int:
         """Finds the verdict, logs it, and gives its exit code."""
@@ -74,6 +106,7 @@ class Check:
             store, verdict = self.ask_store()
         except Exception as error:
             verdict = self.error(str(error) if is_foreseen(error) else f"{type(error).__name__}: {error}")
+        verdict = policy.observe(verdict, self.envelope, self.settings)
         code = self.hook.ANSWERS[verdict.action]
         guard.settle(code)
         log.write(self.lines(verdict), code)
@@ -100,7 +133,9 @@ class Check:
 
     def expire(self) -> "NoReturn":
         """The deadline is over: the verdict of ``on_error``, from the guard's thread."""
-        verdict = self.error(f"no answer within {self.settings.deadline}s")
+        verdict = policy.observe(
+            self.error(f"no answer within {self.settings.deadline}s"), self.envelope, self.settings
+        )
         try:
             log.write_beside(self.lines(verdict))
         finally:
@@ -141,7 +176,27 @@ def _bytes(argument: str) -> bytes:
     return argument.encode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 
 
+def asks_completion(argv: list[bytes]) -> bool:
+    """Whether a shell asks how a command line may go on: it runs the bare name with COMPLETION in the environment.
+
+    A mail server's child with that variable must not be taken for it, or the variable would be a way around the check. What a shell
+    leaves on descriptor 0 is a terminal or /dev/null; a mail server's connection is neither, and a hook sets at least one variable.
+    """
+    return COMPLETION in posix.environ and _is_bare(argv) and _is_character_device(0)
+
+
 def _is_person(argv: list[bytes]) -> bool:
-    """Whether a person typed the bare name at a terminal: no hook's variable is there."""
-    variables = (b"REMOTEMF", b"REMOTERCPT", b"TCPREMOTEIP")
-    return len(argv) == 1 and posix.isatty(0) and not any(name in posix.environ for name in variables)
+    """Whether a person typed the bare name at a terminal."""
+    return _is_bare(argv) and posix.isatty(0)
+
+
+def _is_bare(argv: list[bytes]) -> bool:
+    """Whether there is nothing but the program's name: no argument, and no hook's variable."""
+    return len(argv) == 1 and not any(name in posix.environ for name in (b"REMOTEMF", b"REMOTERCPT", b"TCPREMOTEIP"))
+
+
+def _is_character_device(descriptor: int) -> bool:
+    try:
+        return posix.fstat(descriptor).st_mode & 0o170000 == 0o020000
+    except OSError:
+        return False

@@ -47,7 +47,7 @@ def _clip(text: str) -> str:
 def verdict_line(envelope: Envelope, verdict: Verdict, milliseconds: int) -> bytes:
     """The log line of VERDICT on ENVELOPE; MILLISECONDS is how long the check took, the interpreter's start not counted."""
     wait = f" wait={verdict.wait}" if verdict.wait else ""
-    detail = f" {verdict.detail}" if verdict.detail else ""
+    detail = f" {_clip(verdict.detail)}" if verdict.detail else ""
     if verdict.observed:
         detail += f" observed={verdict.observed}"
     if verdict.unrecorded:
@@ -75,7 +75,10 @@ def write(lines: bytes, code: int) -> None:
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGALRM,))
     _signal.setitimer(_signal.ITIMER_REAL, PATIENCE)
     try:
-        posix.write(2, lines)
+        for line in lines.splitlines(
+            keepends=True
+        ):  # a write for each, so that none is longer than a pipe takes at once
+            posix.write(2, line)
     except OSError:
         pass
     _signal.setitimer(_signal.ITIMER_REAL, 0)

@@ -6,7 +6,8 @@ Pure functions of bytes and text. This file knows no settings, no store and no h
 Mail addresses are bytes from end to end: what is no UTF-8 stays what it is.
 
 Known warts: case is folded for ASCII only, so an internationalised address counts as two when its sender changes the case of a
-letter between two attempts; and a plain address that looks exactly like a tag (``anna-19850612``) is folded like one.
+letter between two attempts. Folding knows the forms that are written down below; a mailing system with another form has a triplet for
+each message until one of its clients is known.
 """
 
 IPV4_BITS = 32
@@ -134,33 +135,33 @@ def _longest_zero_run(groups: list[int]) -> tuple[int, int]:
 def mail_address(address: bytes) -> bytes:
     """ADDRESS with the case of both parts folded and without the domain's trailing dot. The null sender is empty."""
     address = address.lower()
-    if b"@" in address:
-        address = address.rstrip(b".")
-    return address
+    return address.removesuffix(b".") if b"@" in address else address
 
 
 def fold_sender(sender: bytes) -> bytes:
     """SENDER (as mail_address gives it) without what changes from one message, or one attempt, to the next.
 
-    Folded are VERP, BATV, SRS, ``user+detail`` and bounce tags; a name such as ``route66`` is left alone. The domain stays, and
-    folding what is folded changes nothing.
+    Folded are VERP, BATV, SRS, ``user+detail`` and bounce tags; a name such as ``route66`` or ``branch-10234`` is left alone: a number
+    is only a tag where a word like ``bounce`` or a recipient's address says so. The domain stays, and folding what is folded changes
+    nothing.
     """
     local, at, domain = sender.rpartition(b"@")
-    if not at:
-        return sender
-    while (folded := _fold_once(local)) != local:
-        local = folded
-    return local + at + domain
+    return _fold(local) + at + domain if at else sender
 
 
 # What stands where a tag stood. No step below takes it for a tag, so that folding comes to rest.
 _FOLDED = b"#"
 
 
+def _fold(local: bytes) -> bytes:
+    while (folded := _fold_once(local)) != local:
+        local = folded
+    return local
+
+
 def _fold_once(local: bytes) -> bytes:
-    for prefix in (b"srs0", b"srs1"):
-        if local.startswith(prefix) and local[4:5] in (b"=", b"-", b"+"):
-            return _fold_srs(local)
+    if local[:4] in (b"srs0", b"srs1") and local[4:5] in (b"=", b"-", b"+"):
+        return _fold_srs(local)
     unwrapped = _unwrap_batv(local)
     if unwrapped:
         return unwrapped
@@ -171,18 +172,24 @@ def _fold_once(local: bytes) -> bytes:
 
 
 def _fold_srs(local: bytes) -> bytes:
-    """``srs0=HASH=STAMP=domain=user`` and ``srs1=HASH=forwarder==HASH=STAMP=domain=user``: hashes and stamps go."""
+    """``srs0=HASH=STAMP=domain=user`` and ``srs1=HASH=forwarder==HASH=STAMP=domain=user``: hashes and stamps go, and tags of the user.
+
+    The first separator of each, and so the second of two in srs1, may be ``=``, ``-`` or ``+``.
+    """
     if local.startswith(b"srs0"):
-        parts = local[5:].split(b"=", 3)
-        if len(parts) < 4:
-            return local
-        return b"=".join([b"srs0", _FOLDED, _FOLDED, parts[2], parts[3]])
-    forwarder, double, original = local[5:].partition(b"==")
-    parts = original.split(b"=", 3)
-    _hash, equals, forwarder = forwarder.partition(b"=")
-    if not double or not equals or len(parts) < 4:
+        original = _fold_srs0(local[5:])
+        return b"srs0=" + original if original else local
+    _hash, equals, rest = local[5:].partition(b"=")
+    forwarder, equals, original = rest.partition(b"=")
+    if not equals or original[:1] not in (b"=", b"-", b"+"):
         return local
-    return b"=".join([b"srs1", _FOLDED, forwarder, b"", _FOLDED, _FOLDED, parts[2], parts[3]])
+    original = _fold_srs0(original[1:])
+    return b"=".join([b"srs1", _FOLDED, forwarder, b"", original]) if original else local
+
+
+def _fold_srs0(original: bytes) -> bytes:
+    parts = original.split(b"=", 3)
+    return b"=".join([_FOLDED, _FOLDED, parts[2], _fold(parts[3])]) if len(parts) == 4 else b""
 
 
 def _unwrap_batv(local: bytes) -> bytes:
@@ -190,32 +197,43 @@ def _unwrap_batv(local: bytes) -> bytes:
     scheme, equals, rest = local.partition(b"=")
     if not equals or scheme not in (b"prvs", b"msprvs1", b"btv1"):
         return b""
-    rest = rest.lstrip(b"=")
-    first, equals, user = rest.partition(b"=")
-    if equals and _is_batv_tag(first):
+    first, equals, user = rest.lstrip(b"=").partition(b"=")
+    if equals and _is_batv_tag(scheme, first):
         return user.lstrip(b"=")
     user, equals, last = rest.rpartition(b"=")
-    return user.rstrip(b"=") if equals and _is_batv_tag(last) else b""
+    return user.rstrip(b"=") if equals and _is_batv_tag(scheme, last) else b""
 
 
-def _is_batv_tag(text: bytes) -> bool:
+def _is_batv_tag(scheme: bytes, text: bytes) -> bool:
+    """Ten hex digits, or nearly; of SparkPost's ``msprvs1`` letters and digits of any kind."""
+    if scheme == b"msprvs1":
+        return 8 <= len(text) <= 20 and text.isalnum() and _has_digit(text)
     return 8 <= len(text) <= 16 and _is_hex(text) and _has_digit(text)
 
 
-# A number this long, or hex this long with a digit in it, is a tag where a dash or an equals sign sets it off from other words;
-# shorter ones are names (``sales-2024``). Before VERP's ``user=domain`` every number is one: ezmlm counts from 1.
-TAG_DIGITS = 5
-TAG_HEX = 8
-_ENDS_OF_WORDS = b"-=_"
+# Words after which a number is a tag.
+_BOUNCES = (b"bounce", b"bounces", b"return", b"returns", b"dated", b"msgid", b"verp", b"errors")
+
+# Shortest hex tag: after such a word, by itself, and where it is the whole local part. Each must have digits among its letters.
+_SHORT_HEX, _LONG_HEX, _WHOLE_HEX = 6, 12, 24
+
+# The lengths of the groups of a UUID.
+_UUID = (8, 4, 4, 4, 12)
 
 
 def _fold_tags(local: bytes) -> bytes:
     words, ends = _split_words(local)
-    if len(words) < 2:
-        return local  # a mailbox that is one number, as 123456789@example.com
-    verp = _verp_starts(ends)
-    tags = [_is_tag(word, index, ends) or (0 < index < verp and word.isdigit()) for index, word in enumerate(words)]
-    _join_tags(words, tags)
+    if len(words) == 1:
+        return _FOLDED if _is_tag(local, _WHOLE_HEX) else local
+    bounce = next((index for index, word in enumerate(words) if word in _BOUNCES), len(words))
+    verp = ends.index(b"=") if b"=" in ends else 0
+    tags = [
+        _is_tag(word, _LONG_HEX)
+        or (index > bounce and (word.isdigit() or _is_tag(word, _SHORT_HEX)))
+        or (0 < index < verp and word.isdigit())
+        for index, word in enumerate(words)
+    ]
+    _mark_uuids(words, tags)
     return b"".join((_FOLDED if tag else word) + end for word, tag, end in zip(words, tags, ends, strict=True))
 
 
@@ -223,7 +241,7 @@ def _split_words(local: bytes) -> tuple[list[bytes], list[bytes]]:
     """The words of LOCAL and the byte that ends each (empty for the last)."""
     words, ends, start = [], [], 0
     for index, byte in enumerate(local):
-        if byte in _ENDS_OF_WORDS:
+        if byte in b"-=_.":
             words.append(local[start:index])
             ends.append(local[index : index + 1])
             start = index + 1
@@ -232,33 +250,16 @@ def _split_words(local: bytes) -> tuple[list[bytes], list[bytes]]:
     return words, ends
 
 
-def _verp_starts(ends: list[bytes]) -> int:
-    """The index of USER's last word in a trailing ``user=domain``; 0 where there is none."""
-    for index in range(len(ends) - 1, 0, -1):
-        if ends[index] == b"=":
-            return index
-    return 0
+def _mark_uuids(words: list[bytes], tags: list[bool]) -> None:
+    for start in range(len(words) - len(_UUID) + 1):
+        groups = words[start : start + len(_UUID)]
+        if all(len(group) == length and _is_hex(group) for group, length in zip(groups, _UUID, strict=True)):
+            tags[start : start + len(_UUID)] = [True] * len(_UUID)
 
 
-def _join_tags(words: list[bytes], tags: list[bool]) -> None:
-    """Marks short hex words between two tags as part of one tag: the middle of a UUID."""
-    last = -1
-    for index, word in enumerate(words):
-        if tags[index]:
-            if last >= 0:
-                tags[last:index] = [True] * (index - last)
-            last = index
-        elif not _is_hex(word):
-            last = -1
-
-
-def _is_tag(word: bytes, index: int, ends: list[bytes]) -> bool:
-    before = ends[index - 1] if index else b""
-    if b"_" in (before, ends[index]) and len(word) < 2 * TAG_HEX:
-        return False  # underscores tie names together: john_19851012
-    if word.isdigit():
-        return len(word) >= TAG_DIGITS
-    return len(word) >= TAG_HEX and _is_hex(word) and _has_digit(word)
+def _is_tag(word: bytes, shortest: int) -> bool:
+    """Whether WORD is hex of that length at least, its digits among its letters: not a number, and no word with a year behind it."""
+    return len(word) >= shortest and _is_hex(word) and not word.isdigit() and _has_digit(word.rstrip(b"0123456789"))
 
 
 def _is_hex(text: bytes) -> bool:
@@ -266,4 +267,4 @@ def _is_hex(text: bytes) -> bool:
 
 
 def _has_digit(text: bytes) -> bool:
-    return len(text.strip(b"abcdefABCDEF")) > 0
+    return any(digit in text for digit in b"0123456789")

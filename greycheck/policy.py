@@ -24,7 +24,7 @@ ACCEPT = "accept"
 DEFER = "defer"
 REJECT = "reject"
 
-# A row in use is written again only when its last use is this many seconds old.
+# A row in use is written again only when its last use is this many seconds old, or half a shorter lifetime.
 REFRESH = 3600
 
 # Attempts this many seconds apart are one attempt seen twice: both hooks may be on, and RCPT may be repeated (contract.md section 1).
@@ -219,8 +219,7 @@ def decide(found: Found, settings: "Settings", now: int) -> tuple[Verdict, list[
         if settings.strikes and client.struck > now:
             return Verdict(REJECT, "strikes"), []
         if is_known(client, settings, now):
-            used = ClientRow(client.first, now, client.passes, client.strikes, client.struck)
-            return Verdict(ACCEPT, "client"), _used(client, used, settings.lifetime, now)
+            return Verdict(ACCEPT, "client"), _used_by_client(client, found.triplet, Terms(settings), now)
     return _greylisted(found, Terms(settings, rule), settings, now, f"rule={rule.pattern}" if rule else "")
 
 
@@ -240,7 +239,7 @@ def _greylisted(
     action, reason = TRANSITIONS[now_in]
     if action == DEFER and found.expected is not None:
         passed = Change(row, TripletRow(now, now, 0, 1, now), now + terms.lifetime)
-        return Verdict(ACCEPT, "expected", detail=f"by={found.expected.pattern}"), [
+        return Verdict(ACCEPT, "expected", detail=f"by={found.expected.pattern.replace(' ', ',')}"), [
             passed,
             Change(found.expected, None),
         ]
@@ -250,8 +249,7 @@ def _greylisted(
     if now_in == EARLY:
         return _early(row, found.client, terms, settings, now, detail)
     if now_in == KNOWN:
-        used = TripletRow(row.first, now, row.early, row.passes + 1, row.passed)
-        return Verdict(action, reason, detail=detail), _used(row, used, terms.lifetime, now)
+        return Verdict(action, reason, detail=detail), _used_triplet(row, terms, now)
     return Verdict(action, reason, detail=detail), _passed(found, settings, now)
 
 
@@ -284,10 +282,21 @@ def _struck(client: ClientRow | None, strikes: int, until: int, settings: "Setti
     return Change(client, ClientRow(client.first, client.last, client.passes, strikes, until), expires)
 
 
-def _used(row: TripletRow | ClientRow, used: TripletRow | ClientRow, lifetime: int, now: int) -> list[Change]:
-    if abs(now - row.last) < REFRESH:
+def _used_by_client(client: ClientRow, row: TripletRow | None, terms: Terms, now: int) -> list[Change]:
+    """The changes that remember a use of a known client, and of the triplet if that has passed too."""
+    triplet = _used_triplet(row, terms, now) if row is not None and phase(row, terms, now) == KNOWN else []
+    used = ClientRow(client.first, now, client.passes, client.strikes, client.struck)
+    return triplet + _used(client, used, terms, now)
+
+
+def _used_triplet(row: TripletRow, terms: Terms, now: int) -> list[Change]:
+    return _used(row, TripletRow(row.first, now, row.early, row.passes + 1, row.passed), terms, now)
+
+
+def _used(row: TripletRow | ClientRow, used: TripletRow | ClientRow, terms: Terms, now: int) -> list[Change]:
+    if abs(now - row.last) < min(REFRESH, terms.lifetime // 2):
         return []
-    return [Change(row, used, now + lifetime)]
+    return [Change(row, used, now + terms.lifetime)]
 
 
 def _passed(found: Found, settings: "Settings", now: int) -> list[Change]:

@@ -72,7 +72,7 @@ def address_values(address: bytes) -> list[bytes]:
     local, at, domain = address.rpartition(b"@")
     if not at:
         return [address, address + b"@"] if address else [b""]
-    return [address, local + b"@", *name_values(domain)]
+    return [address, local + b"@", *(name_values(domain) if domain else ())]
 
 
 def name_values(name: bytes) -> list[bytes]:

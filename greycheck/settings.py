@@ -14,6 +14,9 @@ SYSTEM_DIRECTORY = "/var/lib/greycheck"
 DATABASE_FILE = "greycheck.db"
 PREFIX = b"GREYCHECK_"
 
+# How much of a settings file is read, in bytes.
+FILE = 65536
+
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -34,11 +37,15 @@ def _whole(low: int, high: int) -> "Parser":
     return parse
 
 
-def _duration(low: int) -> "Parser":
+# Ten years: longer than any use of it, and short enough for the columns and timers that times go through.
+LONGEST = 3650 * 86400
+
+
+def _duration(low: int, high: int = LONGEST) -> "Parser":
     def parse(text: str) -> int:
         seconds = duration(text)
-        if seconds < low:
-            raise ValueError(f"must be {low}s at least")
+        if not low <= seconds <= high:
+            raise ValueError(f"not from {low}s to {high}s")
         return seconds
 
     return parse
@@ -61,6 +68,8 @@ def _database(text: str) -> str:
         return text
     if not text.startswith("/"):
         raise ValueError("not an SQLAlchemy URL or an absolute path (as sqlite:////var/lib/greycheck/greycheck.db)")
+    if not text.isascii() and text.encode("utf-8", "replace").decode() != text:
+        raise ValueError("an SQLite file whose path is no UTF-8 cannot be named in a URL")
     if "?" in text or "%" in text:
         raise ValueError("an SQLite file with ? or % in its path cannot be named in a URL")
     return "sqlite:///" + text
@@ -154,7 +163,7 @@ TABLE = (
         "0",
         "Share of client networks for which verdicts are only logged, in percent.",
     ),
-    Setting("deadline", _duration(1), "5s", "How long one check may take before on_error answers."),
+    Setting("deadline", _duration(1, 600), "5s", "How long one check may take before on_error answers."),
     Setting(
         "on_error", _choice("accept", "defer"), "accept", "The verdict where the check cannot be made: accept or defer."
     ),
@@ -243,7 +252,9 @@ def _hold_together(settings: Settings) -> None:
 
 
 def _read_file(path: bytes | None, given: dict[str, tuple[str, str]], problems: list[str]) -> None:
-    name = CONFIG_FILE if path is None else path.decode("utf-8", "surrogateescape")
+    name = (
+        CONFIG_FILE if path is None else path.decode("utf-8", "surrogateescape") or "GREYCHECK_CONFIG, which is empty"
+    )
     try:
         fd = posix.open(CONFIG_FILE if path is None else path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
     except OSError as error:
@@ -251,12 +262,14 @@ def _read_file(path: bytes | None, given: dict[str, tuple[str, str]], problems: 
             problems.append(f"{name}: {error.strerror}")
         return
     try:
-        text = posix.read(fd, 65536).decode("utf-8", "surrogateescape")
+        text = posix.read(fd, FILE).decode("utf-8", "surrogateescape")
     except OSError as error:
         problems.append(f"{name}: {error.strerror}")
         return
     finally:
         posix.close(fd)
+    if len(text) >= FILE:
+        problems.append(f"{name}: longer than {FILE} bytes: the rest is not read")
     for number, line in enumerate(text.split("\n"), 1):
         line = line.strip()
         if not line or line.startswith("#"):
@@ -265,7 +278,7 @@ def _read_file(path: bytes | None, given: dict[str, tuple[str, str]], problems: 
         if not equals:
             problems.append(f"{name}:{number}: not a line of the form name = value")
             continue
-        given[setting.strip()] = (value.strip(), f"{name}:{number}")
+        given[setting.strip().lower()] = (value.strip(), f"{name}:{number}")
 
 
 def _read_environ(environ: dict[bytes, bytes], given: dict[str, tuple[str, str]], settings: Settings) -> None:

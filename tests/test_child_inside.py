@@ -135,7 +135,7 @@ def test_sqlite_is_imported_without_functools(monkeypatch: pytest.MonkeyPatch) -
     assert sys.modules["functools"] is functools
 
 
-@pytest.mark.parametrize(("exists", "message"), [(False, "no such file"), (True, "greycheck.db: text")])
+@pytest.mark.parametrize(("exists", "message"), [(False, "No such file"), (True, "greycheck.db: text")])
 def test_a_file_that_cannot_be_opened_is_explained(tmp_path: Path, exists: bool, message: str) -> None:
     if exists:
         (tmp_path / "greycheck.db").touch()
@@ -153,11 +153,19 @@ def test_a_file_that_cannot_be_made_is_explained(tmp_path: Path, monkeypatch: py
 def test_a_file_of_somebody_else_is_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, denied: str, message: str
 ) -> None:
+    def refuse(_path: str, _flags: int) -> NoReturn:
+        raise PermissionError
+
     path = tmp_path / "greycheck.db"
     path.touch()
-    refused = str(tmp_path if denied == "directory" else path)
-    monkeypatch.setattr(lean_sqlite.posix, "access", lambda name, _mode: name != refused)
+    monkeypatch.setattr(lean_sqlite.posix, "access", lambda _name, _mode: denied == "file")
+    monkeypatch.setattr(lean_sqlite.posix, "open", refuse)
     assert message in str(lean_sqlite._cannot_open(str(path), "text"))
+
+
+def test_a_read_only_file_system_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lean_sqlite.posix, "statvfs", lambda _path: type("", (), {"f_flag": os.ST_RDONLY})())
+    assert "is on a read-only file system" in str(lean_sqlite._cannot_open(f"{tmp_path}/x.db", "text"))
 
 
 def test_a_path_that_cannot_be_looked_at_is_explained(tmp_path: Path) -> None:
@@ -222,7 +230,7 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, tuple[int, int
     [
         ("echo 'Error: disk full' >&2; exit 1", "the schema could not be made: disk full"),
         ("exit 3", "the schema could not be made: .*maker ended with status 768"),
-        ("exit 0", "no such file"),
+        ("exit 0", "No such file"),
     ],
 )
 def test_what_the_maker_of_the_schema_says_is_passed_on(

@@ -88,8 +88,10 @@ class Model:
             if v["strikes"] and known["struck"] > now:
                 return "reject", "strikes"
             if v["client_passes"] and known["passes"] >= v["client_passes"] and now - known["last"] <= v["lifetime"]:
-                if abs(now - known["last"]) >= 3600:
-                    known.update(last=now, expires=now + v["lifetime"])
+                row = self.triplets.get((network(client), sender, recipient))
+                if row and row["passed"] and now - row["last"] <= v["lifetime"]:
+                    self.used(row, now)
+                self.used(known, now)
                 return "accept", "client"
         delay = rule["delay"] if rule and rule["delay"] is not None else v["delay"]
         window = v["retry_window"] if v["retry_window"] > delay else v["retry_window"] + delay
@@ -97,8 +99,7 @@ class Model:
         row = self.triplets.get(key)
         if row and row["passed"]:
             if now - row["last"] <= v["lifetime"]:
-                if abs(now - row["last"]) >= 3600:
-                    row.update(last=now, expires=now + v["lifetime"])
+                self.used(row, now)
                 return "accept", "known"
             row = None
         if row and now - row["first"] > window:
@@ -153,6 +154,10 @@ class Model:
                 struck["expires"] = max(struck["expires"], known["last"] + v["lifetime"])
             known.update(struck)
         return verdict
+
+    def used(self, row: dict[str, Any], now: int) -> None:
+        if abs(now - row["last"]) >= min(3600, self.values["lifetime"] // 2):
+            row.update(last=now, expires=now + self.values["lifetime"])
 
     def passes(self, key: tuple[str, str, str], client: str, now: int) -> None:
         expires = now + self.values["lifetime"]
@@ -243,7 +248,7 @@ class Histories(RuleBasedStateMachine):
             {
                 "delay": st.sampled_from([0, 60, 300]),
                 "retry_window": st.sampled_from([600, 86400]),
-                "lifetime": st.sampled_from([7200, 86400]),
+                "lifetime": st.sampled_from([1800, 7200, 86400]),
                 "client_passes": st.sampled_from([0, 1, 1, 2]),
                 "null_sender": st.sampled_from(["greylist", "greylist", "accept"]),
                 "strikes": st.sampled_from([0, 1, 2]),

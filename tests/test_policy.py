@@ -109,6 +109,22 @@ def test_a_known_triplet_is_refreshed_once_an_hour(idle: int) -> None:
     assert change.expires == NOW + LIFETIME
 
 
+@pytest.mark.parametrize(("idle", "refreshed"), [(899, 0), (900, 1)])
+def test_what_lives_shorter_is_refreshed_at_half_of_its_life(idle: int, refreshed: int) -> None:
+    short = replace(DEFAULTS, lifetime=1800, retry_window=600)
+    assert len(decide(TripletRow(NOW - 9999, NOW - idle, passes=1, passed=NOW - 9000), values=short)[1]) == refreshed
+    assert len(decide(None, ClientRow(NOW - 9999, NOW - idle, 1), short)[1]) == refreshed
+
+
+def test_mail_of_a_known_client_keeps_its_triplet_known_too() -> None:
+    client = ClientRow(NOW - LIFETIME, NOW - policy.REFRESH, 4)
+    row = TripletRow(NOW - LIFETIME, NOW - LIFETIME, passes=2, passed=NOW - LIFETIME)
+    verdict, [used, _client] = decide(row, client)
+    assert verdict.reason == "client"
+    assert state(used.new) == {**state(row), "last": NOW, "passes": 3}
+    assert len(decide(TripletRow(NOW - LIFETIME, NOW - LIFETIME), client)[1]) == 1
+
+
 def test_a_triplet_whose_lifetime_is_over_is_new() -> None:
     row = TripletRow(NOW - 2 * LIFETIME, NOW - LIFETIME - 1, passes=9, passed=NOW - 2 * LIFETIME + 400)
     verdict, [change] = decide(row)

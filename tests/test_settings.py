@@ -70,7 +70,7 @@ def test_the_environment_counts_before_the_file(tmp_path: Path) -> None:
         ("ipv4_prefix = 33", "ipv4_prefix = 33: not a whole number from 1 to 32; using 24"),
         ("ipv6_prefix = x", "ipv6_prefix = x: not a whole number from 1 to 128; using 64"),
         ("on_error = reject", "on_error = reject: not one of accept, defer; using accept"),
-        ("deadline = 0", "deadline = 0: must be 1s at least; using 5s"),
+        ("deadline = 0", "deadline = 0: not from 1s to 600s; using 5s"),
         ("database_mode = 0777", "database_mode = 0777: not 0600 or 0660; using 0600"),
         (
             "database = greycheck.db",
@@ -89,6 +89,16 @@ def test_a_wrong_variable_is_named() -> None:
         "GREYCHECK_DELAY: delay = 5 parsecs: not a duration (as 90, 90s, 5m, 24h or 36d); using 5m"
     ]
     assert with_environ(DEALY="5m").problems == ["GREYCHECK_DEALY: dealy: no such setting"]
+
+
+def test_a_file_that_is_too_long_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    found = with_file(tmp_path / "conf", "Delay = 7m\n" + "# filler\n" * 8000)
+    assert found.delay == 420
+    assert found.problems == [f"{tmp_path}/conf: longer than 65536 bytes: the rest is not read"]
+
+
+def test_an_empty_name_of_a_file_is_named() -> None:
+    assert read({b"GREYCHECK_CONFIG": b""}).problems == ["GREYCHECK_CONFIG, which is empty: No such file or directory"]
 
 
 def test_a_password_is_not_repeated(tmp_path: Path) -> None:
@@ -164,8 +174,10 @@ def test_the_file_in_etc_is_read_where_no_other_is_named(monkeypatch: pytest.Mon
 
 def test_bytes_that_are_no_text_are_no_obstacle(tmp_path: Path) -> None:
     found = with_file(tmp_path / "conf", b"database = /var/\xff.db\nd\xff = 1\n")
-    assert os.fsencode(found.database) == b"sqlite:////var/\xff.db"
-    assert len(found.problems) == 1
+    assert sorted(os.fsencode(problem).partition(b"conf:")[2] for problem in found.problems) == [
+        b"1: database: an SQLite file whose path is no UTF-8 cannot be named in a URL; using the default",
+        b"2: d\xff: no such setting",
+    ]
 
 
 def test_the_store_is_in_the_systems_directory_where_there_is_one(

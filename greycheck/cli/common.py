@@ -7,11 +7,11 @@ from contextlib import contextmanager
 import click
 from alembic.util import CommandError
 from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DatabaseError
 
 from greycheck import log, settings
 from greycheck.settings import Settings
-from greycheck.store import schema
+from greycheck.store import ONLY_SQLITE, schema
 from greycheck.store.engine import open_engine
 
 
@@ -20,6 +20,9 @@ def read_settings() -> Settings:
     found = settings.read(dict(os.environb))
     if found.problems:
         raise click.ClickException("\n".join(log.quoted(problem)[1:-1] for problem in found.problems))
+    scheme = found.database.partition("://")[0]
+    if scheme != "sqlite":
+        raise click.ClickException(ONLY_SQLITE.format(scheme))
     return found
 
 
@@ -30,8 +33,10 @@ def foreseen() -> Iterator[None]:
         yield
     except (schema.SchemaError, CommandError) as error:
         raise click.ClickException(str(error)) from None
-    except SQLAlchemyError as error:
-        raise click.ClickException(str(getattr(error, "orig", None) or error)) from None
+    except DatabaseError as error:
+        raise click.ClickException(f"{error.orig}{schema.advice(error)}") from None
+    except OSError as error:
+        raise click.ClickException(f"{error.filename}: {error.strerror}") from None
 
 
 @contextmanager

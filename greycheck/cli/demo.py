@@ -1,6 +1,7 @@
 """``greycheck demo``: a mail deferred, then accepted, over real SMTP, before the reader's eyes."""
 
 import os
+import pwd
 import smtplib
 import socket
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import localtime, sleep, strftime
 
@@ -18,7 +19,6 @@ from sqlalchemy import select
 
 from greycheck import __version__
 from greycheck.store.engine import open_engine, reading
-from greycheck.store.schema import user_name
 from greycheck.store.tables import client, triplet
 
 SENDER = "alice@example.org"
@@ -29,7 +29,13 @@ console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 @click.command()
-@click.option("--hook", type=click.Choice(["smtpextfork", "checkenv"]), default="smtpextfork", show_default=True)
+@click.option(
+    "--hook",
+    type=click.Choice(["smtpextfork", "checkenv"]),
+    default="smtpextfork",
+    show_default=True,
+    help="Which of the two.",
+)
 @click.option(
     "--delay", type=click.IntRange(4, 300), default=5, show_default=True, help="Seconds instead of 5 minutes."
 )
@@ -74,10 +80,12 @@ def attempts(place: Path, port: int, delay: int) -> None:
 def install(place: Path, environ: dict[str, str]) -> None:
     """Installs launchers and store into PLACE, with the command that operators use."""
     (place / "bin").mkdir()
-    command = [sys.executable, "-m", "greycheck", "install", str(place / "bin"), "--user", user_name(os.geteuid())]
+    command = [sys.executable, "-m", "greycheck", "install", str(place / "bin")]
+    with suppress(KeyError):  # a container may run it as a user without a name
+        command += ["--user", pwd.getpwuid(os.geteuid()).pw_name]
     ran = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     if ran.returncode:
-        raise click.ClickException(ran.stderr.strip())
+        raise click.ClickException(ran.stderr.strip().removeprefix("Error: "))
 
 
 def hook_variables(place: Path, hook: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ import pwd
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,7 +81,10 @@ def package() -> Path:
 
 def is_ours(path: Path) -> bool:
     """Whether PATH is a launcher that this command wrote."""
-    return path.is_file() and MARK in path.read_text(errors="replace")[:1024]
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return MARK.encode() in file.read(1024)
 
 
 @click.command()
@@ -93,24 +97,38 @@ def install(directory: Path, user: str | None, uninstall: bool) -> None:
     Makes the store, byte-compiles what a check loads, checks that the launchers run, as the user that qmail-smtpd runs as if called by
     root, and prints the lines that switch them on. Run it again after each upgrade of greycheck or Python.
     """
+    if not set(str(directory.resolve())).isdisjoint(UNQUOTABLE):
+        raise click.ClickException(
+            f"{directory}: a comma or a quote in its path does not fit into SMTPEXTFORK or tcprules"
+        )
     paths = [directory.resolve() / name for name in PROGRAMS]
-    foreign = [str(path) for path in paths if (path.exists() or path.is_symlink()) and not is_ours(path)]
-    if foreign:
-        raise click.ClickException(f"{', '.join(foreign)}: not written by greycheck install: left alone")
-    if uninstall:
-        remove(paths)
-        return
+    with foreseen():
+        foreign = [path for path in paths if (path.exists() or path.is_symlink()) and not is_ours(path)]
+        if uninstall:
+            remove([path for path in paths if path not in foreign])
+        if foreign:
+            named = ", ".join(map(str, foreign))
+            raise click.ClickException(f"{named}: not written by greycheck install: left alone")
+        if not uninstall:
+            put(paths, user)
+
+
+# What ends a program's name in SMTPEXTFORK's list, or a value in the rules of tcprules.
+UNQUOTABLE = ',"'
+
+
+def put(paths: list[Path], user: str | None) -> None:
+    """Installs the launchers PATHS for USER, and says how to switch them on."""
     found = read_settings()
     account = find_account(user)
-    with foreseen():
-        make_store(found, account)
-    compileall.compile_dir(package(), quiet=2)
+    make_store(found, account)
+    complaints = compile_rooms()
     for path in paths:
         write(path)
-    complaints = [complaint for path in paths if (complaint := try_run(path))]
+    complaints += [complaint for path in paths if (complaint := try_run(path))]
     if account:
         complaints += check_as(account, paths, found)
-    click.echo(lines(paths))
+    click.echo(lines(paths, found))
     if complaints:
         raise click.ClickException("\n".join(["not ready:", *complaints]))
 
@@ -125,10 +143,27 @@ def remove(paths: list[Path]) -> None:
 
 def write(path: Path) -> None:
     """Writes a launcher to PATH at once, so that no check meets half of one."""
-    draft = path.with_name(f".{path.name}.new")
-    draft.write_text(launcher())
-    draft.chmod(0o755)
-    draft.replace(path)
+    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(launcher())
+        Path(draft).chmod(0o755)
+        Path(draft).replace(path)
+    except BaseException:
+        Path(draft).unlink()
+        raise
+
+
+def compile_rooms() -> list[str]:
+    """Byte-compiles the package for whoever runs it, whatever the umask; what is wrong where that fails."""
+    umask = os.umask(0o022)
+    try:
+        compiled = compileall.compile_dir(package(), quiet=2)
+    finally:
+        os.umask(umask)
+    if compiled:
+        return []
+    return [f"{package()}: could not be byte-compiled: each check would do that again, and take twice its time"]
 
 
 def find_account(user: str | None) -> pwd.struct_passwd | None:
@@ -147,48 +182,54 @@ def make_store(found: Settings, account: pwd.struct_passwd | None) -> None:
     if path is None:
         return
     if found.sources["database"] == "default" and not path.parent.exists():
-        path.parent.mkdir(mode=0o700, parents=True)
+        mode = 0o700 if found.database_mode == 0o600 else 0o2770
+        path.parent.mkdir(parents=True)
         if str(path.parent) == SYSTEM_DIRECTORY and account:
             os.chown(path.parent, account.pw_uid, account.pw_gid)
+        path.parent.chmod(mode)
     schema.upgrade(found.database, found.database_mode)
 
 
-TRIAL = {
-    "TCPREMOTEIP": "192.0.2.1",
-    "REMOTEMF": "",
-    "REMOTERCPT": "",
-    "GREYCHECK": "off",
-    "GREYCHECK_CONFIG": "/dev/null",
-}
+# The environment of a trial: nothing of the site's, and a store of its own.
+TRIAL = {"TCPREMOTEIP": "192.0.2.1", "REMOTEMF": "", "REMOTERCPT": "", "GREYCHECK_CONFIG": "/dev/null"}
+
+# How long a trial may take, in seconds.
+TRIAL_TIME = 30
 
 
 def try_run(path: Path, account: pwd.struct_passwd | None = None) -> str:
-    """Runs the launcher PATH on an exempt envelope, as ACCOUNT if given; what is wrong with it, or nothing."""
+    """Lets the launcher PATH defer a mail, with a store made for that, as ACCOUNT if given; what is wrong with it, or nothing."""
     command = [str(path)] if path.name == "greycheck" else [str(path), "", ""]
     whose = f" as {account.pw_name}" if account else ""
-    try:
-        ran = subprocess.run(
-            command,
-            env=TRIAL,
-            capture_output=True,
-            timeout=30,
-            check=False,
-            cwd="/",
-            user=account.pw_uid if account else None,
-            group=account.pw_gid if account else None,
-            extra_groups=[] if account else None,
-        )
-    except OSError as error:
-        return f"{path}: does not run{whose}: {error.strerror}"
+    with tempfile.TemporaryDirectory(prefix="greycheck-trial-") as directory:
+        if account and os.geteuid() == 0:
+            os.chown(directory, account.pw_uid, account.pw_gid)
+        schema.upgrade(f"sqlite:///{directory}/greycheck.db")
+        try:
+            ran = subprocess.run(
+                command,
+                env=TRIAL | {"GREYCHECK_DATABASE": f"{directory}/greycheck.db"},
+                capture_output=True,
+                timeout=TRIAL_TIME,
+                check=False,
+                cwd="/",
+                user=account.pw_uid if account else None,
+                group=account.pw_gid if account else None,
+                extra_groups=[] if account else None,
+            )
+        except OSError as error:
+            return f"{path}: does not run{whose}: {error.strerror}"
+        except subprocess.TimeoutExpired:
+            return f"{path}: does not end{whose} within {TRIAL_TIME}s"
     said = ran.stderr.decode(errors="replace").strip()
-    if ran.returncode == 0 and "accept reason=exempt" in said:
+    if ran.returncode == 101 and "defer reason=new" in said:
         return ""
     return f"{path}: does not run{whose}: exit code {ran.returncode}: {said}"
 
 
 def check_as(account: pwd.struct_passwd, paths: list[Path], found: Settings) -> list[str]:
     """What ACCOUNT cannot reach of what a check needs. Only root can tell."""
-    if os.geteuid() not in (0, account.pw_uid):
+    if not can_act_as(account):
         return [
             f"whether {account.pw_name} can run this is not known: run greycheck install as root, or as {account.pw_name}"
         ]
@@ -197,7 +238,9 @@ def check_as(account: pwd.struct_passwd, paths: list[Path], found: Settings) -> 
     needed += [(package() / "child.py", os.R_OK)]
     store = schema.sqlite_path(found.database)
     if store:
-        needed += [(store.parent, os.R_OK | os.W_OK | os.X_OK), (store, os.R_OK | os.W_OK)]
+        needed += [(store.parent, os.R_OK | os.W_OK | os.X_OK)]
+        files = [store.with_name(store.name + suffix) for suffix in ("", "-wal", "-shm")]
+        needed += [(file, os.R_OK | os.W_OK) for file in files if os.access(file, os.F_OK)]
     with acting_as(account):
         for path, wanted in needed:
             complaint = barrier(path, wanted, account.pw_name)
@@ -206,6 +249,11 @@ def check_as(account: pwd.struct_passwd, paths: list[Path], found: Settings) -> 
     if not complaints and account.pw_uid != os.geteuid():
         complaints = [complaint for path in paths if (complaint := try_run(path, account))]
     return complaints
+
+
+def can_act_as(account: pwd.struct_passwd) -> bool:
+    """Whether this process can find out what ACCOUNT may do."""
+    return os.geteuid() in (0, account.pw_uid)
 
 
 @contextmanager
@@ -247,9 +295,15 @@ def describe(path: Path) -> str:
     return f"{path} (mode {status.st_mode & 0o7777:04o}, owner {schema.user_name(status.st_uid)})"
 
 
-def lines(paths: list[Path]) -> str:
-    """What to write where, to switch the launchers in PATHS on."""
+def lines(paths: list[Path], found: Settings) -> str:
+    """What to write where, to switch the launchers in PATHS on with the settings FOUND."""
     program, checkenv = paths
+    names = [f"GREYCHECK_{name.upper()}" for name in found.sources]
+    mine = {name: os.environ[name] for name in (*names, "GREYCHECK_CONFIG") if name in os.environ}
+    settings = "".join(f"\n  echo {shlex.quote(value)} > env/{name}" for name, value in mine.items())
+    if settings:
+        settings = f"\nWhat you set in this environment, qmail-smtpd and cron must have too; with envdir:{settings}"
+    expire = f"{'envdir /PATH/TO/env ' if mine else ''}{program} expire"
     return f"""\
 {program}
 {checkenv}
@@ -258,11 +312,11 @@ Switch one of the two hooks on, for tcpserver's clients that are not relay clien
 SMTPEXTFORK, in the rules that tcprules compiles, or as a file of envdir:
   :allow,SMTPEXTFORK="{program}"
   echo {shlex.quote(str(program))} > env/SMTPEXTFORK
-CHECKENV (it runs {checkenv.parent.name}/{checkenv.name} below the qmail home):
+CHECKENV, which runs bin/{checkenv.name} below the qmail home:
   :allow,CHECKENV=""
   echo > env/CHECKENV
 Leave relay clients out, and single clients if you like:
   127.:allow,RELAYCLIENT=""
   192.0.2.25:allow,GREYCHECK="off"
 And once an hour, from the crontab of the store's owner:
-  7 * * * * {program} expire"""
+  7 * * * * {expire}{settings}"""

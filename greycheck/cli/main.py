@@ -3,11 +3,18 @@
 import click
 
 from greycheck import __version__
+from greycheck.cli.completion import completion
 from greycheck.cli.config import config
 from greycheck.cli.db import db
 from greycheck.cli.demo import demo
+from greycheck.cli.doctor import doctor
 from greycheck.cli.expire import expire
+from greycheck.cli.explain import explain
+from greycheck.cli.forget import forget
 from greycheck.cli.install import install
+from greycheck.cli.list import list_
+from greycheck.cli.rules import allow, expect, greylist, reject, rules
+from greycheck.cli.show import show
 
 EPILOG = """
 Run by qmail-smtpd, without a command, greycheck checks one envelope: SMTPEXTFORK calls it greycheck, CHECKENV qmail-checkenv.
@@ -20,5 +27,22 @@ def cli() -> None:
     """Greylisting for qmail: defers a mail from an unknown triplet of client, sender and recipient until it is tried again."""
 
 
-for command in (install, config, expire, db, demo):
+for command in (
+    install,
+    doctor,
+    explain,
+    list_,
+    show,
+    forget,
+    config,
+    expire,
+    db,
+    completion,
+    demo,
+    allow,
+    reject,
+    greylist,
+    expect,
+    rules,
+):
     cli.add_command(command)

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from greycheck.settings import Settings
     from greycheck.store.lean import Store
 
+ONLY_SQLITE = "{}: this version keeps its triplets in SQLite only"
+
 
 def connect(settings: "Settings", patience: float) -> "Store":
     """A connection to the database of SETTINGS, which waits PATIENCE seconds at most for another's lock."""
@@ -19,4 +21,4 @@ def connect(settings: "Settings", patience: float) -> "Store":
         return lean_sqlite.Store(path[1:], patience)
     from greycheck.store.lean import StoreError
 
-    raise StoreError(f"{scheme}: this version keeps its triplets in SQLite only")
+    raise StoreError(ONLY_SQLITE.format(scheme))

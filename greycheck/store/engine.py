@@ -17,10 +17,15 @@ def open_engine(url: str) -> Engine:
     """An engine for URL. An SQLite file that is not there is not made: ``schema.upgrade`` does that."""
     if make_url(url).get_backend_name() != "sqlite":
         return create_engine(url)
-    engine = create_engine(url, connect_args={"timeout": PATIENCE, "isolation_level": None})
+    engine = autocommitting_engine(url)
     event.listen(engine, "connect", _set_up)
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def autocommitting_engine(url: str) -> Engine:
+    """An engine for an SQLite URL whose driver begins no transaction by itself."""
+    return create_engine(url, connect_args={"timeout": PATIENCE, "isolation_level": None})
 
 
 def _set_up(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
@@ -43,11 +48,8 @@ def empty_log(engine: Engine) -> None:
     """Writes SQLite's write-ahead log back and empties it, if nobody is using it just now."""
     if engine.dialect.name != "sqlite":
         return
-    connection = engine.raw_connection()
-    try:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA busy_timeout = 100")
-        cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        cursor.close()
-    finally:
-        connection.close()
+    connection = autocommitting_engine(engine.url.render_as_string(hide_password=False)).connect()
+    with connection:
+        connection.exec_driver_sql("PRAGMA busy_timeout = 100")
+        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.engine.dispose()

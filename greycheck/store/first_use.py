@@ -12,7 +12,7 @@ import posix
 from greycheck import settings as names
 from greycheck.envelope import Envelope, triplet
 from greycheck.store import connect
-from greycheck.store.lean import Asked, NoSchema, StoreError
+from greycheck.store.lean import MAKE_IT, Asked, NoSchema, StoreError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ def make(settings: "Settings", operator: tuple[str, ...], patience: float) -> "S
 
     Raises StoreError.
     """
-    directory = settings.database.partition(":///")[2].rpartition("/")[0]
+    directory = settings.database.partition(":///")[2].rpartition("/")[0] or "/"
     _make_default(directory, settings)
     try:
         lock = posix.open(directory, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
         fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:
-        raise StoreError(f"{directory}: {error.strerror}") from None
+        raise StoreError(f"{directory}: {error.strerror}: {MAKE_IT}") from None
     try:
         return _looked_at(settings, patience)
     except NoSchema:
@@ -60,7 +60,7 @@ def _make_default(directory: str, settings: "Settings") -> None:
     for part in directory.split("/")[1:]:
         made += "/" + part
         try:
-            posix.mkdir(made, 0o700)
+            posix.mkdir(made, 0o700 if settings.database_mode == 0o600 else 0o770)
         except FileExistsError:
             pass
         except OSError as error:

@@ -39,7 +39,11 @@ class StoreError(Exception):
 
 
 class NoSchema(StoreError):
-    """There is no file or no table yet."""
+    """There is no directory, no file or no table yet."""
+
+
+# What to do about a missing directory.
+MAKE_IT = "make it, and let the user that qmail runs greycheck as own it"
 
 
 DIGEST = 16

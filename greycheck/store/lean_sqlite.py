@@ -11,11 +11,7 @@ import sys
 
 from greycheck.policy import Change, Found, RuleRow, Waiting
 from greycheck.store import compiled_sqlite as compiled
-from greycheck.store.lean import Asked, NoSchema, StoreError, parameters, rows, sample, statement
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from greycheck.store.lean import MAKE_IT, Asked, NoSchema, StoreError, parameters, rows, sample, statement
 
 # Bytes of write-ahead log after which it is written back. A child that comes alone reads the log first, 0.15 ms for each 100 pages.
 LOG_STEP = 1 << 20
@@ -24,23 +20,31 @@ LOG_STEP = 1 << 20
 HURRY = 0.1
 
 
-def _import_sqlite() -> None:
+def _import_sqlite() -> "ModuleType":
     """Imports _sqlite3 without ``functools``, which costs more than the library itself: it is wanted for one name of a C module."""
     if "functools" in sys.modules or "_sqlite3" in sys.modules:
-        return
+        import _sqlite3
+
+        return _sqlite3
     import _functools
 
     stand_in = type(sys)("functools")
     stand_in.__dict__["lru_cache"] = lambda size: lambda call: _functools._lru_cache_wrapper(call, size, False, tuple)
     sys.modules["functools"] = stand_in
     try:
-        import _sqlite3  # noqa: F401
+        import _sqlite3
     finally:
         del sys.modules["functools"]
+    return _sqlite3
 
 
-_import_sqlite()
-import _sqlite3  # noqa: E402
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _sqlite3
+    from collections.abc import Sequence
+    from types import ModuleType
+else:
+    _sqlite3 = _import_sqlite()
 
 
 class Store:
@@ -159,6 +163,8 @@ class Store:
             return NoSchema(f"{self._path}: {message}: run greycheck db upgrade")
         if name == "SQLITE_CANTOPEN" or name.startswith("SQLITE_READONLY"):
             return _cannot_open(self._path, message)
+        if name == "SQLITE_NOTADB":
+            return StoreError(f"{self._path}: {message}: move it away, and the next mail makes a new one")
         if name.startswith("SQLITE_BUSY"):
             return StoreError(f"{self._path}: locked by another process for {self._patience:.1f}s")
         return StoreError(f"{self._path}: {message}" + (f" ({name})" if name else ""))
@@ -168,29 +174,33 @@ def _uri(path: str) -> str:
     """PATH as an SQLite URI that opens an existing file only."""
     for special in "%?#":
         path = path.replace(special, f"%{ord(special):02x}")
-    return f"file:{path}?mode=rw"
+    return f"file://{path}?mode=rw"
 
 
 def _cannot_open(path: str, message: str) -> StoreError:
     directory = path.rpartition("/")[0] or "/"
     try:
         owner = posix.stat(directory).st_uid
+    except FileNotFoundError as error:
+        return NoSchema(f"{directory}: {error.strerror}: {MAKE_IT}")
     except OSError as error:
-        return StoreError(
-            f"{directory}: {error.strerror}: make it, and let the user that qmail runs greycheck as own it"
-        )
+        return StoreError(f"{directory}: {error.strerror}")
+    if posix.statvfs(directory).f_flag & posix.ST_RDONLY:
+        return StoreError(f"{directory}: is on a read-only file system")
     me = posix.geteuid()
+    writable = posix.access(directory, posix.W_OK | posix.X_OK)
     try:
-        posix.stat(path)
-    except FileNotFoundError:
-        if posix.access(directory, posix.W_OK | posix.X_OK):
-            return NoSchema(f"{path}: no such file")
+        posix.close(posix.open(path, posix.O_RDWR | posix.O_CLOEXEC))
+    except FileNotFoundError as error:
+        if writable:
+            return NoSchema(f"{path}: {error.strerror}")
+    except PermissionError:
+        if posix.access(directory, posix.X_OK):
+            return StoreError(f"{path}: user {me} cannot write it, its owner is user {posix.stat(path).st_uid}")
     except OSError as error:
         return StoreError(f"{path}: {error.strerror}")
-    if not posix.access(directory, posix.W_OK | posix.X_OK):
+    if not writable:
         return StoreError(
             f"{directory}: user {me} cannot write here, its owner is user {owner}: chown it, or run as its owner"
         )
-    if not posix.access(path, posix.R_OK | posix.W_OK):
-        return StoreError(f"{path}: user {me} cannot write it, its owner is user {posix.stat(path).st_uid}")
     return StoreError(f"{path}: {message}")

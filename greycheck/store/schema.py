@@ -18,9 +18,9 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
-from greycheck.store.engine import PATIENCE
+from greycheck.store.engine import PATIENCE, autocommitting_engine
 
 _PACKAGE = Path(__file__).parent.parent
 
@@ -52,7 +52,7 @@ def head() -> str:
 def current(url: str) -> str | None:
     """The revision that the database at URL is at; None where it has no schema, or is not there at all."""
     path = sqlite_path(url)
-    if path is not None and not path.exists():
+    if path is not None and not is_there(path):
         return None
     with _connect(url) as connection:
         return MigrationContext.configure(connection).get_current_revision()
@@ -83,6 +83,8 @@ def upgrade(url: str, mode: int = 0o600) -> str:
 
 def downgrade(url: str, revision: str) -> str | None:
     """Brings the database at URL down to REVISION (``base``: to nothing) and returns where it is then."""
+    if current(url) is None:
+        raise SchemaError(f"{shown(url)}: there is no schema to take back")
     with _transaction(url) as connection:
         command.downgrade(_config(connection), revision)
         return MigrationContext.configure(connection).get_current_revision()
@@ -90,18 +92,26 @@ def downgrade(url: str, revision: str) -> str | None:
 
 @contextmanager
 def _connect(url: str) -> Iterator[Connection]:
-    parsed = make_url(url)
-    arguments: dict[str, object] = {}
-    if parsed.get_backend_name() == "sqlite":
-        arguments = {"timeout": PATIENCE, "isolation_level": None}
-    engine = create_engine(url, connect_args=arguments)
+    engine = create_engine(url) if sqlite_path(url) is None else autocommitting_engine(url)
     try:
         with engine.connect() as connection:
             yield connection
-    except (DatabaseError, OperationalError) as error:
-        raise SchemaError(f"{shown(url)}: {error.orig}") from None
+    except DatabaseError as error:
+        raise SchemaError(f"{shown(url)}: {error.orig}{advice(error)}") from None
     finally:
         engine.dispose()
+
+
+def advice(error: DatabaseError) -> str:
+    """What to do about an ERROR of the database, where that is known."""
+    said = str(error.orig)
+    if "locked" in said:
+        return f": another process writes, and did for {PATIENCE:g}s: see who it is with fuser"
+    if "not a database" in said:
+        return ": move it away, and the next mail makes a new one"
+    if "readonly" in said or "unable to open" in said:
+        return f": {user_name(os.geteuid())} may not write it, or its directory"
+    return ""
 
 
 @contextmanager
@@ -146,24 +156,39 @@ def sqlite_path(url: str) -> Path | None:
 
 def shown(url: str) -> str:
     """URL without its password."""
-    return make_url(url).render_as_string(hide_password=True)
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except (ArgumentError, ValueError):
+        return url.partition("://")[0] + "://..."
+
+
+def is_there(path: Path) -> bool:
+    """Whether the file PATH exists. Raises SchemaError where that cannot be told."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise SchemaError(f"{path}: {error.strerror}: {user_name(os.geteuid())} may not look there") from None
+    return True
 
 
 def make_file(path: Path, mode: int) -> None:
-    """Makes the empty SQLite file PATH with permissions MODE, whatever the umask, for the owner of its directory.
+    """Makes the empty SQLite file PATH with permissions MODE, whatever the umask; for root, in the name of its directory's owner.
 
-    Raises SchemaError where the directory is not there, or belongs to somebody else.
+    Raises SchemaError where the directory is not there, or is somebody else's, who could put another file in its place.
     """
     try:
         directory = path.parent.stat()
+        if is_there(path):
+            return
+        if directory.st_uid not in (0, os.geteuid()) and os.geteuid() != 0:
+            raise SchemaError(_not_ours(path.parent, directory.st_uid))
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode)
     except FileExistsError:
         return
     except PermissionError:
-        raise SchemaError(
-            f"{path.parent}: {user_name(os.geteuid())} cannot write here, its owner is {user_name(directory.st_uid)}:"
-            " chown it to the user that qmail runs greycheck as"
-        ) from None
+        raise SchemaError(_not_ours(path.parent, directory.st_uid)) from None
     except OSError as error:
         raise SchemaError(f"{error.filename}: {error.strerror}") from None
     try:
@@ -172,6 +197,13 @@ def make_file(path: Path, mode: int) -> None:
             os.fchown(descriptor, directory.st_uid, directory.st_gid)
     finally:
         os.close(descriptor)
+
+
+def _not_ours(directory: Path, owner: int) -> str:
+    return (
+        f"{directory}: {user_name(os.geteuid())} cannot make a store here, its owner is {user_name(owner)}:"
+        " chown it to the user that qmail runs greycheck as"
+    )
 
 
 def user_name(uid: int) -> str:

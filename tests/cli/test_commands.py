@@ -100,7 +100,9 @@ def test_db_makes_shows_and_takes_back_the_schema(store: Path) -> None:
 def test_db_tells_what_is_wrong_in_one_line(store: Path) -> None:
     store.write_bytes(b"nonsense" * 1000)
     for command in ("upgrade", "current"):
-        assert run("db", command, code=1).stderr == f"Error: sqlite:///{store}: file is not a database\n"
+        assert run("db", command, code=1).stderr == (
+            f"Error: sqlite:///{store}: file is not a database: move it away, and the next mail makes a new one\n"
+        )
 
 
 def test_db_downgrade_to_no_known_revision_is_refused(store: Path) -> None:
@@ -210,6 +212,6 @@ def test_demo_says_in_one_line_why_it_cannot_start(monkeypatch: pytest.MonkeyPat
 
     from greycheck.cli import demo
 
-    monkeypatch.setattr(demo, "user_name", lambda _uid: "nosuchuser")
+    monkeypatch.setattr(demo.pwd, "getpwuid", lambda _uid: type("", (), {"pw_name": "nosuchuser"})())
     with pytest.raises(ClickException, match="no such user"):
         demo.install(tmp_path, dict(os.environ))

@@ -2,8 +2,10 @@
 
 import os
 import pwd
+import select
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -222,10 +224,53 @@ def test_an_installation_that_does_not_run_fails(qmail: Path, monkeypatch: pytes
     assert stderr == f"Error: not ready:\n{qmail}/greycheck: does not run\n{qmail}/qmail-checkenv: does not run\n"
 
 
-def test_a_server_database_is_not_made_here(qmail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GREYCHECK_DATABASE", "postgresql://host/db")
-    install(qmail, "--user", ME)
-    assert list((qmail.parent / "store").iterdir()) == []
+def test_a_server_database_is_refused_in_the_childs_words(qmail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GREYCHECK_DATABASE", "postgresql://user:secret@host/db")
+    stderr = install(qmail, "--user", ME, code=1).stderr
+    assert stderr == "Error: postgresql: this version keeps its triplets in SQLite only\n"
+
+
+def test_what_the_environment_says_is_to_be_said_to_the_service_too(
+    qmail: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GREYCHECK_DELAY", "1m")
+    output = install(qmail, "--user", ME).stdout
+    assert f"\n  echo {qmail.parent}/store/greycheck.db > env/GREYCHECK_DATABASE\n" in output
+    assert "\n  echo 1m > env/GREYCHECK_DELAY\n" in output
+    assert f" envdir /PATH/TO/env {qmail}/greycheck expire\n" in output
+
+
+@pytest.mark.parametrize("name", ["com,ma", 'quo"te'])
+def test_a_directory_that_fits_into_no_list_is_refused(qmail: Path, name: str) -> None:
+    (qmail / name).mkdir()
+    assert "does not fit into SMTPEXTFORK" in install(qmail / name, "--user", ME, code=1).stderr
+    assert list((qmail / name).iterdir()) == []
+
+
+def test_what_is_compiled_can_be_read_by_all_whatever_the_umask(qmail: Path) -> None:
+    for path in (module.package() / "__pycache__").glob("policy.*.pyc"):
+        path.unlink()
+    umask = os.umask(0o077)
+    try:
+        install(qmail, "--user", ME)
+    finally:
+        os.umask(umask)
+    [path] = (module.package() / "__pycache__").glob(f"policy.{sys.implementation.cache_tag}.pyc")
+    assert path.stat().st_mode & 0o444 == 0o444
+
+
+def test_what_cannot_be_compiled_is_named(qmail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.compileall, "compile_dir", lambda *_arguments, **_options: False)
+    assert "could not be byte-compiled" in install(qmail, "--user", ME, code=1).stderr
+
+
+def test_a_launcher_that_cannot_be_written_leaves_nothing(qmail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_self: Path, _target: Path) -> Path:
+        raise PermissionError(13, "Permission denied", str(qmail))
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    assert install(qmail, "--user", ME, code=1).stderr == f"Error: {qmail}: Permission denied\n"
+    assert list(qmail.iterdir()) == []
 
 
 # --- contrib/qmail-checkenv.sh ----------------------------------------------------------------------------------------
@@ -243,7 +288,7 @@ def by_script(request: pytest.FixtureRequest, launchers: Path, place: Path) -> C
     script.write_text(SCRIPT.read_text().replace("#!/bin/sh", f"#!{' '.join([shell, *request.param[1:]])}", 1))
     script.chmod(0o755)
     child = Child(place, place / "greycheck.db")
-    child.settings["GREYCHECK_PROGRAM"] = str(launchers / "qmail-checkenv")
+    child.settings["CHECKENV_PROGRAM"] = str(launchers / "qmail-checkenv")
     return child
 
 
@@ -269,13 +314,44 @@ def test_the_script_lifts_a_small_soft_limit(by_script: Child) -> None:
 
 @pytest.mark.parametrize(("on_error", "code"), [("accept", ACCEPTED), ("defer", DEFERRED)])
 def test_the_script_makes_a_verdict_of_every_failure(by_script: Child, on_error: str, code: int) -> None:
-    ran = by_script.checkenv(GREYCHECK_PROGRAM="/nonexistent", GREYCHECK_ON_ERROR=on_error)
+    ran = by_script.checkenv(CHECKENV_PROGRAM="/nonexistent/qmail-checkenv", GREYCHECK_ON_ERROR=on_error)
     assert ran.verdict == (code, "error")
-    assert 'error="/nonexistent: exit code 127"' in ran.lines[-1]
+    assert 'error="/nonexistent/qmail-checkenv: not there, or no program"' in ran.lines[-1]
+
+
+def program(directory: Path, line: str) -> str:
+    """The path of a program named qmail-checkenv that runs the shell's LINE."""
+    (directory / "other").mkdir()
+    path = directory / "other" / "qmail-checkenv"
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.chmod(0o755)
+    return str(path)
 
 
 def test_the_script_passes_a_rejection_on(by_script: Child) -> None:
-    program = by_script.programs / "rejects"
-    program.write_text("#!/bin/sh\nexit 100\n")
-    program.chmod(0o755)
-    assert by_script.checkenv(GREYCHECK_PROGRAM=str(program)).code == 100
+    assert by_script.checkenv(CHECKENV_PROGRAM=program(by_script.programs, "exit 100")).code == 100
+
+
+def test_the_script_takes_no_program_of_another_name(by_script: Child, launchers: Path) -> None:
+    ran = by_script.checkenv(sender="--help", CHECKENV_PROGRAM=str(launchers / "greycheck"))
+    assert ran.verdict == (ACCEPTED, "error")
+    assert "its name is not qmail-checkenv" in ran.log
+
+
+@pytest.mark.parametrize("line", ["exit 7", "kill -9 $$", None])
+def test_the_script_waits_for_no_log_and_leaves_nothing_on_the_connection(by_script: Child, line: str | None) -> None:
+    named = program(by_script.programs, line) if line else "/nonexistent/qmail-checkenv"
+    log_reader, log = os.pipe()
+    os.set_blocking(log, False)
+    os.write(log, b"x" * 65536)
+    os.set_blocking(log, True)
+    reader, connection = os.pipe()
+    argv: list[Path | str] = [by_script.programs / "qmail-checkenv", "a", "b"]
+    environ = by_script.environ(CHECKENV_PROGRAM=named)
+    process = subprocess.Popen(argv, env=environ, stdin=connection, stdout=connection, stderr=log)
+    os.close(connection)
+    assert process.wait(timeout=60) == ACCEPTED
+    assert select.select([reader], [], [], 60)[0], "something still holds the connection"
+    assert os.read(reader, 100) == b""
+    for descriptor in (reader, log_reader, log):
+        os.close(descriptor)

@@ -9,6 +9,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine
+from sqlalchemy.exc import DatabaseError
 
 from greycheck.store import schema
 from greycheck.store.schema import SchemaError
@@ -151,8 +152,47 @@ def test_a_directory_of_somebody_else_is_named_with_its_owner(url: str, monkeypa
 
     monkeypatch.setattr(schema.os, "open", refuse)
     monkeypatch.setattr(schema.os, "geteuid", lambda: 123456)
-    with pytest.raises(SchemaError, match=r"user 123456 cannot write here, its owner is .*: chown it"):
+    with pytest.raises(SchemaError, match=r"user 123456 cannot make a store here, its owner is .*: chown it"):
         schema.upgrade(url)
+
+
+def test_a_store_is_not_made_where_somebody_else_could_take_it_away(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.stat
+
+    def stat(path: Path, **options: bool) -> os.stat_result:
+        fields = list(real(path, **options))
+        fields[4] = 4711
+        return os.stat_result(fields)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    monkeypatch.setattr(schema.os, "geteuid", lambda: 123456)
+    with pytest.raises(SchemaError, match="its owner is user 4711: chown it"):
+        schema.upgrade(url)
+
+
+def test_a_path_that_cannot_be_looked_at_is_named(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(SchemaError, match="loop: Too many levels of symbolic links"):
+        schema.current(f"sqlite:///{tmp_path}/loop")
+
+
+def test_there_is_nothing_to_take_back_where_there_is_nothing(url: str, tmp_path: Path) -> None:
+    with pytest.raises(SchemaError, match="there is no schema to take back"):
+        schema.downgrade(url, "base")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        ("database is locked", "fuser"),
+        ("file is not a database", "move it away"),
+        ("readonly", "may not write"),
+        ("x", ""),
+    ],
+)
+def test_what_to_do_is_said_where_it_is_known(said: str, advice: str) -> None:
+    assert advice in schema.advice(DatabaseError("", None, sqlite3.Error(said)))
 
 
 def test_a_file_that_cannot_be_made_is_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +213,7 @@ def test_many_upgrades_at_once_make_one_schema(url: str) -> None:
 def test_a_password_is_not_shown() -> None:
     assert schema.shown("postgresql://user:secret@host/db") == "postgresql://user:***@host/db"
     assert schema.sqlite_path("postgresql://user:secret@host/db") is None
+    assert schema.shown("postgresql://user:secret@host:port/db") == "postgresql://..."
 
 
 def test_a_lock_that_stays_is_named(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,121 @@
+"""What the commands that ask share: how an operator writes a time, and how tables and JSON are printed."""
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from time import time
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from greycheck import normalise
+from greycheck import settings as names
+from greycheck.cli.common import foreseen
+from greycheck.cli.expire import is_waiting_for_first_mail
+from greycheck.envelope import Envelope, triplet
+from greycheck.explain import address_bytes
+from greycheck.settings import Settings
+from greycheck.store import schema
+from greycheck.store.lean import DIGEST, Asked
+
+# How many hexadecimal digits of a key lists show: of a million triplets hardly two begin with the same.
+KEY_SHOWN = 12
+
+# How many say that a key is meant.
+KEY_DIGITS = 4
+
+# Beyond it no calendar goes.
+LAST = 253402300799
+
+
+def duration(_context: click.Context, _option: click.Parameter, value: str | None) -> int | None:
+    """Of an option's VALUE: seconds from ``90``, ``5m``, ``24h`` or ``36d``. Raises BadParameter."""
+    try:
+        return None if value is None else names.duration(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value}: {error}") from None
+
+
+def moment(_context: click.Context, _option: click.Parameter, value: str | None) -> int | None:
+    """Of an option's VALUE: seconds since 1970. A date and time without a zone is local. Raises BadParameter."""
+    if value is None:
+        return None
+    try:
+        found = _moment(value)
+    except (ValueError, OverflowError):
+        found = -1
+    if not 0 <= found <= LAST:
+        raise click.BadParameter(f"{value}: not a time (as 2026-11-20 12:00, 2026-11-20T12:00+01:00 or +10m)")
+    return found
+
+
+def _moment(text: str) -> int:
+    if text.startswith("+"):
+        return int(time()) + names.duration(text[1:])
+    if text.isascii() and text.isdigit():
+        return int(text)
+    return int(datetime.fromisoformat(text).timestamp())
+
+
+def client_address(text: str) -> str:
+    """The client address TEXT in its one spelling. Raises UsageError."""
+    address = normalise.client_address(text.encode("utf-8", "surrogateescape"))
+    if address is None:
+        raise click.UsageError(f"{text}: not the address of a client (as 192.0.2.1 or 2001:db8::1)")
+    return address
+
+
+def console() -> Console:
+    """Where tables go: standard output, as wide as the terminal."""
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def grid(*widths: int | None) -> Table:
+    """A table without lines; of columns with a width, or (None) as wide as there is room. Long words are folded, none is cut."""
+    table = Table.grid(padding=(0, 2, 0, 0), expand=False)
+    for width in widths:
+        table.add_column(width=width, overflow="fold")
+    return table
+
+
+def print_json(value: object) -> None:
+    """Prints VALUE as JSON."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def print_json_rows(rows: Iterator[dict[str, object]]) -> None:
+    """Prints ROWS as a JSON array, one on a line, as they come."""
+    click.echo("[", nl=False)
+    between = "\n"
+    for row in rows:
+        click.echo(between + json.dumps(row), nl=False)
+        between = ",\n"
+    click.echo("\n]")
+
+
+def key_or_client(text: str) -> tuple[str, str]:
+    """TEXT as (hexadecimal digits of a triplet's key, ""), or as ("", client address). Raises UsageError."""
+    digits = text.lower()
+    if KEY_DIGITS <= len(digits) <= 2 * DIGEST and not digits.strip("0123456789abcdef"):
+        return digits, ""
+    return "", client_address(text)
+
+
+def asked_for(arguments: tuple[str, ...], settings: Settings) -> tuple[str, str]:
+    """ARGUMENTS as (hexadecimal digits of a triplet's key, client address); one of the two is empty. Raises UsageError.
+
+    They are the key of a triplet or its beginning, a client's address, or that with sender and recipient.
+    """
+    if len(arguments) == 1:
+        return key_or_client(arguments[0])
+    if len(arguments) != 3:
+        raise click.UsageError("name a triplet (KEY, or IP SENDER RECIPIENT) or a client (IP)")
+    envelope = Envelope("", client_address(arguments[0]), address_bytes(arguments[1]), address_bytes(arguments[2]))
+    return Asked(envelope, triplet(envelope, settings.ipv4_prefix, settings.ipv6_prefix)).key.hex(), ""
+
+
+def is_empty(url: str) -> bool:
+    """Whether the store at URL does not exist yet because no mail was checked: nothing is known, and nothing wrong."""
+    with foreseen():
+        return is_waiting_for_first_mail(url) and schema.current(url) is None

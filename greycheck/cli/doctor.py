@@ -1,0 +1,77 @@
+"""``greycheck doctor``: everything between "installed" and "works"."""
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from time import time
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from greycheck import __version__, settings
+from greycheck.cli.install import QMAIL_USER, find_account
+from greycheck.doctor import examine, is_sound
+from greycheck.doctor.finding import LEVELS, Finding, Installation
+
+DIRECTORY = Path("/var/qmail/bin")
+
+STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "fault": "bold red"}
+
+
+@click.command()
+@click.option(
+    "--dir",
+    "directory",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    default=DIRECTORY,
+    show_default=True,
+    help="Where greycheck install put the launchers.",
+)
+@click.option("--user", help=f"The user that qmail-smtpd runs as.  [default: {QMAIL_USER}, where it exists]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(directory: Path, user: str | None, as_json: bool) -> None:
+    """Look at everything between "installed" and "works", and say what to do.
+
+    Launchers, compiled modules, permissions, settings, store, disk, clock, cron, and the qmail-smtpd that runs now. It changes nothing.
+    root sees most; anybody else is told what could not be seen. Exits with 1 where something would stop mail or greylisting.
+    """
+    found = settings.read(dict(os.environb))
+    findings = examine(Installation(directory.absolute(), find_account(user), found, time()))
+    if as_json:
+        report = {"version": __version__, "sound": is_sound(findings), "findings": [asdict(one) for one in findings]}
+        click.echo(json.dumps(report, indent=2))
+    else:
+        show(findings)
+    if not is_sound(findings):
+        sys.exit(1)
+
+
+def show(findings: list[Finding]) -> None:
+    """Prints FINDINGS as a table, and a line that sums them up."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in findings:
+        table.add_row(Text(finding.level, STYLES[finding.level]), finding.about, finding.found)
+        if finding.advice:
+            table.add_row("", "", Text(finding.advice, "bold"))
+    console.print(table)
+    console.print(f"\n{summary(findings)}")
+
+
+def summary(findings: list[Finding]) -> str:
+    """FINDINGS in one line."""
+    counts = {level: sum(finding.level == level for finding in findings) for level in LEVELS}
+    faults, warnings, notes = (
+        f"{counts[level]} {level}{'s'[: counts[level] != 1]}" for level in ("fault", "warning", "note")
+    )
+    if is_sound(findings):
+        return f"Nothing here would stop mail or greylisting: {warnings}, {notes}."
+    return f"This would stop mail or greylisting: {faults}. Besides: {warnings}, {notes}."

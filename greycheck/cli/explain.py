@@ -1,0 +1,237 @@
+"""``greycheck explain``: what a check would decide now, or at another time, and why."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from time import time
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from greycheck import explain as why
+from greycheck.cli.asking import console, grid, moment, print_json
+from greycheck.cli.common import foreseen, read_settings
+from greycheck.explain import DECIDES, UNREACHED, Explanation, away, local
+from greycheck.log import show
+from greycheck.policy import ACCEPT, DEFER, REJECT
+from greycheck.settings import Settings
+from greycheck.store import connect, schema
+from greycheck.store.lean import NoSchema, StoreError
+
+if TYPE_CHECKING:
+    from greycheck.store.lean import Store
+
+# How long a statement waits for another's lock, in seconds. Readers of SQLite's write-ahead log hardly do.
+PATIENCE = 5.0
+
+COLOURS = {ACCEPT: "green", DEFER: "yellow", REJECT: "red"}
+
+
+@click.command()
+@click.argument("ip")
+@click.argument("sender")
+@click.argument("recipient")
+@click.option("--helo", default="", metavar="NAME", help="What the client calls itself.")
+@click.option("--name", default="", metavar="NAME", help="The client's name in DNS (TCPREMOTEHOST).")
+@click.option(
+    "--at", "now", callback=moment, metavar="TIME", help="Decide as at that time: what if it were tried then."
+)
+@click.option(
+    "--hook",
+    type=click.Choice(list(why.HOOKS)),
+    default="smtpextfork",
+    show_default=True,
+    help="The hook that would ask.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--exit-code", "answers", is_flag=True, help="Exit as the check would: 0 accept, 100 reject, 101 defer.")
+def explain(
+    ip: str,
+    sender: str,
+    recipient: str,
+    helo: str,
+    name: str,
+    now: int | None,
+    hook: str,
+    as_json: bool,
+    answers: bool,
+) -> None:
+    """Explain what a check of this envelope would decide, and why; write nothing.
+
+    It is the check's own decision, on the store as it is, under the settings of this environment: what tcprules or envdir sets for a
+    client (GREYCHECK_DELAY=1m, RELAYCLIENT=) is to be set here too.
+
+    The null sender is '<>'. Addresses may be written as the log shows them. One that looks like an option comes after --:
+
+    \b
+        greycheck explain -- 192.0.2.1 --help@example.org bob@example.net
+
+    TIME is `2026-11-20 12:00` (local), `2026-11-20T12:00+01:00`, `+10m` from now, or seconds since 1970.
+
+    For scripts: --json has verdict.action and verdict.exit_code, --exit-code exits with that. Otherwise the exit code is 0 whatever the
+    verdict, and 1 where nothing could be explained.
+    """  # noqa: D301
+    if helo and hook == "checkenv":
+        raise click.UsageError("CHECKENV hands over no HELO: leave --helo out")
+    settings = read_settings()
+    envelope = why.envelope_of(
+        hook,
+        os.fsencode(ip),
+        why.address_bytes(sender),
+        why.address_bytes(recipient),
+        dict(os.environb),
+        os.fsencode(helo),
+        os.fsencode(name),
+    )
+    with asked_only(settings) as store:
+        told = why.explain(store, envelope, settings, int(time()) if now is None else now)
+    place = schema.shown(settings.database) + (": does not exist yet, explained as empty" if store is None else "")
+    if as_json:
+        print_json(as_data(told, place))
+    else:
+        show_all(console(), told, place)
+    if answers:
+        raise SystemExit(told.code)
+
+
+@contextmanager
+def asked_only(settings: Settings) -> "Iterator[Store | None]":
+    """The store of SETTINGS as the child reaches it, or None where it does not exist yet. Raises ClickException."""
+    try:
+        yield _connected(settings)
+    except StoreError as error:
+        raise click.ClickException(
+            f"{error}\nA check by this user would end in reason=error: {settings.on_error} (on_error)."
+        ) from None
+
+
+def _connected(settings: Settings) -> "Store | None":
+    try:
+        store = connect(settings, PATIENCE)
+    except NoSchema as error:
+        path = schema.sqlite_path(settings.database)
+        if settings.sources["database"] != "default" and path and not path.parent.is_dir():
+            raise StoreError(str(error)) from None  # a check makes no directory that a setting names
+        return None
+    with foreseen():
+        if schema.current(settings.database) is None:
+            return None
+        schema.require(settings.database)
+    return store
+
+
+# --- for people ---------------------------------------------------------------------------------------------------------
+
+
+def show_all(screen: Console, told: Explanation, store: str) -> None:
+    """Prints what was TOLD to SCREEN: the envelope, the steps, the verdict, and what would change it."""
+    screen.print(envelope_table(told, store))
+    screen.print("\nSteps, the first that matches decides", style="bold")
+    screen.print(steps_table(told))
+    screen.print()
+    screen.print(verdict_text(told))
+    for line in consequences(told):
+        screen.print(f"  {line}")
+    screen.print("\nWhat would change it", style="bold")
+    for remedy in told.remedies:
+        screen.print(f"  {remedy.command}", style="" if remedy.setting else "cyan", soft_wrap=True)
+        screen.print(f"      {remedy.effect}", style="dim")
+
+
+def envelope_table(told: Explanation, store: str) -> Table:
+    """The envelope, and what normalising made of it."""
+    envelope, asked = told.envelope, told.triplet
+    table = grid(10, None)
+    table.add_row("client", (envelope.client or "-") + (f", network {asked.network}" if asked else ""))
+    if envelope.name:
+        table.add_row("name", show(envelope.name))
+    if envelope.helo:
+        table.add_row("HELO", show(envelope.helo))
+    table.add_row("sender", f"<{show(envelope.sender)}>")
+    if asked and asked.sender != envelope.sender:
+        table.add_row("", f"counts as <{show(asked.sender)}>")
+    table.add_row("recipient", f"<{show(envelope.recipient)}>")
+    if asked and asked.recipient != envelope.recipient:
+        table.add_row("", f"counts as <{show(asked.recipient)}>")
+    table.add_row("at", local(told.now))
+    table.add_row("store", store)
+    return table
+
+
+def steps_table(told: Explanation) -> Table:
+    """What each step looked at and found, and which one decided."""
+    table = grid(12, None, 12)
+    for step in told.steps:
+        decides, reached = step.outcome == DECIDES, step.outcome != UNREACHED
+        text = Text(step.found or "-", style="bold" if decides else "" if reached else "dim")
+        text.append(f"\n{step.looked_at}", style="not bold dim")
+        outcome = f"=> {told.verdict.reason}" if decides else step.outcome
+        style = f"bold {COLOURS[told.decided]}" if decides else "" if reached else "dim"
+        table.add_row(Text(f"  {step.name}", style=style), text, Text(outcome, style=style))
+    return table
+
+
+def verdict_text(told: Explanation) -> Text:
+    """The verdict in one line, in the log's words."""
+    detail = f" {told.verdict.detail}" if told.verdict.detail else ""
+    text = Text.assemble((told.decided, f"bold {COLOURS[told.decided]}"), f" reason={told.verdict.reason}{detail}")
+    if told.verdict.observed:
+        text.append(f"\nonly observed ({why.observing(told)}): accept, logged with observed={told.verdict.observed}")
+    return text
+
+
+def consequences(told: Explanation) -> Iterator[str]:
+    """When things change by themselves."""
+    now = told.now
+    if told.verdict.reason == "strikes":
+        yield f"refused until {local(told.passes[0])} ({away(told.passes[0], now)})"
+    elif told.passes:
+        first, last = told.passes
+        yield f"a retry passes from {local(first)} ({away(first, now)}, {first - now}s)"
+        yield f"              until {local(last)} ({away(last, now)})"
+    if told.verdict.reason == "new":
+        yield "counted from an attempt at this time; to explain it records none"
+
+
+# --- for scripts --------------------------------------------------------------------------------------------------------
+
+
+def as_data(told: Explanation, store: str) -> dict[str, object]:
+    """What was TOLD, for JSON. Times are seconds since 1970."""
+    envelope, asked, verdict = told.envelope, told.triplet, told.verdict
+    retry = told.passes if len(told.passes) == 2 else (None, None)
+    return {
+        "at": told.now,
+        "store": store,
+        "envelope": {
+            "hook": envelope.hook,
+            "client": envelope.client,
+            "name": show(envelope.name),
+            "helo": show(envelope.helo),
+            "sender": show(envelope.sender),
+            "recipient": show(envelope.recipient),
+        },
+        "triplet": asked
+        and {
+            "network": asked.network,
+            "sender": show(asked.sender),
+            "recipient": show(asked.recipient),
+        },
+        "steps": [asdict(step) for step in told.steps],
+        "verdict": {
+            "action": verdict.action,
+            "reason": verdict.reason,
+            "detail": verdict.detail,
+            "observed": verdict.observed or None,
+            "exit_code": told.code,
+        },
+        "wait": verdict.wait if verdict.reason in ("new", "early") else None,
+        "retry_passes_from": retry[0],
+        "retry_passes_until": retry[1],
+        "refused_until": told.passes[0] if verdict.reason == "strikes" else None,
+        "remedies": [asdict(remedy) for remedy in told.remedies],
+    }

@@ -1,0 +1,218 @@
+"""``greycheck list``: what waits, what has passed, and the clients that did or are refused."""
+
+from collections.abc import Iterator
+from itertools import islice
+from time import time
+
+import click
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy import RowMapping
+
+from greycheck.cli.asking import KEY_SHOWN, console, duration, grid, is_empty, print_json_rows
+from greycheck.cli.common import open_store, read_settings
+from greycheck.explain import address_bytes, span
+from greycheck.policy import ClientRow, is_known
+from greycheck.settings import Settings
+from greycheck.store import queries
+from greycheck.store.queries import Filter, Network
+from greycheck.store.tables import client
+
+# Rows of one table. A longer list is printed in several, so that its first row need not wait for its last.
+PAGE = 500
+
+STYLES = {
+    "waits": "yellow",
+    "due": "cyan",
+    "over": "dim",
+    "passed": "green",
+    "known": "green",
+    "unknown": "",
+    "refused": "red",
+}
+
+NOTHING = {
+    "pending": "No such triplet waits.",
+    "passed": "No such triplet has passed.",
+    "clients": "No such client has passed or been refused.",
+    "struck": "No such client is refused for strikes.",
+}
+
+
+@click.command("list")
+@click.argument("which", type=click.Choice(queries.LISTS), default="pending")
+@click.option(
+    "--address", metavar="TEXT", help="Sender or recipient: an address, user@, @domain; '<>' the null sender."
+)
+@click.option("--domain", metavar="NAME", help="Sender or recipient at this domain or below it.")
+@click.option("--network", metavar="CIDR", help="Clients in 192.0.2.0/23, 2001:db8::/32, 192.0.2.1: any length.")
+@click.option("--older", callback=duration, metavar="DURATION", help="First attempt longer ago than 90s, 5m, 24h, 36d.")
+@click.option("--newer", callback=duration, metavar="DURATION", help="First attempt not as long ago.")
+@click.option(
+    "--sort",
+    type=click.Choice(list(queries.SORTS)),
+    default="last",
+    show_default=True,
+    help="By first or last attempt (newest first), early attempts or strikes (most first), or expiry (soonest first).",
+)
+@click.option("--reverse", is_flag=True, help="The other way round.")
+@click.option("--limit", type=click.IntRange(0), default=20, show_default=True, metavar="N", help="Rows; 0: all.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+def list_(
+    which: str,
+    address: str | None,
+    domain: str | None,
+    network: str | None,
+    older: int | None,
+    newer: int | None,
+    sort: str,
+    reverse: bool,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """List triplets that wait (pending) or passed, clients that passed, or those refused for strikes (struck).
+
+    Each triplet is shown with the first digits of its key, for `greycheck show` and `forget`. A waiting one waits, is due (a retry
+    would pass), or its retry window is over, under the settings as they are now; the delay of a rule is not counted in.
+    """
+    settings, now = read_settings(), int(time())
+    if queries.table_of(which) is client and (address is not None or domain is not None):
+        raise click.UsageError(
+            f"{which}: of a client no sender or recipient is known: leave --address and --domain out"
+        )
+    wanted = Filter(
+        None if address is None else address_bytes(address),
+        None if domain is None else address_bytes(domain),
+        None if network is None else _network(network),
+        None if newer is None else now - newer,
+        None if older is None else now - older,
+    )
+    listing = Listing(which, settings, now, limit)
+    if is_empty(settings.database):
+        listing.print(iter(()), as_json)
+        return
+    with open_store(settings.database) as engine:
+        listing.print(queries.rows(engine, which, wanted, now, sort, reverse, limit and limit + 1), as_json)
+
+
+def _network(text: str) -> Network:
+    try:
+        return Network(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--network") from None
+
+
+class Listing:
+    """Rows of the list WHICH as they are under SETTINGS at NOW, LIMIT of them or (0) all."""
+
+    def __init__(self, which: str, settings: Settings, now: int, limit: int) -> None:
+        self.which = which
+        self.settings = settings
+        self.now = now
+        self.limit = limit
+        self.of_clients = queries.table_of(which) is client
+
+    def print(self, found: Iterator[RowMapping], as_json: bool) -> None:
+        """Prints the rows FOUND, which are one more than the limit where there are more."""
+        wanted = islice(found, self.limit or None)
+        if as_json:
+            as_data = client_data if self.of_clients else triplet_data
+            print_json_rows(as_data(row, self.settings, self.now) for row in wanted)
+            return
+        screen = console()
+        printed = False
+        while page := list(islice(wanted, PAGE)):
+            screen.print(self.table(page, with_titles=not printed))
+            printed = True
+        if not printed:
+            screen.print(NOTHING[self.which])
+        elif next(found, None) is not None:
+            screen.print(f"There are more than these {self.limit}: --limit 0 lists all.", style="dim")
+
+    def table(self, page: list[RowMapping], with_titles: bool) -> Table:
+        """A table of the rows of one PAGE."""
+        if self.of_clients:
+            table = grid(None, 6, 7, 5, 5, 16)
+            titles: tuple[str, ...] = ("client", "passes", "strikes", "first", "last", "state")
+            cells = [client_cells(row, self.settings, self.now) for row in page]
+        else:
+            table = grid(18, None, 4, 5, 8)
+            titles = ("client network\nkey", "sender\n  recipient", "age", "early", "state")
+            cells = [triplet_cells(row, self.settings, self.now) for row in page]
+        if with_titles:
+            table.add_row(*titles, style="bold")
+        for row in cells:
+            table.add_row(*row)
+        return table
+
+
+def coarse(seconds: int) -> str:
+    """SECONDS in their largest unit; what lies in the future is no time at all."""
+    return span(max(0, seconds)).partition(" ")[0]
+
+
+def triplet_cells(row: RowMapping, settings: Settings, now: int) -> tuple[Text, ...]:
+    """A triplet's ROW in two lines of five cells."""
+    key = row["triplet_key"].hex()[:KEY_SHOWN]
+    state, start, end = queries.terms_of(row, settings, now)
+    more = {
+        "waits": f"{coarse(start - now)} left",
+        "due": f"{coarse(end - now)} left",
+        "passed": f"{coarse(now - start)} ago",
+        "over": "",
+    }
+    return (
+        Text.assemble(row["network"], "\n", (key, "dim")),
+        Text(f"{row['sender'] or '<>'}\n  {row['recipient']}"),
+        Text(coarse(now - row["first_attempt"])),
+        Text(str(row["early_attempts"])),
+        Text.assemble((state, STYLES[state]), "\n", (more[state], "dim")),
+    )
+
+
+def client_cells(row: RowMapping, settings: Settings, now: int) -> tuple[Text, ...]:
+    """A client's ROW in six cells."""
+    state = client_state(row, settings, now)
+    return (
+        Text(row["address"]),
+        Text(str(row["passes"])),
+        Text(str(row["strikes"])),
+        Text(coarse(now - row["first_seen"])),
+        Text(coarse(now - row["last_seen"])),
+        Text(state, style=STYLES[state.partition(" ")[0]]),
+    )
+
+
+def client_state(row: RowMapping, settings: Settings, now: int) -> str:
+    """What a client's ROW is under SETTINGS at NOW: refused for how long, known, or not known."""
+    if settings.strikes and row["struck_until"] > now:
+        return f"refused {span(row['struck_until'] - now)}"
+    found = ClientRow(row["first_seen"], row["last_seen"], row["passes"], row["strikes"], row["struck_until"])
+    return "known" if is_known(found, settings, now) else "unknown"
+
+
+def triplet_data(row: RowMapping, settings: Settings, now: int) -> dict[str, object]:
+    """A triplet's ROW for JSON, with its state, and from when until when (seconds since 1970) a retry passes."""
+    state, start, end = queries.terms_of(row, settings, now)
+    waits = row["passed_at"] is None
+    return {
+        "key": row["triplet_key"].hex(),
+        "network": row["network"],
+        "sender": row["sender"],
+        "recipient": row["recipient"],
+        "first_attempt": row["first_attempt"],
+        "last_attempt": row["last_attempt"],
+        "early_attempts": row["early_attempts"],
+        "passes": row["passes"],
+        "passed_at": row["passed_at"],
+        "expires_at": row["expires_at"],
+        "state": state,
+        "wait": max(0, start - now) if waits else None,
+        "retry_passes_from": start if waits else None,
+        "retry_passes_until": end if waits else None,
+    }
+
+
+def client_data(row: RowMapping, settings: Settings, now: int) -> dict[str, object]:
+    """A client's ROW for JSON, with its state: refused, known or unknown."""
+    return {**row, "state": client_state(row, settings, now).partition(" ")[0]}

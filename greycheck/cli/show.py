@@ -1,0 +1,147 @@
+"""``greycheck show``: all that is known of one triplet or one client."""
+
+import sys
+from collections.abc import Iterator
+from time import time
+
+import click
+from sqlalchemy import Engine, RowMapping
+
+from greycheck import normalise
+from greycheck.cli.asking import asked_for, console, grid, is_empty, print_json
+from greycheck.cli.common import open_store, read_settings
+from greycheck.cli.list import client_data, client_state, triplet_data
+from greycheck.explain import away, local, span
+from greycheck.settings import Settings
+from greycheck.store import queries
+
+
+@click.command()
+@click.argument("what", nargs=-1, required=True, metavar="KEY | IP | IP SENDER RECIPIENT")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(what: tuple[str, ...], as_json: bool) -> None:
+    """Show all that is known of one triplet or one client.
+
+    KEY is a triplet's, or enough of its first digits, as `greycheck list` shows them. IP SENDER RECIPIENT is a triplet as an attempt
+    would have it, so the network and the folded sender are found by themselves. IP alone is a client's address.
+
+    Exits with 1 where nothing is known.
+    """
+    settings, now = read_settings(), int(time())
+    digits, address = asked_for(what, settings)
+    if is_empty(settings.database):
+        _unknown(what, as_json)
+    with open_store(settings.database) as engine:
+        if address:
+            _show_client(engine, address, settings, now, as_json)
+            return
+        row = one_triplet(engine, digits)
+        if row is None:
+            _unknown(what, as_json)
+        else:
+            _show_triplet(engine, row, settings, now, as_json)
+
+
+def one_triplet(engine: Engine, digits: str) -> RowMapping | None:
+    """The triplet whose key begins with DIGITS, if there is one. Raises ClickException where there are several."""
+    found = queries.triplets_by_key(engine, digits)
+    if len(found) > 1:
+        raise click.ClickException(f"{digits}: several keys begin so; give more digits (list --json has them all)")
+    return found[0] if found else None
+
+
+def _unknown(what: tuple[str, ...], as_json: bool) -> None:
+    if as_json:
+        print_json(None)
+    else:
+        click.echo(f"Nothing is known of {' '.join(what)}.")
+    sys.exit(1)
+
+
+def _show_triplet(engine: Engine, row: RowMapping, settings: Settings, now: int, as_json: bool) -> None:
+    others = queries.of_same_pair(engine, row)
+    if as_json:
+        print_json({**triplet_data(row, settings, now), "waiting_from_other_networks": others})
+        return
+    table = grid(16, None)
+    for name, value in _triplet_lines(row, settings, now):
+        table.add_row(name, value)
+    if others:
+        table.add_row("other networks", f"{others}, from which the same sender and recipient wait")
+    console().print(table)
+
+
+def _triplet_lines(row: RowMapping, settings: Settings, now: int) -> Iterator[tuple[str, str]]:
+    yield "key", row["triplet_key"].hex()
+    yield "client network", row["network"]
+    yield "sender", f"<{row['sender']}>"
+    yield "recipient", f"<{row['recipient']}>"
+    yield "first attempt", _when(row["first_attempt"], now)
+    passed = row["passed_at"]
+    yield "last used" if passed is not None else "last attempt", _when(row["last_attempt"], now)
+    yield "early attempts", str(row["early_attempts"])
+    if passed is not None:
+        yield "passed", _when(passed, now)
+        yield "passes", f"{row['passes']} recorded, one an hour at most"
+    state, start, end = queries.terms_of(row, settings, now)
+    yield "state", state
+    if state == "waits":
+        yield "a retry passes", f"from {_when(start, now)}"
+        yield "", f"until {_when(end, now)}"
+    elif state == "due":
+        yield "a retry passes", f"now, and until {_when(end, now)}"
+    elif state == "passed":
+        yield "passes until", _when(end, now)
+    else:
+        yield "", "the next attempt counts as the first"
+    yield "removed after", _when(row["expires_at"], now)
+    yield (
+        "counts",
+        f"delay {span(settings.delay)}, retry window {span(settings.retry_window)}, lifetime {span(settings.lifetime)}",
+    )
+
+
+def _show_client(engine: Engine, address: str, settings: Settings, now: int, as_json: bool) -> None:
+    row = queries.client_by_address(engine, address)
+    network = normalise.client_network(address, settings.ipv4_prefix, settings.ipv6_prefix)
+    waiting, passed = queries.of_same_network(engine, network)
+    if as_json:
+        known = client_data(row, settings, now) if row is not None else None
+        print_json({"client": known, "network": network, "waiting_triplets": waiting, "passed_triplets": passed})
+    else:
+        table = grid(16, None)
+        table.add_row("client", address)
+        for name, value in _client_lines(row, settings, now):
+            table.add_row(name, value)
+        table.add_row("network", f"{network}, waiting triplets: {waiting}, passed: {passed}")
+        if waiting or passed:
+            table.add_row("", f"greycheck list --network {network}")
+        console().print(table)
+    if row is None and not waiting and not passed:
+        sys.exit(1)
+
+
+def _client_lines(row: RowMapping | None, settings: Settings, now: int) -> Iterator[tuple[str, str]]:
+    if row is None:
+        yield "state", "unknown: it has never passed, and has no strikes"
+        return
+    yield "state", client_state(row, settings, now)
+    yield (
+        "passes",
+        f"{row['passes']}; known with {settings.client_passes}"
+        if settings.client_passes
+        else f"{row['passes']}; client_passes is off",
+    )
+    yield "first seen", _when(row["first_seen"], now)
+    yield "last seen", _when(row["last_seen"], now)
+    yield "strikes", f"{row['strikes']} in a row" + ("" if settings.strikes else "; strikes is off")
+    if row["struck_until"] > now:
+        yield (
+            "refused until",
+            _when(row["struck_until"], now) + ("" if settings.strikes else "; does not count, strikes is off"),
+        )
+    yield "removed after", _when(row["expires_at"], now)
+
+
+def _when(moment: int, now: int) -> str:
+    return f"{local(moment)} ({away(moment, now)})"

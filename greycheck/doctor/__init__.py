@@ -1,0 +1,58 @@
+"""What stands between "installed" and "works".
+
+Interface: ``examine`` looks at an installation and gives findings; it changes nothing. Each finding has a level:
+
+- ``ok``: as it should be;
+- ``note``: worth knowing, or what could not be seen;
+- ``warning``: works, and costs time, disk or verdicts;
+- ``fault``: stops mail or greylisting.
+
+Each file here looks at one thing: ``launchers``, ``configuration``, ``host``, ``store``, ``service``.
+
+Diagnostics: none but findings; what cannot be looked at becomes one.
+"""
+
+from collections.abc import Callable, Iterator
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from greycheck.doctor.configuration import look_at_settings
+from greycheck.doctor.finding import Finding, Installation
+from greycheck.doctor.host import look_at_clock, look_at_space
+from greycheck.doctor.launchers import look_at_launchers, look_at_modules, look_at_permissions
+from greycheck.doctor.service import look_at_services
+from greycheck.doctor.store import look_at_store
+from greycheck.store import schema
+
+Examination = Callable[[Installation], Iterator[Finding]]
+
+EXAMINATIONS: tuple[tuple[str, Examination], ...] = (
+    ("launchers", look_at_launchers),
+    ("modules", look_at_modules),
+    ("permissions", look_at_permissions),
+    ("settings", look_at_settings),
+    ("disk", look_at_space),
+    ("clock", look_at_clock),
+    ("store", look_at_store),
+    ("service", look_at_services),
+)
+
+
+def examine(installation: Installation) -> list[Finding]:
+    """Everything about INSTALLATION, in the order in which to mend it. Never raises for a fault of what it looks at."""
+    findings: list[Finding] = []
+    for about, look in EXAMINATIONS:
+        try:
+            for finding in look(installation):
+                findings.append(finding)
+        except (schema.SchemaError, SQLAlchemyError) as error:
+            said = str(getattr(error, "orig", None) or error)
+            findings.append(Finding("fault", about, said, "Look at the file; a copy of it may be sound."))
+        except OSError as error:
+            findings.append(Finding("note", about, f"could not be looked at: {error}"))
+    return findings
+
+
+def is_sound(findings: list[Finding]) -> bool:
+    """Whether nothing in FINDINGS would stop mail or greylisting."""
+    return all(finding.level != "fault" for finding in findings)

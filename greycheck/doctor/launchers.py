@@ -1,0 +1,199 @@
+"""The launchers, the modules that they load, and whether the user that runs them may."""
+
+import ast
+import os
+import pwd
+import re
+import shlex
+import struct
+import sys
+from collections.abc import Iterator
+from importlib.util import MAGIC_NUMBER, source_hash
+from pathlib import Path
+
+import greycheck
+from greycheck.cli import install
+from greycheck.doctor.finding import Finding, Installation, is_ours
+from greycheck.store import schema
+
+
+def look_at_launchers(installation: Installation) -> Iterator[Finding]:
+    """The programs that the hooks run: there, ours, of this version and interpreter, and they run."""
+    again = f"Run: greycheck install {shlex.quote(str(installation.directory))}"
+    if not installation.directory.is_dir():
+        found = f"{installation.directory}: no such directory"
+        yield Finding("fault", "launchers", found, "Name the one that has them: --dir DIR. " + again)
+        return
+    there = [path for path in installation.programs if os.path.lexists(path)]
+    if not there:
+        yield Finding("fault", "launchers", f"{installation.directory}: no launcher here", again)
+        return
+    for path in installation.programs:
+        yield look_at_launcher(path, again) if path in there else _missing(path, again)
+
+
+def _missing(path: Path, again: str) -> Finding:
+    hook = "SMTPEXTFORK" if path.name == "greycheck" else "CHECKENV"
+    return Finding("warning", "launchers", f"{path}: not there; the hook {hook} cannot use it", again)
+
+
+def look_at_launcher(path: Path, again: str) -> Finding:
+    """One launcher. AGAIN is the advice to install it once more."""
+    if not is_ours(path):
+        return _foreign(path, again)
+    complaint = install.try_run(path)
+    if complaint:
+        return Finding("fault", "launchers", complaint, again)
+    differs = differences(path.read_text(errors="replace"))
+    if differs:
+        return Finding("warning", "launchers", f"{path}: runs, but {'; '.join(differs)}", again)
+    return Finding("ok", "launchers", f"{path}: version {greycheck.__version__}, runs")
+
+
+def _foreign(path: Path, again: str) -> Finding:
+    """A program that is not a launcher. It is not run: what it would do is not known."""
+    if not os.access(path, os.R_OK):
+        reason = install.describe(path)
+        return Finding("warning", "launchers", f"{reason}: cannot be read by {schema.user_name(os.geteuid())}", again)
+    if lifts_limits(path):
+        return Finding("note", "launchers", f"{path}: the script qmail-checkenv.sh; the launcher it names is not tried")
+    found = f"{path}: not written by greycheck install"
+    return Finding("warning", "launchers", found, f"If it is not meant to be, move it away. {again}")
+
+
+def lifts_limits(path: Path) -> bool:
+    """Whether PATH is contrib/qmail-checkenv.sh, which lifts a soft limit that is too small."""
+    return os.access(path, os.R_OK) and b"qmail-checkenv.sh" in path.read_bytes()[:1024]
+
+
+PARTS = (
+    ("version", re.compile(rf"^{re.escape(install.MARK)} ([^\s,]+)", re.MULTILINE)),
+    ("package", re.compile(r"^    sys\.path\.insert\(0, '(.+)'\)$", re.MULTILINE)),
+    ("commands' interpreter", re.compile(r"^    main\(\('([^']+)'", re.MULTILINE)),
+)
+
+
+def differences(text: str) -> list[str]:
+    """In what the launcher TEXT differs from the one that this interpreter and package would write."""
+    mine = install.launcher()
+    if text == mine:
+        return []
+    pairs = [("interpreter", named_interpreter(text), named_interpreter(mine))]
+    pairs += [(what, _part(pattern, text), _part(pattern, mine)) for what, pattern in PARTS]
+    differ = [f"its {what} is {theirs}, this one's is {ours}" for what, theirs, ours in pairs if theirs != ours]
+    return differ or ["it was edited"]
+
+
+def named_interpreter(text: str) -> str:
+    """The interpreter that a launcher's TEXT starts, by its first line or by way of sh."""
+    first, _newline, rest = text.partition("\n")
+    program = first.removeprefix("#!").removesuffix(" -IS")
+    if program != "/bin/sh":
+        return program
+    return _part(re.compile(r"^'''exec' (.+) -IS "), rest)
+
+
+def _part(pattern: re.Pattern[str], text: str) -> str:
+    found = pattern.search(text)
+    return found.group(1) if found else "unknown"
+
+
+def look_at_modules(installation: Installation) -> Iterator[Finding]:
+    """Whether what a check loads is byte-compiled: a module that is not costs time at every mail."""
+    sources = modules()
+    stale = {name: why for name, source in sources.items() if (why := staleness(source))}
+    if not stale:
+        yield Finding("ok", "modules", f"{len(sources)} modules are compiled and up to date")
+        return
+    some = ", ".join(f"{name} ({why})" for name, why in list(stale.items())[:3])
+    more = f" and {len(stale) - 3} more" if len(stale) > 3 else ""
+    yield Finding(
+        "warning",
+        "modules",
+        f"{len(stale)} of {len(sources)} must be compiled at every mail: {some}{more}",
+        f"Run, as the owner of {install.package()}: greycheck install {shlex.quote(str(installation.directory))}",
+    )
+
+
+def modules() -> dict[str, Path]:
+    """The source of each module of greycheck that a check may load: what the child imports, and what that imports."""
+    sources: dict[str, Path] = {}
+    waiting = ["greycheck", "greycheck.child"]
+    while waiting:
+        name = waiting.pop(0)
+        source = source_of(name)
+        if source and name not in sources:
+            sources[name] = source
+            waiting += imports(source.read_bytes())
+    return sources
+
+
+def source_of(name: str) -> Path | None:
+    """The file of module NAME of this package; None where it is not a module."""
+    place = install.package().joinpath(*name.split(".")[1:])
+    candidates = (place / "__init__.py", place.with_suffix(".py"))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def imports(text: bytes) -> list[str]:
+    """The names in this package that the source TEXT imports, with the packages on the way."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "greycheck":
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            names += [node.module.rpartition(".")[0]]
+    return names
+
+
+def staleness(source: Path) -> str:
+    """Why the compiled form of SOURCE is of no use; empty where it is up to date."""
+    path = compiled_path(source)
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        return "not compiled" if isinstance(error, FileNotFoundError) else f"{path}: {error.strerror}"
+    if len(head) < 16:
+        return "cut short"
+    magic, flags, mtime, size = struct.unpack("<4sIII", head)
+    if magic != MAGIC_NUMBER:
+        return "for another Python"
+    if flags:
+        unchecked = flags == 1
+        return "" if unchecked or head[8:] == source_hash(source.read_bytes()) else "older than its source"
+    status = source.stat()
+    same = (mtime, size) == (int(status.st_mtime) & 0xFFFFFFFF, status.st_size & 0xFFFFFFFF)
+    return "" if same else "older than its source"
+
+
+def compiled_path(source: Path) -> Path:
+    """Where a launcher's interpreter looks for the compiled form of SOURCE; it heeds no variable."""
+    return source.parent / "__pycache__" / f"{source.stem}.{sys.implementation.cache_tag}.pyc"
+
+
+def look_at_permissions(installation: Installation) -> Iterator[Finding]:
+    """Whether the user that qmail runs launchers as reaches all that a check needs."""
+    account = installation.account
+    if account is None:
+        found = f"not looked at: there is no user {install.QMAIL_USER} here"
+        yield Finding("note", "permissions", found, "Say which user qmail-smtpd runs as: --user NAME")
+        return
+    if not install.can_act_as(account):
+        found = f"not looked at: {schema.user_name(os.geteuid())} cannot tell what {account.pw_name} may do"
+        yield Finding("note", "permissions", found, f"Run greycheck doctor as root, or as {account.pw_name}.")
+        return
+    complaints = install.check_as(account, installation.launchers, installation.settings)
+    advice = f"Change owner or mode, so that {account.pw_name} may."
+    yield from (Finding("fault", "permissions", complaint, advice) for complaint in complaints)
+    unreadable = unreadable_modules(account)
+    yield from (Finding("warning", "permissions", complaint, advice) for complaint in unreadable)
+    if not complaints and not unreadable:
+        yield Finding("ok", "permissions", f"{account.pw_name} can run the launchers and use the store")
+
+
+def unreadable_modules(account: pwd.struct_passwd) -> list[str]:
+    """Compiled modules that ACCOUNT cannot read, and so compiles anew at every mail."""
+    compiled = [path for source in modules().values() if (path := compiled_path(source)).exists()]
+    with install.acting_as(account):
+        complaints = [install.barrier(path, os.R_OK, account.pw_name) for path in compiled]
+    return [complaint for complaint in complaints if complaint][:3]

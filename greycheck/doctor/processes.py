@@ -1,0 +1,105 @@
+"""The processes that run qmail-smtpd, as /proc shows them: what they hand on to each check.
+
+Interface: ``services``. It reads what it may, and never waits for anybody.
+"""
+
+import os
+import re
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+SERVERS = ("tcpserver", "sslserver", "tcpsvd")
+SESSION = "qmail-smtpd"
+
+# Bytes of a rules file (tcprules' cdb) that are looked through.
+RULES_FILE = 16_000_000
+
+HOOK_VARIABLES = (b"SMTPEXTFORK", b"SMTPEXTFORKR", b"CHECKENV")
+
+
+@dataclass(frozen=True)
+class Service:
+    """A process that gives greycheck its environment and its limits.
+
+    ``memory`` is its soft limit in bytes, None for unlimited or unknown; ``environ`` is None where it cannot be read, and holds only
+    what matters here; ``rules`` is what of that the rules of tcpserver set for some client.
+    """
+
+    pid: int
+    name: str
+    uid: int
+    memory: int | None
+    environ: tuple[tuple[bytes, bytes], ...] | None
+    rules: tuple[bytes, ...] = ()
+
+    @property
+    def shown(self) -> str:
+        """Its name and number."""
+        return f"{self.name} ({self.pid})"
+
+
+def services(proc: Path) -> list[Service]:
+    """What runs qmail-smtpd, by PROC; one of each kind, many sessions of one server being alike."""
+    alike: dict[Service, Service] = {}
+    for directory in sorted(
+        (path for path in proc.glob("[0-9]*") if path.name.isdigit()), key=lambda path: int(path.name)
+    ):
+        try:
+            service = read_service(directory)
+        except OSError:
+            continue  # it has ended meanwhile, or is hidden
+        if service:
+            alike.setdefault(replace(service, pid=0), service)
+    return list(alike.values())
+
+
+def read_service(directory: Path) -> Service | None:
+    """The process shown in DIRECTORY, if it is a qmail-smtpd or a server that runs one. Raises OSError where it has ended."""
+    arguments = (directory / "cmdline").read_bytes().split(b"\0")[:-1]
+    programs = [os.fsdecode(argument.rpartition(b"/")[2]) for argument in arguments]
+    if SESSION not in programs or programs[0] not in (*SERVERS, SESSION):
+        return None
+    return Service(
+        int(directory.name),
+        programs[0],
+        directory.stat().st_uid,
+        soft_limit((directory / "limits").read_text()),
+        environment(directory),
+        rules_variables(directory, arguments),
+    )
+
+
+def soft_limit(limits: str) -> int | None:
+    """The soft limit of the address space in bytes, from the text of /proc/PID/limits; None where there is none."""
+    found = re.search(r"^Max address space +([0-9]+) ", limits, re.MULTILINE)
+    return int(found.group(1)) if found else None
+
+
+def environment(directory: Path) -> tuple[tuple[bytes, bytes], ...] | None:
+    """What matters here of the environment of the process shown in DIRECTORY; None where it cannot be read."""
+    try:
+        text = (directory / "environ").read_bytes()
+    except PermissionError:
+        return None
+    pairs = (pair.partition(b"=")[::2] for pair in text.split(b"\0"))
+    return tuple(
+        sorted((name, value) for name, value in pairs if name in HOOK_VARIABLES or name.startswith(b"GREYCHECK"))
+    )
+
+
+def rules_variables(directory: Path, arguments: list[bytes]) -> tuple[bytes, ...]:
+    """The hooks that the rules file of a tcpserver (``-x cdb``) switches on for some client."""
+    path = next((value for argument, value in pairwise(arguments) if _takes_rules(argument)), None)
+    if path is None:
+        return ()
+    try:
+        with (directory / "cwd" / os.fsdecode(path)).open("rb") as file:
+            text = file.read(RULES_FILE)
+    except OSError:
+        return ()
+    return tuple(name for name in HOOK_VARIABLES if b"+" + name + b"=" in text)
+
+
+def _takes_rules(argument: bytes) -> bool:
+    return argument.startswith(b"-") and argument.endswith(b"x") and argument[1:].isalnum()

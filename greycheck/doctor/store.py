@@ -1,0 +1,218 @@
+"""The database: reachable, its schema, its file, what is in it, and how fast it answers."""
+
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+from sqlalchemy import Engine, func, insert, select
+from sqlalchemy.exc import OperationalError
+
+from greycheck import child
+from greycheck.cli import install
+from greycheck.cli.config import duration_text
+from greycheck.doctor.finding import Finding, Installation
+from greycheck.settings import Settings
+from greycheck.store import connect, expiry, schema, statements
+from greycheck.store.engine import open_engine, reading
+from greycheck.store.lean import StoreError
+from greycheck.store.tables import client, triplet
+
+# Seconds that the clocks of two hosts may be apart.
+CLOCKS_APART = 5
+
+# Seconds for which expired rows may stay: cron runs once an hour.
+LEFT_OVER = 86400
+
+# How many look-ups are timed.
+LOOK_UPS = 9
+
+
+def look_at_store(installation: Installation) -> Iterator[Finding]:
+    """The database: reachable, its schema, its file, what is in it, and how fast it answers."""
+    found = installation.settings
+    path = schema.sqlite_path(found.database)
+    if path is None:
+        try:
+            connect(found, found.deadline * child.PATIENCE)
+        except StoreError as error:
+            yield Finding("fault", "store", str(error), "Set database to an SQLite file.")
+            return
+    else:
+        obstacle = _before_opening(path, installation)
+        if obstacle:
+            yield obstacle
+            return
+    revision = schema.current(found.database)
+    yield _schema(revision, found)
+    if path is not None:
+        yield from look_at_file(path, installation)
+    if revision == schema.head():
+        engine = open_engine(found.database)
+        try:
+            yield from look_into_store(engine, installation)
+        finally:
+            engine.dispose()
+
+
+def _before_opening(path: Path, installation: Installation) -> Finding | None:
+    """What keeps this process from opening the SQLite file PATH."""
+    me = schema.user_name(os.geteuid())
+    try:
+        path.parent.stat()
+        status = path.stat()
+    except FileNotFoundError as error:
+        if error.filename == str(path):
+            return Finding("note", "store", f"{path}: not there yet: the first mail makes it")
+        advice = f"Run greycheck install {shlex.quote(str(installation.directory))} as root, or make it for {installation.user}."
+        return Finding("fault", "store", f"{path.parent}: no such directory", advice)
+    except OSError as error:
+        return Finding("note", "store", f"{path}: {me} cannot see it: {error.strerror}", "Run as root or its owner.")
+    if os.access(path, os.R_OK | os.W_OK) and os.access(path.parent, os.R_OK | os.W_OK | os.X_OK):
+        return None
+    owner = schema.user_name(status.st_uid)
+    return Finding(
+        "note", "store", f"{path}: {me} cannot look into it", f"Run greycheck doctor as root, or as {owner}."
+    )
+
+
+def _schema(revision: str | None, found: Settings) -> Finding:
+    url = schema.shown(found.database)
+    head = schema.head()
+    if revision == head:
+        return Finding("ok", "store", f"{url}: schema at {head}")
+    if revision is None:
+        return Finding("note", "store", f"{url}: empty: the first mail makes the tables")
+    if revision < head:
+        older = f"{url}: the schema is at {revision}, older than this program's {head}: every check fails"
+        return Finding("fault", "store", older, "Run: greycheck db upgrade")
+    newer = f"{url}: the schema is at {revision}, newer than this program's {head}: every check fails"
+    return Finding("fault", "store", newer, "Install the newer greycheck here too.")
+
+
+def look_at_file(path: Path, installation: Installation) -> Iterator[Finding]:
+    """The SQLite file PATH: its owner, its mode, the mode of its journal."""
+    status = path.stat()
+    mode = status.st_mode & 0o7777
+    wanted = installation.settings.database_mode
+    if mode & 0o007:
+        found = f"{install.describe(path)}: any user can see who writes to whom"
+        yield Finding("warning", "store", found, f"Run: chmod {wanted:04o} {shlex.quote(str(path))}")
+    elif mode != wanted:
+        yield Finding("note", "store", f"{install.describe(path)}: database_mode is {wanted:04o}")
+    else:
+        yield Finding("ok", "store", install.describe(path))
+    engine = open_engine(installation.settings.database)
+    try:
+        with reading(engine).connect() as connection:
+            journal = str(connection.exec_driver_sql("PRAGMA journal_mode").scalar_one())
+    finally:
+        engine.dispose()
+    if journal == "wal":
+        yield Finding("ok", "store", "journal mode WAL")
+        return
+    found = f"journal mode {journal}: a check that reads and one that writes wait for each other"
+    yield Finding("warning", "store", found, "Run greycheck db upgrade when no mail comes in: it sets WAL.")
+
+
+def look_into_store(engine: Engine, installation: Installation) -> Iterator[Finding]:
+    """What is in the store, and how fast it answers."""
+    now = int(installation.now)
+    yield look_at_future(engine, now)
+    yield look_at_cron(engine, now, installation)
+    yield look_at_latency(engine, installation.settings)
+
+
+def look_at_future(engine: Engine, now: int) -> Finding:
+    """Rows written by a clock that was ahead of NOW."""
+    ahead = now + CLOCKS_APART
+    rows, last = 0, now
+    with reading(engine).connect() as connection:
+        for column in (triplet.c.first_attempt, client.c.last_seen):
+            query = select(func.count(), func.max(column)).where(column > ahead)
+            some, latest = connection.execute(query).one()
+            rows, last = rows + some, max(last, latest or now)
+    if not rows:
+        return Finding("ok", "clock", "no row is of the future")
+    return Finding(
+        "warning",
+        "clock",
+        f"{rows} rows are of the future, by {last - now}s at most: a clock was set back, or another host's is ahead",
+        "Let NTP set the clocks of all hosts. Until then such triplets wait for another delay.",
+    )
+
+
+def look_at_cron(engine: Engine, now: int, installation: Installation) -> Finding:
+    """Whether ``greycheck expire`` runs: what is over for long should be gone."""
+    left = expiry.count(engine, now - LEFT_OVER)
+    if not any(left.values()):
+        return Finding("ok", "cron", f"nothing that expired is older than {duration_text(LEFT_OVER)}")
+    rows = ", ".join(f"{table}: {count}" for table, count in left.items() if count)
+    path = schema.sqlite_path(installation.settings.database)
+    owner = schema.user_name(path.stat().st_uid) if path else installation.user
+    return Finding(
+        "warning",
+        "cron",
+        f"rows that expired more than {duration_text(LEFT_OVER)} ago are still there ({rows}): expire does not run",
+        f"Put into the crontab of {owner}:\n7 * * * * {installation.directory}/greycheck expire",
+    )
+
+
+def look_at_latency(engine: Engine, found: Settings) -> Finding:
+    """How long the store takes for a look-up and a write, against the deadline. The write is rolled back."""
+    patience = found.deadline * child.PATIENCE
+    try:
+        read, slowest = time_look_ups(engine)
+        written = time_write(engine, patience)
+    except OperationalError as error:
+        return Finding(
+            "fault",
+            "latency",
+            f"no write within {patience:.1f}s: {error.orig}: a new triplet is answered by on_error ({found.on_error})",
+            "Find out who holds the store: fuser -v FILE, lslocks",
+        )
+    slow = max(slowest, written)
+    text = f"a look-up takes {_ms(read)} (the slowest of {LOOK_UPS}: {_ms(slowest)}), a write {_ms(written)}"
+    text += f", of a deadline of {duration_text(found.deadline)}"
+    if slow > patience:
+        return Finding("fault", "latency", text, "Checks end by on_error: take a faster disk, or a longer deadline.")
+    if slow > patience / 4:
+        return Finding("warning", "latency", text, "That is near: take a faster disk, or a longer deadline.")
+    return Finding("ok", "latency", text)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms"
+
+
+def time_look_ups(engine: Engine) -> tuple[float, float]:
+    """The median and the longest time of a look-up, in seconds."""
+    times = []
+    for _number in range(LOOK_UPS + 1):
+        asked = {"triplet_key": os.urandom(16), "address": "192.0.2.1"}
+        with reading(engine).connect() as connection:
+            started = perf_counter()
+            connection.execute(statements.lookup(), asked).all()
+            times.append(perf_counter() - started)
+    # The first also compiled the statement, which a check does not.
+    return median(times[1:]), max(times[1:])
+
+
+def time_write(engine: Engine, patience: float) -> float:
+    """How long it takes to write a row, in seconds, the wait for other writers, PATIENCE seconds at most, included. Rolls it back."""
+    if engine.dialect.name == "sqlite":
+        raw = engine.raw_connection()
+        raw.cursor().execute(f"PRAGMA busy_timeout = {patience * 1000:.0f}")
+        raw.close()
+    row: dict[str, object] = dict.fromkeys(
+        ("first_attempt", "last_attempt", "early_attempts", "passes", "expires_at"), 0
+    )
+    row |= {"triplet_key": os.urandom(16), "network": "192.0.2.0/24", "sender": "", "recipient": ""}
+    with engine.connect() as connection:
+        started = perf_counter()
+        connection.execute(insert(triplet).values(row))
+        took = perf_counter() - started
+        connection.rollback()
+    return took

@@ -1,0 +1,312 @@
+"""What operators ask the store: lists of triplets and clients, single rows, and forgetting them.
+
+A list reads its table from end to end (0.1 s of a million rows) and keeps the few rows that are wanted; only by expiry it follows an
+index. Conditions are portable Core. Of a filter by IPv6 network the database sees no more than what is certain about its text, and
+``Network.overlaps`` says the rest. Rows come as they are read: nothing here holds more than one batch.
+
+Diagnostics: SQLAlchemy's; ``ValueError`` of a network or a key that is none.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from time import monotonic, sleep
+
+from sqlalchemy import ColumnElement, Engine, RowMapping, Select, Table, and_, delete, func, or_, select, true
+from sqlalchemy.sql.schema import Column
+
+from greycheck import normalise, policy
+from greycheck.log import show
+from greycheck.policy import Terms, TripletRow
+from greycheck.settings import Settings
+from greycheck.store.engine import reading
+from greycheck.store.expiry import BATCH
+from greycheck.store.lean import DIGEST
+from greycheck.store.tables import client, triplet
+
+LISTS = ("pending", "passed", "clients", "struck")
+
+# What lists may be sorted by: the column of triplets, that of clients, and whether the largest comes first.
+SORTS = {
+    "first": ("first_attempt", "first_seen", True),
+    "last": ("last_attempt", "last_seen", True),
+    "early": ("early_attempts", "strikes", True),
+    "expires": ("expires_at", "expires_at", False),
+}
+
+# Rows fetched at once.
+FETCHED = 500
+
+# What a row is called under the settings of the moment.
+STATES = {policy.EARLY: "waits", policy.DUE: "due", policy.KNOWN: "passed", policy.OVER: "over"}
+
+Condition = ColumnElement[bool]
+
+
+class Network:
+    """The addresses that share their first ``prefix`` bits."""
+
+    def __init__(self, text: str) -> None:
+        """TEXT is ``192.0.2.0/23``, ``2001:db8::/32``, or one address. Bits behind the prefix do not count. Raises ValueError."""
+        self.address, slash, prefix = text.partition("/")
+        try:
+            self.bits, value = normalise.address_bits(self.address)
+        except ValueError:
+            raise ValueError(f"{text}: not a network (as 192.0.2.0/24 or 2001:db8::/32)") from None
+        if slash and not (prefix.isascii() and prefix.isdigit() and len(prefix) <= 3 and int(prefix) <= self.bits):
+            raise ValueError(f"{text}: the prefix length is no number from 0 to {self.bits}")
+        self.prefix = int(prefix) if slash else self.bits
+        self.host_bits = self.bits - self.prefix
+        self.value = value >> self.host_bits << self.host_bits
+
+    def overlaps(self, other: "Network") -> bool:
+        """Whether one of the two lies in the other."""
+        shift = max(self.host_bits, other.host_bits)
+        return self.bits == other.bits and self.value >> shift == other.value >> shift
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which rows are wanted: all that each given value fits.
+
+    ``address`` and ``domain`` are bytes (see ``of_address``, ``of_domain``); first attempts lie from ``since`` to ``until``, in
+    seconds since 1970.
+    """
+
+    address: bytes | None = None
+    domain: bytes | None = None
+    network: Network | None = None
+    since: int | None = None
+    until: int | None = None
+
+
+# --- conditions ---------------------------------------------------------------------------------------------------------
+
+
+def of_address(address: bytes) -> Condition:
+    """Triplets with a sender or recipient like ADDRESS, which is normalised as theirs were.
+
+    It is a whole address, ``user@``, ``@domain``, or (without ``@``) a domain or an address that has none; empty is the null sender.
+    """
+    address = normalise.mail_address(address)
+    if not address:
+        return triplet.c.sender == ""
+    folded = show(normalise.fold_sender(address))
+    return or_(_is_like(triplet.c.sender, folded), _is_like(triplet.c.recipient, show(address)))
+
+
+def _is_like(column: Column[str], address: str) -> Condition:
+    if address.startswith("@"):
+        return column.endswith(address, autoescape=True)
+    if address.endswith("@"):
+        # The local part is all before the last @, and may hold others.
+        return and_(column.startswith(address, autoescape=True), func.substr(column, len(address) + 1).not_like("%@%"))
+    if "@" in address:
+        return column == address
+    return or_(column == address, column.endswith("@" + address, autoescape=True))
+
+
+def of_domain(domain: bytes) -> Condition:
+    """Triplets with a sender or recipient at DOMAIN or below it."""
+    name = show(normalise.host_name(domain.lstrip(b"@.")))
+    return or_(*(_is_below(column, name) for column in (triplet.c.sender, triplet.c.recipient)))
+
+
+def _is_below(column: Column[str], name: str) -> Condition:
+    below = and_(column.endswith("." + name, autoescape=True), column.contains("@"))
+    return or_(column.endswith("@" + name, autoescape=True), below)
+
+
+def of_network(column: Column[str], network: Network) -> Condition:
+    """Rows whose network or address in COLUMN overlaps with NETWORK; of IPv6 perhaps others besides."""
+    above = [normalise.client_network(network.address, length, length) for length in range(network.prefix + 1)]
+    within = _within_ipv4 if network.bits == normalise.IPV4_BITS else _perhaps_within_ipv6
+    return or_(column.in_(above), within(column, network))
+
+
+def _within_ipv4(column: Column[str], network: Network) -> Condition:
+    octets = [str(octet) for octet in network.value.to_bytes(4)]
+    whole, bits = divmod(network.prefix, 8)
+    if not network.prefix:
+        return column.not_like("%:%")
+    lead = ".".join(octets[:whole])
+    if not bits:
+        return column.startswith(lead + ".") if whole < 4 else or_(column == lead, column.startswith(lead + "/"))
+    low = int(octets[whole])
+    lead += "." if lead else ""
+    ends = (".%",) if whole < 3 else ("", "/%")
+    patterns = [lead + octet + end for octet in _octets(low, low + (1 << 8 - bits) - 1) for end in ends]
+    return and_(column.startswith(lead), or_(*(column.like(pattern) for pattern in patterns)))
+
+
+def _octets(low: int, high: int) -> Iterator[str]:
+    """LIKE patterns of the numbers from LOW to HIGH; whole tens are one."""
+    number = low
+    while number <= high:
+        if number >= 10 and number % 10 == 0 and number + 9 <= high:
+            yield f"{number // 10}_"
+            number += 10
+        else:
+            yield str(number)
+            number += 1
+
+
+def _perhaps_within_ipv6(column: Column[str], network: Network) -> Condition:
+    """The groups before the first zero, which may be spelt ``::``, are certain."""
+    groups = [network.value >> shift & 0xFFFF for shift in range(112, -1, -16)][: min(network.prefix // 16, 7)]
+    certain = groups[: groups.index(0)] if 0 in groups else groups
+    return column.startswith("".join(f"{group:x}:" for group in certain)) if certain else column.like("%:%")
+
+
+# --- lists --------------------------------------------------------------------------------------------------------------
+
+
+def rows(
+    engine: Engine, which: str, wanted: Filter, now: int, sort: str = "last", reverse: bool = False, limit: int = 0
+) -> Iterator[RowMapping]:
+    """The rows of the list WHICH (one of LISTS) that are WANTED, in the order of SORT or its REVERSE; LIMIT of them, or (0) all."""
+    exact = wanted.network is None or wanted.network.bits == normalise.IPV4_BITS
+    query = listed(which, wanted, now, sort, reverse)
+    if limit and exact:
+        query = query.limit(limit)
+    with reading(engine).connect() as connection:
+        found = connection.execution_options(yield_per=FETCHED).execute(query).mappings()
+        fitting = (row for row in found if exact or _overlaps(row, which, wanted.network))
+        yield from islice(fitting, limit or None)
+
+
+def listed(which: str, wanted: Filter, now: int, sort: str, reverse: bool) -> Select[tuple[object, ...]]:
+    """The query of ``rows``."""
+    table = table_of(which)
+    of_triplets, of_clients, falling = SORTS[sort]
+    column = table.c[of_triplets if table is triplet else of_clients]
+    order = column.desc() if falling != reverse else column.asc()
+    belongs = {
+        "pending": triplet.c.passed_at.is_(None),
+        "passed": triplet.c.passed_at.is_not(None),
+        "clients": true(),
+        "struck": client.c.struck_until > now,
+    }
+    return select(table).where(belongs[which], *_conditions(table, wanted)).order_by(order)
+
+
+def table_of(which: str) -> Table:
+    """The table of the list WHICH."""
+    return client if which in ("clients", "struck") else triplet
+
+
+def _conditions(table: Table, wanted: Filter) -> Iterator[Condition]:
+    place, first = (
+        (triplet.c.network, triplet.c.first_attempt) if table is triplet else (client.c.address, client.c.first_seen)
+    )
+    if wanted.since is not None:
+        yield first >= wanted.since
+    if wanted.until is not None:
+        yield first <= wanted.until
+    if wanted.network is not None:
+        yield of_network(place, wanted.network)
+    if wanted.domain is not None:
+        yield of_domain(wanted.domain)
+    if wanted.address is not None:
+        yield of_address(wanted.address)
+
+
+def _overlaps(row: RowMapping, which: str, network: Network | None) -> bool:
+    place = row["network"] if table_of(which) is triplet else row["address"]
+    return network is None or network.overlaps(Network(place))
+
+
+# --- single rows --------------------------------------------------------------------------------------------------------
+
+
+def triplets_by_key(engine: Engine, digits: str) -> list[RowMapping]:
+    """The triplets, two at most, whose key begins with these hexadecimal DIGITS. Raises ValueError."""
+    if len(digits) > 2 * DIGEST or digits.strip("0123456789abcdef"):
+        raise ValueError(f"{digits}: not the key of a triplet ({2 * DIGEST} hexadecimal digits) or its beginning")
+    low, high = (bytes.fromhex(digits.ljust(2 * DIGEST, fill)) for fill in "0f")
+    key = triplet.c.triplet_key
+    with reading(engine).connect() as connection:
+        return list(connection.execute(select(triplet).where(key >= low, key <= high).limit(2)).mappings())
+
+
+def client_by_address(engine: Engine, address: str) -> RowMapping | None:
+    """The row of a client ADDRESS in its one spelling."""
+    with reading(engine).connect() as connection:
+        return connection.execute(select(client).where(client.c.address == address)).mappings().one_or_none()
+
+
+def of_same_pair(engine: Engine, row: RowMapping) -> int:
+    """How many triplets of the sender and recipient of ROW wait from other networks."""
+    others = and_(
+        triplet.c.pair_digest == row["pair_digest"], triplet.c.network != row["network"], triplet.c.passes == 0
+    )
+    with reading(engine).connect() as connection:
+        return connection.execute(select(func.count()).select_from(triplet).where(others)).scalar_one()
+
+
+def of_same_network(engine: Engine, network: str) -> tuple[int, int]:
+    """How many triplets of a client NETWORK, as it is written in the table, are waiting, and how many have passed."""
+    count = select(func.count(), func.count(triplet.c.passed_at)).where(triplet.c.network == network)
+    with reading(engine).connect() as connection:
+        every, passed = connection.execute(count).one()
+    return every - passed, passed
+
+
+def terms_of(row: RowMapping, settings: Settings, now: int) -> tuple[str, int, int]:
+    """What a triplet's ROW is under SETTINGS at NOW (one of STATES), and from when until when (seconds since 1970) that counts.
+
+    Of a waiting one: when a retry passes, from the first second to the last. Of one that passed: its last use, and its lifetime's end.
+    The delay of a rule is not known here: which rule matches depends on the mail.
+    """
+    known = TripletRow(
+        row["first_attempt"], row["last_attempt"], row["early_attempts"], row["passes"], row["passed_at"]
+    )
+    terms = Terms(settings)
+    state = STATES[policy.phase(known, terms, now)]
+    if known.passed is not None:
+        return state, known.last, known.last + terms.lifetime
+    first = min(known.first, now)
+    return state, first + terms.delay, first + terms.retry_window
+
+
+# --- forgetting ---------------------------------------------------------------------------------------------------------
+
+
+def forget_triplet(engine: Engine, key: bytes) -> int:
+    """Removes the triplet of KEY; returns how many there were."""
+    with engine.begin() as connection:
+        return connection.execute(delete(triplet).where(triplet.c.triplet_key == key)).rowcount
+
+
+def forget_client(engine: Engine, address: str) -> int:
+    """Removes the row of a client ADDRESS, passes and strikes; returns how many there were."""
+    with engine.begin() as connection:
+        return connection.execute(delete(client).where(client.c.address == address)).rowcount
+
+
+def count_of_address(engine: Engine, address: bytes) -> int:
+    """How many triplets ``forget_address`` would remove."""
+    with reading(engine).connect() as connection:
+        return connection.execute(select(func.count()).select_from(triplet).where(of_address(address))).scalar_one()
+
+
+def forget_address(
+    engine: Engine, address: bytes, batch: int = BATCH, rest: Callable[[float], None] = sleep
+) -> Iterator[int]:
+    """Removes the triplets with a sender or recipient like ADDRESS; yields how many after each batch, a short transaction.
+
+    It finds them without a lock, and rests between batches as long as one took (calling REST with seconds).
+    """
+    key, last = triplet.c.triplet_key, b""
+    while True:
+        started = monotonic()
+        query = select(key).where(of_address(address), key > last).order_by(key).limit(batch)
+        with reading(engine).connect() as connection:
+            keys = connection.execute(query).scalars().all()
+        if not keys:
+            return
+        last = keys[-1]
+        with engine.begin() as connection:
+            removed = connection.execute(delete(triplet).where(key.in_(keys))).rowcount
+        yield removed
+        rest(monotonic() - started)

@@ -1,0 +1,719 @@
+"""What the doctor finds: each fault simulated, on real launchers, a real store and a /proc of its own."""
+
+import importlib.util
+import os
+import pwd
+import resource
+import shutil
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from greycheck import __version__, doctor, settings
+from greycheck.cli import install
+from greycheck.doctor import finding, host, launchers, processes, service, store
+from greycheck.doctor.finding import Finding, Installation
+from greycheck.store import schema
+from tests.support import ROOT
+from tests.test_imports import OF_THE_STORE, OURS
+
+ME = pwd.getpwuid(os.geteuid())
+NOBODY = pwd.getpwnam("nobody")
+DAY = 86400
+
+Look = Callable[[Installation], Iterator[Finding]]
+
+
+@pytest.fixture
+def installed(place: Path, request: pytest.FixtureRequest) -> Installation:
+    """A sound installation: launchers and a store in a place of its own, and no service."""
+    programs: Path = request.getfixturevalue("launchers")
+    (place / "bin").mkdir()
+    (place / "proc").mkdir()
+    for name in install.PROGRAMS:
+        shutil.copy2(programs / name, place / "bin" / name)
+    database = place / "greycheck.db"
+    schema.upgrade(f"sqlite:///{database}")
+    return Installation(place / "bin", ME, read(database), time.time(), place / "proc")
+
+
+def read(database: Path | str, **variables: str) -> settings.Settings:
+    """The settings of an environment."""
+    environ = {b"GREYCHECK_CONFIG": b"/dev/null", b"GREYCHECK_DATABASE": os.fsencode(database)}
+    return settings.read(environ | {f"GREYCHECK_{name}".encode(): value.encode() for name, value in variables.items()})
+
+
+def database(installed: Installation) -> Path:
+    path = schema.sqlite_path(installed.settings.database)
+    assert path
+    return path
+
+
+def execute(installed: Installation, *statements: str) -> None:
+    connection = sqlite3.connect(database(installed))
+    with connection:
+        for statement in statements:
+            connection.execute(statement)
+    connection.close()
+
+
+def only(look: Look, installed: Installation, level: str, about: str = "") -> Finding:
+    """The one finding of LEVEL, in what LOOK finds."""
+    found = [one for one in look(installed) if one.level == level and about in one.about]
+    assert len(found) == 1, found
+    return found[0]
+
+
+# --- the whole --------------------------------------------------------------------------------------------------------
+
+
+def test_a_sound_installation_has_no_fault_and_no_warning(installed: Installation) -> None:
+    findings = doctor.examine(installed)
+    assert doctor.is_sound(findings)
+    assert [one for one in findings if one.level not in ("ok", "note")] == []
+    assert {one.about for one in findings} >= {about for about, _look in doctor.EXAMINATIONS} | {"latency", "cron"}
+
+
+def test_every_finding_that_is_wrong_says_what_to_do(installed: Installation) -> None:
+    for broken in (replace(installed, directory=Path("/nonexistent")), replace(installed, now=0.0)):
+        for one in doctor.examine(broken):
+            assert one.advice or one.level in ("ok", "note"), one
+
+
+def test_it_changes_nothing(installed: Installation) -> None:
+    execute(installed, "INSERT INTO client VALUES ('192.0.2.1', 1, 1, 1, 1, 0, 0)")
+    before = database(installed).read_bytes()
+    doctor.examine(installed)
+    assert database(installed).read_bytes() == before
+
+
+def test_what_the_system_refuses_becomes_a_note(installed: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: Path) -> os.statvfs_result:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(host.os, "statvfs", refuse)
+    assert (
+        "could not be looked at: [Errno 13] Permission denied"
+        in {one.found for one in doctor.examine(installed) if (one.level, one.about) == ("note", "disk")}.pop()
+    )
+
+
+# --- launchers --------------------------------------------------------------------------------------------------------
+
+
+def test_launchers_are_this_programs_and_run(installed: Installation) -> None:
+    found = list(launchers.look_at_launchers(installed))
+    assert [one.level for one in found] == ["ok", "ok"]
+    assert str(installed.directory / "greycheck") in found[0].found
+
+
+def test_no_directory_is_a_fault(installed: Installation) -> None:
+    found = only(launchers.look_at_launchers, replace(installed, directory=Path("/nonexistent/bin")), "fault")
+    assert "/nonexistent/bin: no such directory" in found.found
+    assert "--dir" in found.advice
+
+
+def test_no_launchers_are_a_fault(installed: Installation) -> None:
+    for path in installed.programs:
+        path.unlink()
+    assert "no launcher here" in only(launchers.look_at_launchers, installed, "fault").found
+
+
+@pytest.mark.parametrize(("name", "hook"), [("greycheck", "SMTPEXTFORK"), ("qmail-checkenv", "CHECKENV")])
+def test_one_launcher_that_is_missing_costs_its_hook(installed: Installation, name: str, hook: str) -> None:
+    (installed.directory / name).unlink()
+    assert f"not there; the hook {hook} cannot use it" in only(launchers.look_at_launchers, installed, "warning").found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (f"greycheck {__version__},", "greycheck 0.0.1,", "its version is 0.0.1"),
+        ("try:\n", "try:\n    # mine\n", "it was edited"),
+        ("    main(('", "    main(('/old", "its commands' interpreter is /old"),
+    ],
+)
+def test_a_launcher_that_differs_is_told_how(installed: Installation, old: str, new: str, says: str) -> None:
+    path = installed.programs[0]
+    path.write_text(path.read_text().replace(old, new, 1))
+    found = only(launchers.look_at_launchers, installed, "warning")
+    assert says in found.found
+    assert found.advice == f"Run: greycheck install {installed.directory}"
+
+
+def test_a_launcher_of_another_package_is_named(installed: Installation, place: Path) -> None:
+    (place / "other").symlink_to(install.package().parent)
+    path = installed.programs[0]
+    path.write_text(path.read_text().replace(repr(str(install.package().parent)), repr(f"{place}/other")))
+    assert f"its package is {place}/other" in only(launchers.look_at_launchers, installed, "warning").found
+
+
+def test_a_launcher_of_another_interpreter_is_named(installed: Installation, place: Path) -> None:
+    (place / "python").symlink_to(install.interpreter())
+    path = installed.programs[0]
+    path.write_text(path.read_text().replace(install.interpreter(), f"{place}/python", 1))
+    assert f"its interpreter is {place}/python" in only(launchers.look_at_launchers, installed, "warning").found
+
+
+def test_the_interpreter_behind_sh_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install, "interpreter", lambda: "/with spaces/python")
+    assert launchers.named_interpreter(install.launcher()) == "'/with spaces/python'"
+    assert launchers.differences(install.launcher()) == []
+
+
+def test_a_launcher_whose_interpreter_is_gone_is_a_fault(installed: Installation) -> None:
+    path = installed.programs[0]
+    path.write_text(path.read_text().replace(install.interpreter(), "/nonexistent/python", 1))
+    found = only(launchers.look_at_launchers, installed, "fault")
+    assert found.found == f"{path}: does not run: No such file or directory"
+    assert not doctor.is_sound([found])
+
+
+def test_a_launcher_that_hangs_is_a_fault(installed: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install, "TRIAL_TIME", 0.2)
+    installed.programs[0].write_text(f"#!/bin/sh\n{install.MARK} 1, \nexec sleep 5\n")
+    assert "does not end within 0.2s" in only(launchers.look_at_launchers, installed, "fault").found
+
+
+def test_a_foreign_program_is_named_and_not_run(installed: Installation, place: Path) -> None:
+    installed.programs[1].write_text(f"#!/bin/sh\ntouch {place}/ran\n")
+    assert "not written by greycheck install" in only(launchers.look_at_launchers, installed, "warning").found
+    assert not (place / "ran").exists()
+
+
+def test_the_script_that_lifts_limits_is_known(installed: Installation) -> None:
+    installed.programs[1].write_text("#!/bin/sh\n# qmail-checkenv.sh: for those who cannot link\n")
+    assert "the script qmail-checkenv.sh" in only(launchers.look_at_launchers, installed, "note").found
+
+
+def test_a_launcher_that_cannot_be_read_is_told(installed: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(install, "is_ours", refuse)
+    monkeypatch.setattr(launchers.os, "access", lambda _path, _mode: False)
+    found = launchers.look_at_launcher(installed.programs[0], "again")
+    assert (found.level, found.advice) == ("warning", "again")
+    assert f"cannot be read by {ME.pw_name}" in found.found
+
+
+# --- modules ----------------------------------------------------------------------------------------------------------
+
+
+def test_it_knows_every_module_that_a_check_loads() -> None:
+    known = set(launchers.modules())
+    assert known >= OURS | OF_THE_STORE | {"greycheck.hooks.smtpextfork", "greycheck.hooks.checkenv"}
+    assert not any(name.startswith(("greycheck.cli", "greycheck.doctor", "greycheck.store.schema")) for name in known)
+
+
+@pytest.fixture
+def source(place: Path) -> Path:
+    """A module that is compiled."""
+    path = place / "module.py"
+    path.write_text("x = 1\n")
+    compile_module(path)
+    assert launchers.staleness(path) == ""
+    return path
+
+
+def compile_module(path: Path, mode: str = "TIMESTAMP") -> None:
+    import py_compile
+
+    invalidation = py_compile.PycInvalidationMode[mode]
+    py_compile.compile(str(path), cfile=str(launchers.compiled_path(path)), invalidation_mode=invalidation)
+
+
+def test_a_module_that_is_not_compiled_is_seen(source: Path) -> None:
+    launchers.compiled_path(source).unlink()
+    assert launchers.staleness(source) == "not compiled"
+
+
+@pytest.mark.parametrize("change", ["mtime", "size"])
+def test_a_module_that_changed_is_seen(source: Path, change: str) -> None:
+    status = source.stat()
+    if change == "size":
+        source.write_text("x = 100\n")
+        os.utime(source, ns=(status.st_atime_ns, status.st_mtime_ns))
+    else:
+        os.utime(source, (1, 1))
+    assert launchers.staleness(source) == "older than its source"
+
+
+def test_a_module_of_another_python_is_seen(source: Path) -> None:
+    path = launchers.compiled_path(source)
+    path.write_bytes(b"\0\0\r\n" + path.read_bytes()[4:])
+    assert launchers.staleness(source) == "for another Python"
+    path.write_bytes(importlib.util.MAGIC_NUMBER)
+    assert launchers.staleness(source) == "cut short"
+
+
+def test_a_module_compiled_by_hash_is_as_good(source: Path) -> None:
+    compile_module(source, "CHECKED_HASH")
+    os.utime(source, (1, 1))
+    assert launchers.staleness(source) == ""
+    source.write_text("x = 2\n")
+    assert launchers.staleness(source) == "older than its source"
+    compile_module(source, "UNCHECKED_HASH")
+    assert launchers.staleness(source) == ""
+
+
+def test_what_is_no_file_is_told(source: Path) -> None:
+    launchers.compiled_path(source).unlink()
+    launchers.compiled_path(source).mkdir()
+    assert "Is a directory" in launchers.staleness(source)
+
+
+def test_stale_modules_are_a_warning(installed: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launchers, "staleness", lambda source: "not compiled" if source.stem != "child" else "")
+    found = only(launchers.look_at_modules, installed, "warning")
+    assert f"of {len(launchers.modules())} must be compiled at every mail: greycheck (not compiled)" in found.found
+    assert " more" in found.found
+    assert found.advice.endswith(f"greycheck install {installed.directory}")
+
+
+def test_compiled_modules_are_well(installed: Installation) -> None:
+    subprocess.run([install.interpreter(), "-m", "compileall", "-q", str(install.package())], check=False)
+    assert "compiled and up to date" in only(launchers.look_at_modules, installed, "ok").found
+
+
+# --- permissions ------------------------------------------------------------------------------------------------------
+
+
+def test_without_an_account_permissions_are_not_looked_at(installed: Installation) -> None:
+    assert "--user" in only(launchers.look_at_permissions, replace(installed, account=None), "note").advice
+
+
+def test_who_is_not_root_is_told(installed: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install.os, "geteuid", lambda: 12345)
+    found = only(launchers.look_at_permissions, replace(installed, account=NOBODY), "note")
+    assert "user 12345 cannot tell what nobody may do" in found.found
+
+
+def test_what_the_user_cannot_write_is_a_fault(installed: Installation) -> None:
+    found = list(launchers.look_at_permissions(replace(installed, account=NOBODY)))
+    assert {one.level for one in found} == {"fault"}
+    assert any(f"nobody cannot write {database(installed)} (mode 0600" in one.found for one in found)
+
+
+def test_a_log_of_the_store_that_the_user_cannot_write_is_a_fault(installed: Installation) -> None:
+    path = database(installed)
+    os.chown(path, NOBODY.pw_uid, NOBODY.pw_gid)
+    os.chown(path.parent, NOBODY.pw_uid, NOBODY.pw_gid)
+    path.with_name(path.name + "-wal").touch(0o600)
+    found = only(launchers.look_at_permissions, replace(installed, account=NOBODY), "fault")
+    assert f"nobody cannot write {path}-wal" in found.found
+
+
+def test_compiled_modules_that_the_user_cannot_read_are_a_warning(
+    installed: Installation, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launchers, "modules", lambda: {"module": source})
+    launchers.compiled_path(source).chmod(0o600)
+    for path in (database(installed), database(installed).parent):
+        os.chown(path, NOBODY.pw_uid, NOBODY.pw_gid)
+    found = only(launchers.look_at_permissions, replace(installed, account=NOBODY), "warning")
+    assert f"nobody cannot read {launchers.compiled_path(source)}" in found.found
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def look_at(**variables: str) -> list[Finding]:
+    installation = Installation(Path("/"), None, read("/tmp/x.db", **variables), 0)
+    return list(doctor.look_at_settings(installation))
+
+
+def test_every_setting_that_cannot_be_used_is_a_warning() -> None:
+    found = [one.found for one in look_at(DELAY="soon", NOSUCH="1") if one.level == "warning"]
+    assert found[0].startswith("GREYCHECK_DELAY: delay = soon: not a duration")
+    assert found[1] == "GREYCHECK_NOSUCH: nosuch: no such setting"
+
+
+@pytest.mark.parametrize(
+    ("variables", "level", "says"),
+    [
+        ({"MODE": "observe"}, "note", "mode = observe: verdicts are only logged"),
+        ({"OBSERVE_DOMAINS": "a.example, b.example"}, "note", "mail to a.example, b.example are only logged"),
+        ({"OBSERVE_PERCENT": "25"}, "note", "25% of client networks"),
+        ({"RETRY_WINDOW": "1h"}, "warning", "retry_window 1h"),
+        ({"LIFETIME": "2d"}, "warning", "lifetime 2d: steady senders"),
+        ({"DEADLINE": "5m"}, "warning", "deadline 5m: SMTP clients wait 5m"),
+    ],
+)
+def test_settings_worth_a_word_are_told(variables: dict[str, str], level: str, says: str) -> None:
+    assert any(one.level == level and says in one.found for one in look_at(**variables))
+
+
+def test_checking_switched_off_is_told() -> None:
+    found = settings.read({b"GREYCHECK_CONFIG": b"/dev/null", b"GREYCHECK": b"off"})
+    assert "GREYCHECK=off" in next(doctor.look_at_settings(Installation(Path("/"), None, found, 0))).found
+
+
+def test_default_settings_are_well() -> None:
+    assert [one.level for one in look_at()] == ["ok"]
+
+
+# --- disk and clock ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("megabytes", "level"), [(101, "ok"), (50, "warning"), (4, "fault")])
+def test_a_full_disk_is_seen_coming(
+    installed: Installation, monkeypatch: pytest.MonkeyPatch, megabytes: int, level: str
+) -> None:
+    status = os.statvfs_result((1000, 1000, 0, 0, megabytes * 1000, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(host.os, "statvfs", lambda _path: status)
+    found = list(host.look_at_space(installed))
+    assert [one.level for one in found] == [level]
+    assert f"{megabytes} MB free" in found[0].found
+
+
+@pytest.mark.parametrize(("inodes", "level"), [(1000, "ok"), (999, "warning"), (9, "fault")])
+def test_a_disk_without_inodes_is_seen_coming(
+    installed: Installation, monkeypatch: pytest.MonkeyPatch, inodes: int, level: str
+) -> None:
+    status = os.statvfs_result((1000, 1000, 0, 0, 10**6, 10**6, 0, inodes, 0, 255))
+    monkeypatch.setattr(host.os, "statvfs", lambda _path: status)
+    assert [one.level for one in host.look_at_space(installed)] == ["ok", level]
+
+
+def test_a_server_has_its_own_disk(installed: Installation) -> None:
+    assert list(host.look_at_space(replace(installed, settings=read("postgresql://host/db")))) == []
+
+
+def test_a_clock_that_was_never_set_is_a_fault(installed: Installation) -> None:
+    assert "1970-01-02" in only(host.look_at_clock, replace(installed, now=DAY), "fault").found
+
+
+# --- the store --------------------------------------------------------------------------------------------------------
+
+
+def test_a_store_without_a_directory_is_a_fault(installed: Installation) -> None:
+    broken = replace(installed, settings=read("/nonexistent/greycheck.db"))
+    assert only(store.look_at_store, broken, "fault").found == "/nonexistent: no such directory"
+
+
+def test_a_store_that_the_first_mail_makes_is_no_fault(installed: Installation, place: Path) -> None:
+    waiting = replace(installed, settings=read(place / "none.db"))
+    assert "the first mail makes it" in only(store.look_at_store, waiting, "note").found
+    (place / "none.db").touch(0o600)
+    assert "the first mail makes the tables" in only(store.look_at_store, waiting, "note").found
+
+
+def test_a_store_that_this_user_cannot_open_is_a_note(installed: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store.os, "access", lambda _path, _mode: False)
+    found = only(store.look_at_store, installed, "note")
+    assert f"{ME.pw_name} cannot look into it" in found.found
+
+
+def test_a_store_behind_a_closed_directory_is_a_note(installed: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.stat
+
+    def refuse(path: Path, **options: bool) -> os.stat_result:
+        if path == database(installed):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert "cannot see it: Permission denied" in only(store.look_at_store, installed, "note").found
+
+
+def test_a_file_that_is_no_database_is_a_fault(installed: Installation) -> None:
+    database(installed).write_bytes(b"nonsense" * 1000)
+    found = [one for one in doctor.examine(installed) if one.level == "fault"]
+    assert len(found) == 1
+    assert found[0].found.startswith(f"sqlite:///{database(installed)}: file is not a database")
+
+
+@pytest.mark.parametrize(
+    ("revision", "says", "advice"),
+    [("0000", "older than", "Run: greycheck db upgrade"), ("9999", "newer than", "Install the newer greycheck")],
+)
+def test_a_schema_of_another_version_is_a_fault(installed: Installation, revision: str, says: str, advice: str) -> None:
+    execute(installed, f"UPDATE alembic_version SET version_num = '{revision}'")
+    found = only(store.look_at_store, installed, "fault")
+    assert f"the schema is at {revision}, {says} this program's {schema.head()}" in found.found
+    assert advice in found.advice
+
+
+def test_a_table_that_is_gone_is_a_fault(installed: Installation) -> None:
+    execute(installed, "DROP TABLE client")
+    assert "no such table: client" in {one.found for one in doctor.examine(installed) if one.level == "fault"}
+
+
+def test_a_database_that_no_check_can_use_is_a_fault(installed: Installation) -> None:
+    found = only(store.look_at_store, replace(installed, settings=read("nosuch://user:secret@host/db")), "fault")
+    assert "nosuch" in found.found
+    assert "secret" not in found.found + found.advice
+
+
+def test_a_server_that_a_check_reaches_is_looked_into(installed: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "connect", lambda _settings, _patience: None)
+    monkeypatch.setattr(schema, "sqlite_path", lambda _url: None)
+    monkeypatch.setattr(schema, "current", lambda _url: schema.head())
+    assert [one.about for one in store.look_at_store(installed)] == ["store", "clock", "cron", "latency"]
+
+
+def test_another_journal_mode_is_a_warning(installed: Installation) -> None:
+    execute(installed, "PRAGMA journal_mode = DELETE")
+    assert "journal mode delete" in only(store.look_at_store, installed, "warning").found
+    schema.upgrade(installed.settings.database)
+    assert "journal mode WAL" in {one.found for one in store.look_at_store(installed)}
+
+
+def test_a_store_that_anybody_can_read_is_a_warning(installed: Installation) -> None:
+    database(installed).chmod(0o644)
+    found = only(store.look_at_store, installed, "warning")
+    assert "(mode 0644" in found.found
+    assert found.advice == f"Run: chmod 0600 {database(installed)}"
+
+
+def test_a_mode_that_is_not_the_settings_is_a_note(installed: Installation) -> None:
+    database(installed).chmod(0o660)
+    assert "database_mode is 0600" in only(store.look_at_store, installed, "note").found
+
+
+def test_rows_of_the_future_are_a_warning(installed: Installation) -> None:
+    ahead = int(installed.now) + 3600
+    execute(
+        installed,
+        f"INSERT INTO triplet VALUES (x'00', 'n', 's', 'r', {ahead}, {ahead}, 0, 0, NULL, {ahead}, NULL)",
+        f"INSERT INTO client VALUES ('192.0.2.1', 1, {ahead}, {ahead - 60}, {ahead}, 0, 0)",
+    )
+    found = only(store.look_at_store, installed, "warning", "clock")
+    assert found.found.startswith("2 rows are of the future, by 3600s at most")
+    assert "NTP" in found.advice
+
+
+def test_a_host_a_second_ahead_is_none(installed: Installation) -> None:
+    ahead = int(installed.now) + 2
+    execute(installed, f"INSERT INTO client VALUES ('192.0.2.1', 1, {ahead}, {ahead}, {ahead}, 0, 0)")
+    assert only(store.look_at_store, installed, "ok", "clock").found == "no row is of the future"
+
+
+@pytest.mark.parametrize(("age", "level"), [(DAY - 60, "ok"), (DAY + 60, "warning")])
+def test_rows_that_expired_long_ago_tell_that_cron_does_not_run(installed: Installation, age: int, level: str) -> None:
+    execute(installed, f"INSERT INTO client VALUES ('192.0.2.1', 1, 1, 1, {int(installed.now) - age}, 0, 0)")
+    found = only(store.look_at_store, installed, level, "cron")
+    if level == "warning":
+        assert "(client: 1)" in found.found
+        assert (
+            found.advice == f"Put into the crontab of {ME.pw_name}:\n7 * * * * {installed.directory}/greycheck expire"
+        )
+
+
+def test_the_stores_latency_is_told_and_nothing_is_written(installed: Installation) -> None:
+    found = only(store.look_at_store, installed, "ok", "latency")
+    assert found.found.count(" ms") == 3
+    assert "of a deadline of 5s" in found.found
+    connection = sqlite3.connect(database(installed))
+    assert connection.execute("SELECT count(*) FROM triplet").fetchone() == (0,)
+    connection.close()
+
+
+@pytest.mark.parametrize(("seconds", "level"), [(0.9, "ok"), (2.0, "warning"), (4.5, "fault")])
+def test_a_slow_store_is_held_against_the_deadline(
+    installed: Installation, monkeypatch: pytest.MonkeyPatch, seconds: float, level: str
+) -> None:
+    monkeypatch.setattr(store, "time_write", lambda _engine, _patience: seconds)
+    assert f"a write {seconds * 1000:.1f} ms" in only(store.look_at_store, installed, level, "latency").found
+
+
+def test_a_store_that_somebody_holds_is_a_fault(installed: Installation) -> None:
+    holder = sqlite3.connect(database(installed), isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    short = replace(installed, settings=read(database(installed), DEADLINE="1s"))
+    found = only(store.look_at_store, short, "fault")
+    holder.close()
+    assert found.found.startswith("no write within 0.8s: database is locked")
+    assert "fuser" in found.advice
+
+
+# --- the running service ----------------------------------------------------------------------------------------------
+
+LIMITS = "Limit                     Soft Limit           Hard Limit           Units\nMax address space         {} unlimited bytes\n"
+
+
+def run(
+    installed: Installation,
+    pid: int,
+    arguments: str,
+    memory: str = "20000000",
+    environ: dict[str, str] | None = None,
+    cwd: Path | None = None,
+) -> None:
+    """A process in the /proc of this test."""
+    directory = installed.proc / str(pid)
+    directory.mkdir()
+    (directory / "cmdline").write_bytes(b"".join(word.encode() + b"\0" for word in arguments.split()))
+    (directory / "limits").write_text(LIMITS.format(memory))
+    pairs = {"PATH": "/bin", "PASSWORD": "secret"} | ({"CHECKENV": ""} if environ is None else environ)
+    pairs.setdefault("GREYCHECK_CONFIG", "/dev/null")
+    pairs.setdefault("GREYCHECK_DATABASE", str(database(installed)))
+    (directory / "environ").write_text("".join(f"{name}={value}\0" for name, value in pairs.items()))
+    (directory / "cwd").symlink_to(cwd or "/")
+
+
+TCPSERVER = "/usr/bin/tcpserver -v -R 0 smtp /var/qmail/bin/qmail-smtpd"
+
+
+def levels(installed: Installation) -> set[str]:
+    return {one.level for one in service.look_at_services(installed)}
+
+
+def test_no_service_is_a_note(installed: Installation) -> None:
+    run(installed, 10, "/usr/bin/tcpserver 0 pop3 qmail-popup")
+    run(installed, 11, "vi qmail-smtpd")
+    run(installed, 12, "")
+    (installed.proc / "13").mkdir()
+    (installed.proc / "self").mkdir()
+    assert "is running" in only(service.look_at_services, installed, "note").found
+
+
+@pytest.mark.parametrize("name", ["/usr/bin/tcpserver 0 smtp fixcrio", "sslserver -e", ""])
+def test_a_service_that_is_well_is_found(installed: Installation, name: str) -> None:
+    run(installed, 10, f"{name} /var/qmail/bin/qmail-smtpd".strip())
+    found = list(service.look_at_services(installed))
+    assert {one.level for one in found} == {"ok"}
+    assert any("(10): CHECKENV switched on" in one.found for one in found)
+
+
+def test_many_sessions_are_one_finding(installed: Installation) -> None:
+    run(installed, 10, TCPSERVER)
+    alone = len(list(service.look_at_services(installed)))
+    run(installed, 11, TCPSERVER)
+    assert len(list(service.look_at_services(installed))) == alone
+
+
+@pytest.mark.parametrize(
+    ("memory", "level"),
+    [("unlimited", "ok"), ("18000000", "ok"), ("17999999", "warning"), ("16200000", "warning"), ("16199999", "fault")],
+)
+def test_a_soft_limit_is_held_against_what_a_check_needs(installed: Installation, memory: str, level: str) -> None:
+    run(installed, 10, TCPSERVER, memory)
+    found = only(service.look_at_services, installed, level, "memory")
+    assert level == "ok" or "softlimit -m 20000000" in found.advice
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_the_script_makes_a_small_limit_harmless_for_checkenv_alone(
+    installed: Installation, place: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
+) -> None:
+    (place / "qmail" / "bin").mkdir(parents=True)
+    monkeypatch.setattr(service, "QMAIL_HOME", place / "qmail")
+    script = place / "qmail" / "bin" / "qmail-checkenv" if elsewhere else installed.programs[1]
+    shutil.copy(ROOT / "contrib" / "qmail-checkenv.sh", script)
+    run(installed, 10, TCPSERVER, "5000000")
+    assert "which qmail-checkenv.sh lifts" in only(service.look_at_services, installed, "note", "memory").found
+    run(installed, 11, TCPSERVER, "5000000", {"SMTPEXTFORK": str(installed.programs[0])})
+    assert only(service.look_at_services, installed, "fault", "memory")
+
+
+def test_an_environment_that_cannot_be_read_is_a_note(installed: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(installed, 10, TCPSERVER)
+    real = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.name == "environ":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert "its environment cannot be read" in only(service.look_at_services, installed, "note").found
+
+
+def test_a_service_of_another_user_is_a_warning(installed: Installation) -> None:
+    run(installed, 10, TCPSERVER)
+    os.chown(installed.proc / "10", NOBODY.pw_uid, -1)
+    found = only(service.look_at_services, installed, "warning")
+    assert f"runs as nobody, permissions were looked at for {ME.pw_name}" in found.found
+    assert found.advice == "Run: greycheck doctor --user nobody"
+
+
+def test_a_service_without_a_hook_is_a_warning_and_a_session_is_not(installed: Installation) -> None:
+    run(installed, 10, TCPSERVER, environ={})
+    run(installed, 11, "qmail-smtpd", environ={})
+    assert "neither SMTPEXTFORK nor CHECKENV" in only(service.look_at_services, installed, "warning").found
+
+
+@pytest.mark.parametrize("options", ["-x tcp.cdb", "-vRx tcp.cdb"])
+def test_a_hook_that_the_rules_switch_on_is_seen(installed: Installation, place: Path, options: str) -> None:
+    (place / "tcp.cdb").write_bytes(b"\0\0+RELAYCLIENT=\0+SMTPEXTFORK=/x\0")
+    run(installed, 10, f"tcpserver {options} 0 smtp qmail-smtpd", environ={}, cwd=place)
+    assert any("SMTPEXTFORK switched on" in one.found for one in service.look_at_services(installed))
+    (place / "tcp.cdb").unlink()
+    assert "warning" in levels(installed)
+
+
+def test_a_list_that_names_this_launcher_is_well(installed: Installation) -> None:
+    run(installed, 10, TCPSERVER, environ={"SMTPEXTFORK": f"/bin/true,{installed.programs[0]}"})
+    assert levels(installed) == {"ok"}
+
+
+def test_a_list_that_does_not_name_it_is_a_warning(installed: Installation) -> None:
+    run(installed, 10, TCPSERVER, environ={"SMTPEXTFORK": "/bin/true"})
+    assert "SMTPEXTFORK names /bin/true" in only(service.look_at_services, installed, "warning").found
+
+
+def test_a_program_of_the_list_that_is_not_there_is_a_fault(installed: Installation) -> None:
+    run(installed, 10, TCPSERVER, environ={"SMTPEXTFORK": f"{installed.programs[0]},/nonexistent"})
+    assert "/nonexistent: no such program" in only(service.look_at_services, installed, "fault").found
+
+
+def test_checkenv_without_its_program_is_a_fault(installed: Installation) -> None:
+    installed.programs[1].unlink()
+    run(installed, 10, TCPSERVER)
+    assert "all mail is stopped" in only(service.look_at_services, installed, "fault").found
+
+
+def test_a_service_with_another_store_is_a_warning(installed: Installation) -> None:
+    run(installed, 10, TCPSERVER, environ={"CHECKENV": "", "GREYCHECK_DATABASE": "/other/place.db"})
+    found = only(service.look_at_services, installed, "warning")
+    assert f"uses sqlite:////other/place.db, this command sqlite:///{database(installed)}" in found.found
+    assert "envdir" in found.advice
+
+
+def test_settings_of_the_service_are_looked_at_too(installed: Installation) -> None:
+    environ = {"CHECKENV": "", "GREYCHECK_DELAY": "soon", "GREYCHECK": "off", "GREYCHECK_MODE": "observe"}
+    run(installed, 10, TCPSERVER, environ=environ)
+    found = {one.level: one.found for one in service.look_at_services(installed)}
+    assert "delay = soon" in found["warning"]
+    assert "GREYCHECK=off: nothing is checked" in found["fault"]
+    assert "mode = observe, here it is enforce" in found["note"]
+
+
+def test_what_is_wrong_here_too_is_told_once(installed: Installation) -> None:
+    run(installed, 10, TCPSERVER, environ={"CHECKENV": "", "GREYCHECK_DELAY": "soon"})
+    wrong = replace(installed, settings=read(database(installed), DELAY="soon"))
+    assert "warning" not in levels(wrong)
+
+
+def test_no_password_of_the_service_is_kept(installed: Installation) -> None:
+    run(installed, 10, TCPSERVER)
+    assert "secret" not in repr(processes.services(installed.proc))
+
+
+def test_a_real_process_under_a_real_limit_is_read(place: Path) -> None:
+    program = place / "qmail-smtpd"
+    shutil.copy("/bin/sleep", program)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (17_000_000, resource.RLIM_INFINITY))
+
+    process = subprocess.Popen([program, "60"], preexec_fn=limit, env={"SMTPEXTFORK": "/x", "HOME": "/"})
+    try:
+        found = processes.read_service(Path("/proc") / str(process.pid))
+        assert found
+        assert (found.name, found.uid, found.memory) == ("qmail-smtpd", os.geteuid(), 17_000_000)
+        assert found.environ == ((b"SMTPEXTFORK", b"/x"),)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_text_of_others_is_made_fit_for_a_terminal() -> None:
+    assert finding.safe("a\x1b[2J b") == "a\\x1b[2J b"
