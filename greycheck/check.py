@@ -45,5 +45,6 @@ def _decide(store: "Store", asked: Asked, settings: "Settings", now: int) -> "tu
     verdict, changes = policy.decide(found, settings, now)
     if not policy.looks_around(verdict, settings):
         return verdict, changes
-    waiting = store.waiting(asked, now - settings.retry_window, settings.pending_limit)
+    terms = policy.Terms(settings, policy.deciding(found.rules, settings))
+    waiting = store.waiting(asked, now - terms.retry_window, settings.pending_limit)
     return policy.look_around(verdict, changes, found, waiting, settings, now)

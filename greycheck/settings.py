@@ -28,6 +28,14 @@ def duration(text: str) -> int:
     return int(number) * _UNITS[unit]
 
 
+def duration_text(seconds: int) -> str:
+    """SECONDS as one would write them: in the largest unit that divides them."""
+    for unit in "dhm":
+        if seconds and seconds % _UNITS[unit] == 0:
+            return f"{seconds // _UNITS[unit]}{unit}"
+    return f"{seconds}s"
+
+
 def _whole(low: int, high: int) -> "Parser":
     def parse(text: str) -> int:
         if not (text.isascii() and text.isdigit()) or len(text) > 9 or not low <= int(text) <= high:

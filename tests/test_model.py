@@ -135,7 +135,7 @@ class Model:
                 other["first"]
                 for (net, sender, recipient), other in self.triplets.items()
                 if (sender, recipient) == key[1:] and sender and net != key[0]
-                if not other["passed"] and other["first"] >= now - v["retry_window"]
+                if not other["passed"] and other["first"] >= now - window
             ]
             if v["pool_networks"] and len(others) >= v["pool_networks"] and now - min(others) >= delay:
                 self.passes(key, client, now)

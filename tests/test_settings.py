@@ -44,6 +44,11 @@ def test_durations(text: str, seconds: int) -> None:
     assert settings.duration(text) == seconds
 
 
+@pytest.mark.parametrize("text", ["0s", "90s", "5m", "24h", "36d", "61m"])
+def test_durations_are_written_as_they_are_read(text: str) -> None:
+    assert settings.duration_text(settings.duration(text)) in (text, "1d")
+
+
 @pytest.mark.parametrize("text", ["", "m", "-5", "5 m", "1.5h", "5w", "٣", "1e3", "5mm", "99999999999"])
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(ValueError, match="not a duration"):

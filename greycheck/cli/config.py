@@ -21,16 +21,8 @@ def shown(setting: Setting, found: Settings) -> str:
     if setting.name == "database_mode":
         return f"{value:04o}"
     if setting.text[-1:] in "smhd":
-        return duration_text(value)
+        return settings.duration_text(value)
     return str(value)
-
-
-def duration_text(seconds: int) -> str:
-    """SECONDS in the largest unit that divides them."""
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds and seconds % size == 0:
-            return f"{seconds // size}{unit}"
-    return f"{seconds}s"
 
 
 @click.command()

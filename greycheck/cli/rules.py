@@ -17,7 +17,7 @@ from greycheck import rules as keys
 from greycheck.cli import asking
 from greycheck.cli.common import open_store, read_settings
 from greycheck.patterns import Pattern
-from greycheck.settings import Settings
+from greycheck.settings import Settings, duration_text
 from greycheck.store import rulebook
 from greycheck.store.rulebook import ADDED, REMOVED, REPLACED, UNCHANGED, Change, Finding, Rule
 
@@ -237,7 +237,7 @@ def print_table(every: Sequence[Rule], now: int) -> None:
     columns: list[tuple[str, Callable[[Rule], str]]] = [
         ("ACTION", lambda rule: "expect" if rule.kind == keys.EXPECT else rule.action),
         ("PATTERN", lambda rule: rule.pattern),
-        ("DELAY", lambda rule: "" if rule.delay is None else rulebook.duration_text(rule.delay)),
+        ("DELAY", lambda rule: "" if rule.delay is None else duration_text(rule.delay)),
         ("ENDS", lambda rule: ends(rule, now)),
         ("COMMENT", lambda rule: rule.comment),
     ]

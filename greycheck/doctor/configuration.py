@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator
 
-from greycheck.cli.config import duration_text
 from greycheck.doctor.finding import Finding, Installation, safe
-from greycheck.settings import Settings
+from greycheck.settings import Settings, duration_text
 
 # An SMTP client waits 5 minutes for the reply to RCPT (RFC 5321 section 4.5.3.2.3); a lifetime is a week at least (RFC 6647 5(3)).
 RCPT_TIMEOUT = 300

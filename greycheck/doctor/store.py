@@ -12,9 +12,8 @@ from sqlalchemy.exc import OperationalError
 
 from greycheck import child
 from greycheck.cli import install
-from greycheck.cli.config import duration_text
 from greycheck.doctor.finding import Finding, Installation
-from greycheck.settings import Settings
+from greycheck.settings import Settings, duration_text
 from greycheck.store import connect, expiry, schema, statements
 from greycheck.store.engine import open_engine, reading
 from greycheck.store.lean import StoreError

@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 from greycheck import patterns, rules
 from greycheck.patterns import Pattern
-from greycheck.settings import Settings, duration
+from greycheck.settings import Settings, duration, duration_text
 from greycheck.store.engine import reading
 from greycheck.store.lean import digest
 from greycheck.store.tables import rule as table
@@ -230,14 +230,6 @@ def _network_order(text: str) -> str:
 def stamp(time: int) -> str:
     """TIME as ``2026-12-01T00:00:00Z``."""
     return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def duration_text(seconds: int) -> str:
-    """SECONDS in the largest unit that divides them, as the settings are written."""
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds and seconds % size == 0:
-            return f"{seconds // size}{unit}"
-    return f"{seconds}s"
 
 
 def line(rule: Rule) -> str:
