@@ -294,6 +294,15 @@ def test_a_sample_is_a_range_of_keys_in_proportion(key: bytes, limit: int) -> No
     assert times == 1 or abs(int.from_bytes(high) - int.from_bytes(low) - (1 << 64) // times) == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("SQLITE_FULL", "disk full (SQLITE_FULL)"), ("", "disk full"), ("SQLITE_NOTADB", "move it away")]
+)
+def test_what_the_driver_says_is_passed_on_with_its_code(path: Path, name: str, said: str) -> None:
+    error = sqlite3.OperationalError("disk full")
+    error.sqlite_errorname = name
+    assert said in str(Store(str(path), 1)._fault(error))
+
+
 def test_special_characters_of_a_path_are_no_parameters(tmp_path: Path) -> None:
     directory = tmp_path / "a #&mode=memory"
     directory.mkdir()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from greycheck.cli.install import launcher
 from tests.support import ACCEPTED, DEFERRED, Child
 
 # --- verdicts ---------------------------------------------------------------------------------------------------------
@@ -371,6 +372,15 @@ def test_a_launcher_with_a_command_is_the_operators_tool(any_child: Child) -> No
     command: list[Path | str] = [any_child.programs / "greycheck", "config"]
     ran = subprocess.run(command, env=any_child.environ(), capture_output=True, timeout=60, check=True)
     assert b"delay = 5m" in ran.stdout
+
+
+def test_a_launcher_whose_commands_are_gone_says_so_and_fails(child: Child) -> None:
+    path = child.database.parent / "greycheck"
+    path.write_text(launcher().replace(repr(sys.executable), repr("/nonexistent/python")))
+    path.chmod(0o755)
+    ran = subprocess.run([path, "expire"], capture_output=True, timeout=60, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith(b"greycheck: /nonexistent/python: No such file or directory: ")
 
 
 def test_the_program_that_pip_installs_is_the_child_too(child: Child) -> None:

@@ -4,6 +4,7 @@ import _thread
 import importlib.machinery
 import os
 import pwd
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,34 @@ def test_what_a_driver_raises_is_named_with_its_kind(
     monkeypatch.setattr(child.log, "write", lambda lines, _code: logged.append(lines))
     assert child.Check(smtpextfork, [b"greycheck"], ("/nonexistent",)).run() == 0
     assert b'error="ZeroDivisionError: oops"' in logged[0]
+
+
+def test_a_command_whose_program_is_gone_is_no_verdict(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["greycheck", "expire"])
+    with pytest.raises(Exited):
+        child.main(("/nonexistent/python", "-m", "greycheck"))
+    said = capfd.readouterr().err
+    assert said.startswith("greycheck: /nonexistent/python: No such file or directory: install greycheck")
+
+
+def test_settings_that_cannot_be_read_in_time_are_a_fault(
+    environ: dict[bytes, bytes], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def wait(_environ: object) -> NoReturn:
+        signal.pause()
+        raise AssertionError
+
+    monkeypatch.setattr(child, "SETTINGS_DEADLINE", 0.05)
+    monkeypatch.setattr(child.settings, "read", wait)
+    monkeypatch.setattr(child, "safe_descriptors", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["greycheck"])
+    environ[b"GREYCHECK_ON_ERROR"] = b"defer"
+    with pytest.raises(Exited) as exited:
+        child.main(("/nonexistent",))
+    assert exited.value.code == 101
+    assert 'error="TimeoutError: the settings could not be read within 0.05s"' in capfd.readouterr().err
 
 
 # --- the log ----------------------------------------------------------------------------------------------------------

@@ -152,7 +152,8 @@ def parameters(asked: Asked, change: Change) -> dict[str, object]:
         values |= _client_state("", new)
         if isinstance(old, ClientRow):
             values |= _client_state("was_", old)
-    elif isinstance(old, RuleRow):
+    else:
+        assert isinstance(old, RuleRow)
         values["match_key"] = old.key
     return values
 
