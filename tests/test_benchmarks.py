@@ -13,6 +13,7 @@ from tests.support import ROOT
 # The ratios that each prints.
 RATIOS = {
     "check": ["x bare"] * 4 + ["x known", "x new"],
+    "asking": ["x config"] * 10,
     "rules": ["x bare"] * 3 + ["x 20 rules"],
     "throughput": ["x SQLAlchemy"],
     "memory": ["x bare"] * 4,
