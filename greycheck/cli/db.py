@@ -1,5 +1,7 @@
 """``greycheck db``: the schema of the store."""
 
+import json
+
 import click
 
 from greycheck.cli.common import foreseen, read_settings
@@ -23,11 +25,17 @@ def upgrade() -> None:
 
 
 @db.command()
-def current() -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def current(as_json: bool) -> None:
     """Print the revision that the store is at, and this program's."""
     found = read_settings()
     with foreseen():
         revision = schema.current(found.database)
+    if as_json:
+        click.echo(
+            json.dumps({"database": schema.shown(found.database), "revision": revision, "program": schema.head()})
+        )
+        return
     click.echo(f"{schema.shown(found.database)}: at {revision or 'nothing'}, this program is at {schema.head()}")
 
 

@@ -1,5 +1,6 @@
 """``greycheck expire``: what cron runs."""
 
+import json
 from time import time
 
 import click
@@ -12,27 +13,30 @@ from greycheck.store.engine import empty_log
 @click.command()
 @click.option("-v", "--verbose", is_flag=True, help="Say how many rows were removed.")
 @click.option("--dry-run", is_flag=True, help="Count the rows that would be removed, and remove none.")
-def expire(verbose: bool, dry_run: bool) -> None:
-    """Remove triplets and clients whose time is over. For cron: says nothing unless something is wrong.
+@click.option("--json", "as_json", is_flag=True, help="Say it as JSON.")
+def expire(verbose: bool, dry_run: bool, as_json: bool) -> None:
+    """Remove triplets, clients and rules whose time is over. For cron: says nothing unless something is wrong.
 
     It works in small batches beside running checks, and may run on several hosts at once.
     """
     found = read_settings()
     now = int(time())
-    with foreseen():
-        if schema.current(found.database) is None and is_waiting_for_first_mail(found.database):
-            if verbose or dry_run:
-                click.echo(f"{schema.shown(found.database)}: no mail was checked yet")
-            return
     removed = dict.fromkeys((table.name for table in expiry.TABLES), 0)
-    with open_store(found.database) as engine:
-        if dry_run:
-            removed = expiry.count(engine, now)
-        else:
-            for table, rows in expiry.expire(engine, now):
-                removed[table] += rows
-            empty_log(engine)
-    if verbose or dry_run:
+    with foreseen():
+        waits = schema.current(found.database) is None and is_waiting_for_first_mail(found.database)
+    if not waits:
+        with open_store(found.database) as engine:
+            if dry_run:
+                removed = expiry.count(engine, now)
+            else:
+                for table, rows in expiry.expire(engine, now):
+                    removed[table] += rows
+                empty_log(engine)
+    if as_json:
+        click.echo(json.dumps({"dry_run": dry_run, "rows": removed}))
+    elif waits and (verbose or dry_run):
+        click.echo(f"{schema.shown(found.database)}: no mail was checked yet")
+    elif verbose or dry_run:
         what = "to remove" if dry_run else "removed"
         click.echo(", ".join(f"{table}: {rows} {what}" for table, rows in removed.items()))
 

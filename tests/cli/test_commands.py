@@ -138,6 +138,16 @@ def test_expire_says_what_it_did_where_asked(store: Path) -> None:
     assert run("expire", "-v").output == "triplet: 0 removed, client: 0 removed, rule: 0 removed\n"
 
 
+def test_expire_and_db_current_speak_json(store: Path) -> None:
+    assert json.loads(run("db", "current", "--json").output)["revision"] is None
+    fill(store)
+    rows = {"triplet": 1, "client": 1, "rule": 0}
+    assert json.loads(run("expire", "--dry-run", "--json").output) == {"dry_run": True, "rows": rows}
+    assert json.loads(run("expire", "--json").output) == {"dry_run": False, "rows": rows}
+    found = json.loads(run("db", "current", "--json").output)
+    assert found == {"database": f"sqlite:///{store}", "revision": schema.head(), "program": schema.head()}
+
+
 def test_expire_before_the_first_mail_has_nothing_to_do(store: Path) -> None:
     assert run("expire").output == ""
     assert "no mail was checked yet" in run("expire", "-v").output
