@@ -39,7 +39,7 @@ def run(name: str, *arguments: str) -> str:
 def test_quick_run_prints_the_ratios_in_80_columns(name: str) -> None:
     printed = run(name, "--quick")
 
-    found = re.findall(r"\b\d+\.\d\d (x \S+(?: \S+)*)", printed)
+    found = re.findall(r"\b\d+\.\d\d (x (?!missed)\S+(?: \S+)*)", printed)
     assert sorted(found) == sorted(RATIOS[name])
     assert max(map(len, printed.splitlines())) <= 80
 
