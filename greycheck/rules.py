@@ -12,7 +12,9 @@ is the most specific one. That order is
 
 An expectation is kept in the same table under a key of its own: recipient, with or without the sender's domain.
 
-Pure functions; bytes in, bytes out. The forked child runs ``keys`` at every check.
+Pure functions; bytes in, bytes out. The forked child runs ``keys`` at every check of a store that has rules.
+
+Known wart: an address without a domain (``postmaster``) and a domain of that name have the same key.
 """
 
 from greycheck import normalise

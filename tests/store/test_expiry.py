@@ -2,29 +2,14 @@
 
 import sqlite3
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from sqlalchemy import Engine
 
-from greycheck.store import expiry, schema
+from greycheck.store import expiry
 from greycheck.store.engine import empty_log, open_engine
 
 NOW = 1_800_000_000
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    schema.upgrade(f"sqlite:///{tmp_path}/greycheck.db")
-    return tmp_path / "greycheck.db"
-
-
-@pytest.fixture
-def engine(path: Path) -> Iterator[Engine]:
-    engine = open_engine(f"sqlite:///{path}")
-    yield engine
-    engine.dispose()
 
 
 def fill(path: Path, expired: int, alive: int) -> None:

@@ -2,7 +2,6 @@
 
 import ipaddress
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,25 +12,11 @@ from sqlalchemy import Engine
 from greycheck import normalise
 from greycheck.log import show
 from greycheck.settings import read
-from greycheck.store import queries, schema
-from greycheck.store.engine import open_engine
+from greycheck.store import queries
 from greycheck.store.queries import Filter, Network
 
 NOW = 1_800_000_000
 DAY = 86400
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    schema.upgrade(f"sqlite:///{tmp_path}/greycheck.db")
-    return tmp_path / "greycheck.db"
-
-
-@pytest.fixture
-def engine(path: Path) -> Iterator[Engine]:
-    engine = open_engine(f"sqlite:///{path}")
-    yield engine
-    engine.dispose()
 
 
 class Rows:

@@ -1,8 +1,6 @@
 """The rulebook: one rule a key, told what changed; rules as text; and what is wrong with them."""
 
 import sqlite3
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, Engine, event
@@ -11,21 +9,11 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from greycheck import patterns, settings
 from greycheck.patterns import parse
 from greycheck.settings import Settings
-from greycheck.store import rulebook, schema
-from greycheck.store.engine import open_engine
+from greycheck.store import rulebook
 from greycheck.store.rulebook import ADDED, REMOVED, REPLACED, UNCHANGED, Change, Rule, made
 
 NOW = 1_800_000_000
 DAY = 86400
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    url = f"sqlite:///{tmp_path}/greycheck.db"
-    schema.upgrade(url)
-    found = open_engine(url)
-    yield found
-    found.dispose()
 
 
 def settings_with(**values: str) -> Settings:
