@@ -5,7 +5,7 @@ The same for everybody who decides. Time and the connection are handed in.
 
 from greycheck import policy
 from greycheck.envelope import Envelope, triplet
-from greycheck.store.lean import Asked, StoreError
+from greycheck.store.lean import Again, Asked, StoreError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from greycheck.settings import Settings
     from greycheck.store.lean import Store
 
-# How often a race may be lost. From the second time on the store is locked first, so that SQLite never loses twice.
-ATTEMPTS = 5
+# How often a race may be lost. From the second time on the row is locked first, so that SQLite never loses twice, and others seldom.
+ATTEMPTS = 20
 
 
 def check(store: "Store", envelope: Envelope, settings: "Settings", now: int) -> "Verdict":
@@ -25,19 +25,23 @@ def check(store: "Store", envelope: Envelope, settings: "Settings", now: int) ->
     """
     asked = Asked(envelope, triplet(envelope, settings.ipv4_prefix, settings.ipv6_prefix))
     verdict = None
+    fault = StoreError(f"the race for this triplet was lost {ATTEMPTS} times")
     for attempt in range(ATTEMPTS):
         try:
             if attempt:
-                store.lock()
+                store.lock(asked)
             verdict, changes = _decide(store, asked, settings, now)
             if store.save(asked, changes, patient=verdict.reason not in ("client", "known")):
                 return verdict
+        except Again as error:
+            fault = error
         except StoreError as error:
-            if verdict is None or verdict.reason == "new":
-                raise
-            verdict.unrecorded = str(error)
-            return verdict
-    raise StoreError(f"the race for this triplet was lost {ATTEMPTS} times")
+            fault = error
+            break
+    if verdict is None or verdict.reason == "new":
+        raise fault
+    verdict.unrecorded = str(fault)
+    return verdict
 
 
 def _decide(store: "Store", asked: Asked, settings: "Settings", now: int) -> "tuple[Verdict, list[Change]]":

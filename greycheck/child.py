@@ -87,6 +87,7 @@ class Check:
         self.started = monotonic()
         self.hook = hook
         self.operator = operator
+        self.store: Store | None = None
         self.envelope = hook.envelope(argv, posix.environ)
         self.settings = settings.read(posix.environ)
         _signal.setitimer(_signal.ITIMER_REAL, 0)
@@ -101,21 +102,20 @@ class Check:
         from greycheck.guard import Guard
 
         guard = Guard(self.settings.deadline - (monotonic() - self.started), self.expire)
-        store: Store | None = None
         try:
-            store, verdict = self.ask_store()
+            verdict = self.ask_store()
         except Exception as error:
             verdict = self.error(str(error) if is_foreseen(error) else f"{type(error).__name__}: {error}")
         verdict = policy.observe(verdict, self.envelope, self.settings)
         code = self.hook.ANSWERS[verdict.action]
         guard.settle(code)
         log.write(self.lines(verdict), code)
-        if store is not None:
-            store.tidy()
+        if self.store is not None:
+            self.store.tidy()
         return code
 
-    def ask_store(self) -> "tuple[Store, Verdict]":
-        """The verdict, and the connection that it came from."""
+    def ask_store(self) -> Verdict:
+        """The verdict, from the store."""
         from greycheck.check import check
         from greycheck.store import connect
         from greycheck.store.lean import NoSchema
@@ -123,13 +123,13 @@ class Check:
         patience = self.settings.deadline * PATIENCE
         now = int(time())
         try:
-            store = connect(self.settings, patience)
-            return store, check(store, self.envelope, self.settings, now)
+            self.store = connect(self.settings, patience)
+            return check(self.store, self.envelope, self.settings, now)
         except NoSchema:
             from greycheck.store import first_use
 
-            store = first_use.make(self.settings, self.operator, patience)
-            return store, check(store, self.envelope, self.settings, now)
+            self.store = first_use.make(self.settings, self.operator, patience)
+            return check(self.store, self.envelope, self.settings, now)
 
     def expire(self) -> "NoReturn":
         """The deadline is over: the verdict of ``on_error``, from the guard's thread."""
@@ -137,6 +137,8 @@ class Check:
             self.error(f"no answer within {self.settings.deadline}s"), self.envelope, self.settings
         )
         try:
+            if self.store is not None:
+                self.store.overdue()
             log.write_beside(self.lines(verdict))
         finally:
             posix._exit(self.hook.ANSWERS[verdict.action])
@@ -146,8 +148,10 @@ class Check:
         return Verdict(self.settings.on_error, "error", detail=f"error={log.quoted(message)}")
 
     def lines(self, verdict: Verdict) -> bytes:
-        """The log lines of VERDICT, after those of settings that cannot be used."""
-        lines = [log.problem_line(problem) for problem in self.settings.problems]
+        """The log lines of VERDICT, after those of settings that cannot be used and of hosts that come and go."""
+        lines = [log.line(f"warning {problem}") for problem in self.settings.problems]
+        if self.store is not None:
+            lines += [log.line(note) for note in self.store.notes]
         milliseconds = round((monotonic() - self.started) * 1000)
         return b"".join(lines) + log.verdict_line(self.envelope, verdict, milliseconds)
 

@@ -10,7 +10,7 @@ Diagnostics: ``StoreError`` where the store cannot be asked.
 """
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from re import sub
 from time import localtime, strftime
@@ -124,7 +124,7 @@ class Witness:
         self.around = Waiting(0, None, 0) if self._store is None else self._store.waiting(asked, since, limit)
         return self.around
 
-    def lock(self) -> None:
+    def lock(self, asked: Asked) -> None:
         """Holds nobody off: nothing is written."""
 
     def save(self, asked: Asked, changes: list[Change], patient: bool) -> bool:  # noqa: ARG002
@@ -134,6 +134,14 @@ class Witness:
 
     def tidy(self) -> None:
         """Puts nothing off."""
+
+    def overdue(self) -> None:
+        """Nobody waits for this."""
+
+    @property
+    def notes(self) -> "Sequence[str]":
+        """What the store it asked has to say."""
+        return () if self._store is None else self._store.notes
 
 
 def envelope_of(

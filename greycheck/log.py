@@ -1,6 +1,6 @@
 """The log on descriptor 2: one line a verdict, ``name=value`` pairs that no envelope can forge.
 
-Interface: ``show`` makes any bytes fit for a line, a terminal or a table; ``verdict_line`` and ``problem_line`` make lines;
+Interface: ``show`` makes any bytes fit for a line, a terminal or a table; ``verdict_line`` and ``line`` make lines;
 ``write`` and ``write_beside`` write them.
 
 Diagnostics: none. A log that is closed, dead or stuck costs its lines and never the verdict.
@@ -64,9 +64,9 @@ def quoted(text: str) -> str:
     return '"' + _clip(show(text.encode("utf-8", "surrogateescape")).replace("\\x20", " ")) + '"'
 
 
-def problem_line(problem: str) -> bytes:
-    """The log line of a setting that is not used."""
-    return f"greycheck: warning {quoted(problem)[1:-1]}\n".encode()
+def line(text: str) -> bytes:
+    """The log line that says TEXT, which begins with ``warning`` or ``note``."""
+    return f"greycheck: {quoted(text)[1:-1]}\n".encode()
 
 
 def write(lines: bytes, code: int) -> None:
@@ -75,10 +75,8 @@ def write(lines: bytes, code: int) -> None:
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGALRM,))
     _signal.setitimer(_signal.ITIMER_REAL, PATIENCE)
     try:
-        for line in lines.splitlines(
-            keepends=True
-        ):  # a write for each, so that none is longer than a pipe takes at once
-            posix.write(2, line)
+        for each in lines.splitlines(keepends=True):  # so that none is longer than a pipe takes at once
+            posix.write(2, each)
     except OSError:
         pass
     _signal.setitimer(_signal.ITIMER_REAL, 0)

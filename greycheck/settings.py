@@ -73,6 +73,9 @@ def _database(text: str) -> str:
     if sep and scheme.partition("+")[0] == "sqlite":
         text = text[len(scheme) + 4 :]
     elif sep:
+        from greycheck.store import server
+
+        server.parse(text)
         return text
     if not text.startswith("/"):
         raise ValueError("not an SQLAlchemy URL or an absolute path (as sqlite:////var/lib/greycheck/greycheck.db)")
@@ -81,6 +84,22 @@ def _database(text: str) -> str:
     if "?" in text or "%" in text:
         raise ValueError("an SQLite file with ? or % in its path cannot be named in a URL")
     return "sqlite:///" + text
+
+
+def _path(text: str) -> str:
+    if text and not text.startswith("/"):
+        raise ValueError("not an absolute path")
+    return text
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    hosts = tuple(host.strip() for host in text.split(",") if host.strip())
+    if hosts:
+        from greycheck.store import server
+
+        for host in hosts:
+            server.read_host(host)
+    return hosts
 
 
 def _domains(text: str) -> tuple[str, ...]:
@@ -119,6 +138,24 @@ TABLE = (
         _database,
         "",
         "Where triplets are kept: an SQLAlchemy URL, or the path of an SQLite file.",
+    ),
+    Setting(
+        "database_file",
+        _path,
+        "",
+        "A file whose first line is the database's URL, readable by the checker alone where that holds a password.",
+    ),
+    Setting(
+        "database_hosts",
+        _hosts,
+        "",
+        "Hosts of a server database in the order in which they are tried here, with commas between, instead of the URL's.",
+    ),
+    Setting(
+        "state_directory",
+        _path,
+        "",
+        "Where checks tell each other that a server database does not answer; as a rule where an SQLite file would be.",
     ),
     Setting("database_mode", _mode, "0600", "Permissions of an SQLite file that greycheck makes: 0600 or 0660."),
     Setting("delay", _duration(0), "5m", "How long after the first attempt a retry still comes too early."),
@@ -182,10 +219,14 @@ class Settings:
     """The values of the table, where each came from, and what was wrong.
 
     ``sources`` maps a name to ``/path:line``, a variable or ``default``; ``problems`` are lines for the log. ``off`` is the variable
-    GREYCHECK=off, which tcprules sets for a client that is not to be checked.
+    GREYCHECK=off, which tcprules sets for a client that is not to be checked. ``database`` is a URL, empty where the settings that say
+    where the store is cannot be used.
     """
 
     database: str
+    database_file: str
+    database_hosts: tuple[str, ...]
+    state_directory: str
     database_mode: int
     delay: int
     retry_window: int
@@ -208,6 +249,7 @@ class Settings:
 
     def __init__(self) -> None:
         self.off = False
+        self.has_store = True
         self.sources: dict[str, str] = {}
         self.problems: list[str] = []
 
@@ -230,8 +272,7 @@ def read(environ: dict[bytes, bytes]) -> Settings:
             _take(settings, setting, text, source)
     for name, (_text, source) in given.items():
         settings.problems.append(f"{source}: {name}: no such setting")
-    if not settings.database:
-        settings.database = "sqlite:///" + default_directory(environ) + "/" + DATABASE_FILE
+    _settle_database(settings, environ)
     _hold_together(settings)
     return settings
 
@@ -240,9 +281,52 @@ def _take(settings: Settings, setting: Setting, text: str, source: str) -> None:
     try:
         settings.set(setting, setting.parse(text), source)
     except ValueError as error:
-        # The value itself may hold a password.
-        shown = "" if setting.name == "database" else f" = {text}"
-        settings.problems.append(f"{source}: {setting.name}{shown}: {error}; using {setting.text or 'the default'}")
+        # The value of one of these may hold a password.
+        if setting.name in _WHERE:
+            _lose_store(settings, f"{source}: {setting.name}: {error}")
+            return
+        settings.problems.append(f"{source}: {setting.name} = {text}: {error}; using {setting.text or 'the default'}")
+
+
+# The settings that say where the store is. Where one cannot be used, no other store is: it would know of nobody.
+_WHERE = ("database", "database_file", "database_hosts")
+
+
+def _lose_store(settings: Settings, problem: str) -> None:
+    settings.has_store = False
+    settings.problems.append(f"{problem}; there is no store, and on_error answers")
+
+
+def _settle_database(settings: Settings, environ: dict[bytes, bytes]) -> None:
+    """Makes one URL of the settings that say where the store is."""
+    if settings.database_file and not settings.database:
+        _read_database_file(settings)
+    if not settings.has_store:
+        settings.database = ""
+    elif not settings.database:
+        settings.database = "sqlite:///" + default_directory(environ) + "/" + DATABASE_FILE
+    elif not settings.database.startswith("sqlite:"):
+        if settings.database_hosts:
+            from greycheck.store import server
+
+            settings.database = server.with_hosts(settings.database, settings.database_hosts)
+        settings.state_directory = settings.state_directory or default_directory(environ)
+
+
+def _read_database_file(settings: Settings) -> None:
+    path, source = settings.database_file, settings.sources["database_file"]
+    try:
+        descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
+        try:
+            text = posix.read(descriptor, FILE).decode("utf-8", "surrogateescape")
+        finally:
+            posix.close(descriptor)
+        settings.database = _database(text.partition("\n")[0].strip())
+        settings.sources["database"] = path
+    except OSError as error:
+        _lose_store(settings, f"{source}: database_file: {path}: {error.strerror}")
+    except ValueError as error:
+        _lose_store(settings, f"{path}: {error}")
 
 
 def _hold_together(settings: Settings) -> None:

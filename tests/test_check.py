@@ -1,6 +1,7 @@
 """One check against a store that loses races and fails, and against the real one."""
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ from greycheck.check import ATTEMPTS, check
 from greycheck.envelope import Envelope, Triplet, triplet
 from greycheck.policy import Change, ClientRow, Found, RuleRow, TripletRow, Waiting
 from greycheck.settings import read
-from greycheck.store import connect, lean, schema
-from greycheck.store.lean import Asked, StoreError
+from greycheck.store import lean, schema
+from greycheck.store.lean import Again, Asked, StoreError
 from greycheck.store.lean_sqlite import Store
 
 NOW = 1_800_000_000
@@ -22,10 +23,13 @@ ENVELOPE = Envelope("smtpextfork", "192.0.2.1", b"a@example.org", b"b@example.ne
 
 
 class Fake:
-    """A store that loses the first LOSSES races, or fails with ERROR."""
+    """A store that loses the first LOSSES races, is to be asked AGAIN so often, or fails with ERROR."""
 
-    def __init__(self, losses: int = 0, error: StoreError | None = None, row: TripletRow | None = None) -> None:
+    def __init__(
+        self, losses: int = 0, error: StoreError | None = None, row: TripletRow | None = None, again: int = 0
+    ) -> None:
         self.losses = losses
+        self.again = again
         self.error = error
         self.row = row
         self.locks = 0
@@ -36,17 +40,25 @@ class Fake:
     def waiting(self, _asked: Asked, _since: int, _limit: int) -> Waiting:
         return Waiting(0, None, 0)
 
-    def lock(self) -> None:
+    notes: Sequence[str] = ()
+
+    def lock(self, _asked: Asked) -> None:
         self.locks += 1
 
     def save(self, _asked: Asked, _changes: list[Change], patient: bool) -> bool:
         assert patient
         if self.error:
             raise self.error
+        self.again -= 1
+        if self.again >= 0:
+            raise Again("deadlock")
         self.losses -= 1
         return self.losses < 0
 
     def tidy(self) -> None:
+        raise AssertionError
+
+    def overdue(self) -> None:
         raise AssertionError
 
 
@@ -64,6 +76,21 @@ def test_a_race_is_not_lost_for_ever() -> None:
 def test_a_new_triplet_that_cannot_be_recorded_is_no_deferral() -> None:
     with pytest.raises(StoreError, match="disk full"):
         check(Fake(error=StoreError("disk full")), ENVELOPE, SETTINGS, NOW)
+
+
+def test_a_race_that_is_lost_for_ever_leaves_what_is_recorded() -> None:
+    verdict = check(Fake(losses=99, row=TripletRow(NOW - 100, NOW - 100)), ENVELOPE, SETTINGS, NOW)
+    assert (verdict.reason, verdict.unrecorded) == ("early", f"the race for this triplet was lost {ATTEMPTS} times")
+
+
+@pytest.mark.parametrize("again", [1, ATTEMPTS])
+def test_what_another_host_was_quicker_to_change_is_decided_again(again: int) -> None:
+    store = Fake(again=again)
+    if again < ATTEMPTS:
+        assert check(store, ENVELOPE, SETTINGS, NOW).reason == "new"
+    else:
+        with pytest.raises(Again, match="deadlock"):
+            check(store, ENVELOPE, SETTINGS, NOW)
 
 
 @pytest.mark.parametrize(("age", "reason"), [(100, "early"), (300, "retry")])
@@ -132,7 +159,7 @@ def test_all_changes_are_written_or_none(path: Path) -> None:
 
 def test_changes_can_be_saved_under_the_lock(path: Path) -> None:
     store = Store(str(path), 1)
-    store.lock()
+    store.lock(ASKED)
     assert store.save(ASKED, [Change(None, TripletRow(1, 1), 9)], patient=True)
     assert Store(str(path), 0.1).save(ASKED, [Change(TripletRow(1, 1), TripletRow(1, 2), 9)], patient=True)
 
@@ -143,15 +170,9 @@ def test_a_file_without_tables_has_no_schema(tmp_path: Path) -> None:
         Store(f"{tmp_path}/empty.db", 1).lookup(ASKED, NOW)
 
 
-def test_another_kind_of_database_is_named_without_its_password() -> None:
-    found = read({b"GREYCHECK_CONFIG": b"/dev/null", b"GREYCHECK_DATABASE": b"postgresql://user:secret@host/db"})
-    with pytest.raises(StoreError, match=r"^postgresql: this version keeps its triplets in SQLite only$"):
-        connect(found, 1)
-
-
 def test_a_decision_without_a_change_lets_go_of_the_lock(path: Path) -> None:
     store, other = Store(str(path), 1), Store(str(path), 0.1)
-    store.lock()
+    store.lock(ASKED)
     assert store.save(ASKED, [], patient=True)
     assert other.save(ASKED, [Change(None, TripletRow(1, 1), 9)], patient=True)
 

@@ -156,14 +156,22 @@ def test_the_path_is_a_directory(child: Child) -> None:
     assert_error(child.smtpextfork(), f"{child.database}: ")
 
 
-def test_another_database_is_not_this_versions(child: Child) -> None:
-    assert_error(
-        child.smtpextfork(GREYCHECK_DATABASE="postgresql://user:secret@host/db"), "postgresql: this version keeps"
+@pytest.mark.parametrize("scheme", ["postgresql", "mysql+pymysql", "oracle", "postgresql+asyncpg"])
+def test_a_password_never_reaches_the_log(any_child: Child, scheme: str) -> None:
+    for url in (f"{scheme}://user:secret@127.0.0.1:1/db", f"{scheme}://user:se@cret@127.0.0.1/db"):
+        ran = any_child.smtpextfork(GREYCHECK_DATABASE=url)
+        assert ran.verdict == (ACCEPTED, "error")
+        assert "cret" not in ran.log
+
+
+def test_an_unusable_database_is_not_replaced_by_another(any_child: Child) -> None:
+    ran = any_child.smtpextfork(GREYCHECK_DATABASE="oracle://host/db")
+    assert ran.verdict == (ACCEPTED, "error")
+    assert ran.lines[0] == (
+        "greycheck: warning GREYCHECK_DATABASE: database: oracle: no such database here: sqlite, postgresql, mariadb or mysql;"
+        " there is no store, and on_error answers"
     )
-
-
-def test_a_password_never_reaches_the_log(child: Child) -> None:
-    assert "secret" not in child.smtpextfork(GREYCHECK_DATABASE="postgresql://user:secret@host/db").log
+    assert 'error="there is no store: see the warning before"' in ran.lines[1]
 
 
 @contextmanager

@@ -83,7 +83,7 @@ def test_the_longest_line_is_written_at_once() -> None:
 
 
 def test_a_problem_is_one_line() -> None:
-    assert log.problem_line('a\n"b" = 5\udcff') == b"greycheck: warning a\\x0a\\x22b\\x22 = 5\\xff\n"
+    assert log.line("warning " + 'a\n"b" = 5\udcff') == b"greycheck: warning a\\x0a\\x22b\\x22 = 5\\xff\n"
 
 
 @pytest.mark.parametrize("write", [lambda text: log.write(text, 101), log.write_beside])

@@ -69,7 +69,7 @@ def test_the_environment_counts_before_the_file(tmp_path: Path) -> None:
         ("delay", "not a line of the form name = value"),
         (
             "database = /var/x?y.db",
-            "database: an SQLite file with ? or % in its path cannot be named in a URL; using the default",
+            "database: an SQLite file with ? or % in its path cannot be named in a URL; there is no store, and on_error answers",
         ),
         ("dealy = 5m", "dealy: no such setting"),
         ("ipv4_prefix = 33", "ipv4_prefix = 33: not a whole number from 1 to 32; using 24"),
@@ -79,7 +79,8 @@ def test_the_environment_counts_before_the_file(tmp_path: Path) -> None:
         ("database_mode = 0777", "database_mode = 0777: not 0600 or 0660; using 0600"),
         (
             "database = greycheck.db",
-            "database: not an SQLAlchemy URL or an absolute path (as sqlite:////var/lib/greycheck/greycheck.db); using the default",
+            "database: not an SQLAlchemy URL or an absolute path (as sqlite:////var/lib/greycheck/greycheck.db);"
+            " there is no store, and on_error answers",
         ),
     ],
 )
@@ -180,7 +181,7 @@ def test_the_file_in_etc_is_read_where_no_other_is_named(monkeypatch: pytest.Mon
 def test_bytes_that_are_no_text_are_no_obstacle(tmp_path: Path) -> None:
     found = with_file(tmp_path / "conf", b"database = /var/\xff.db\nd\xff = 1\n")
     assert sorted(os.fsencode(problem).partition(b"conf:")[2] for problem in found.problems) == [
-        b"1: database: an SQLite file whose path is no UTF-8 cannot be named in a URL; using the default",
+        b"1: database: an SQLite file whose path is no UTF-8 cannot be named in a URL; there is no store, and on_error answers",
         b"2: d\xff: no such setting",
     ]
 

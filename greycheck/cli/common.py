@@ -11,7 +11,7 @@ from sqlalchemy.exc import DatabaseError
 
 from greycheck import log, settings
 from greycheck.settings import Settings
-from greycheck.store import ONLY_SQLITE, schema
+from greycheck.store import schema
 from greycheck.store.engine import open_engine
 
 
@@ -20,9 +20,6 @@ def read_settings() -> Settings:
     found = settings.read(dict(os.environb))
     if found.problems:
         raise click.ClickException("\n".join(log.quoted(problem)[1:-1] for problem in found.problems))
-    scheme = found.database.partition("://")[0]
-    if scheme != "sqlite":
-        raise click.ClickException(ONLY_SQLITE.format(scheme))
     return found
 
 

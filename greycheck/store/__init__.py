@@ -1,7 +1,8 @@
 """The store of triplets and clients.
 
 ``tables`` and ``statements`` say in SQLAlchemy Core what there is and what is asked; ``compiled_*`` is the same ahead of time, for the
-forked child, who reaches it through ``connect`` and ``lean_*``. Everybody else uses ``engine``.
+forked child, who reaches it through ``connect`` and ``lean_*``. Everybody else uses ``engine``. ``server`` reads the URL of a server
+database for both, and ``drivers`` knows what its drivers want to be told.
 """
 
 TYPE_CHECKING = False
@@ -9,16 +10,18 @@ if TYPE_CHECKING:
     from greycheck.settings import Settings
     from greycheck.store.lean import Store
 
-ONLY_SQLITE = "{}: this version keeps its triplets in SQLite only"
-
 
 def connect(settings: "Settings", patience: float) -> "Store":
-    """A connection to the database of SETTINGS, which waits PATIENCE seconds at most for another's lock."""
+    """A connection to the database of SETTINGS, which waits PATIENCE seconds at most for another's lock, or for a server in all."""
     scheme, _sep, path = settings.database.partition("://")
     if scheme == "sqlite":
         from greycheck.store import lean_sqlite
 
         return lean_sqlite.Store(path[1:], patience)
-    from greycheck.store.lean import StoreError
+    if not scheme:
+        from greycheck.store.lean import StoreError
 
-    raise StoreError(ONLY_SQLITE.format(scheme))
+        raise StoreError("there is no store: see the warning before")
+    from greycheck.store import lean_server
+
+    return lean_server.Store(settings, patience)

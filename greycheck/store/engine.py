@@ -2,25 +2,97 @@
 
 SQLite gets what the child's connection gets: journal mode WAL is in the file; a transaction begins by taking the write lock, so that
 none fails half-way because another wrote in between; ``synchronous=NORMAL``. Whoever only reads says so (``reading``) and takes none.
+
+A server database is asked through the same drivers, told the same, on the first of its hosts that can be used: one that answers, has
+a quorum and takes writes. Its transactions are READ COMMITTED, where rows that are not wanted are not locked.
 """
+
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry
+
+from greycheck.store import drivers, server
+from greycheck.store.lean import StoreError
+from greycheck.store.server import Server
+
+if TYPE_CHECKING:
+    from greycheck.store.drivers import Driver
 
 # How long an operator's command waits for another writer, in seconds.
 PATIENCE = 30.0
 
+# How long it waits for one host of a server database to take its connection, in seconds.
+CONNECTING = 5.0
+
 
 def open_engine(url: str) -> Engine:
-    """An engine for URL. An SQLite file that is not there is not made: ``schema.upgrade`` does that."""
+    """An engine for URL. An SQLite file that is not there is not made: ``schema.upgrade`` does that.
+
+    Raises StoreError where no driver is installed, and when it connects, where no host can be used.
+    """
     if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url)
+        return _server_engine(url)
     engine = autocommitting_engine(url)
     event.listen(engine, "connect", _set_up)
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def _server_engine(url: str) -> Engine:
+    asked = server.parse(url)
+    name, driver = drivers.load(asked)
+    engine = create_engine(
+        f"{asked.dialect}+{name}://", creator=lambda: _first_usable(asked, driver), isolation_level="READ COMMITTED"
+    )
+    event.listen(engine, "handle_error", _lost)
+    return engine
+
+
+def _first_usable(asked: Server, driver: "Driver") -> DBAPIConnection:
+    """A connection to the first host that can be used; to one that takes no writes only where no other can."""
+    reasons = []
+    reader: DBAPIConnection | None = None
+    for host in asked.hosts:
+        try:
+            connection = driver.connect(asked, host, CONNECTING)
+            if asked.dialect != "mysql" or _takes_writes(connection, driver):
+                return connection
+            reader = reader or connection
+        except driver.Error as error:
+            reasons.append(f"{host}: {server.one_line(str(error.args[-1] if error.args else error))}")
+    if reader is None:
+        raise StoreError("; ".join(reasons))
+    return reader
+
+
+def _takes_writes(connection: DBAPIConnection, driver: "Driver") -> bool:
+    """Whether the host of CONNECTION does. Raises the driver's error where it has no quorum, which only a table's own words tell."""
+    cursor = connection.cursor()
+    try:
+        cursor.execute("SELECT version_num FROM alembic_version")
+        cursor.fetchall()
+    except driver.Error as error:
+        if error.args[0] != NO_SUCH_TABLE:
+            raise
+    cursor.execute("SELECT @@global.read_only")
+    found = cursor.fetchone()
+    cursor.close()
+    connection.rollback()
+    return not (found and found[0])
+
+
+# Error numbers of MySQL's dialect.
+NO_SUCH_TABLE, NO_QUORUM = 1146, 1047
+
+
+def _lost(context: ExceptionContext) -> None:
+    """A node without a quorum is one that is not there: its connection is thrown away, and not cleaned up in vain."""
+    arguments = getattr(context.original_exception, "args", ())
+    if arguments and arguments[0] == NO_QUORUM:
+        context.is_disconnect = True
 
 
 def autocommitting_engine(url: str) -> Engine:

@@ -6,6 +6,7 @@ Diagnostics: ``StoreError``, whose message is ready for the log; ``NoSchema`` wh
 """
 
 import _blake2
+import sys
 
 from greycheck.envelope import Envelope, Triplet
 from greycheck.log import show
@@ -13,6 +14,8 @@ from greycheck.policy import Change, ClientRow, Found, RuleRow, TripletRow, Wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
     from typing import Protocol
 
     class Store(Protocol):
@@ -24,8 +27,8 @@ if TYPE_CHECKING:
         def waiting(self, asked: "Asked", since: int, limit: int) -> Waiting:
             """What waits besides: of the same mail since SINCE, and in all, as exact as a LIMIT of that wants it."""
 
-        def lock(self) -> None:
-            """Holds every other writer off until the next ``save``."""
+        def lock(self, asked: "Asked") -> None:
+            """Holds off whoever else would write the same triplet, until the next ``save``."""
 
         def save(self, asked: "Asked", changes: list[Change], patient: bool) -> bool:
             """Writes all CHANGES, or none and returns False where a row is no longer what was read."""
@@ -33,9 +36,43 @@ if TYPE_CHECKING:
         def tidy(self) -> None:
             """What may be put off until the verdict is given."""
 
+        def overdue(self) -> None:
+            """The deadline is over, and this store did not answer. Called from another thread."""
+
+        @property
+        def notes(self) -> Sequence[str]:
+            """What the log is to say about the store, line by line."""
+
+
+def imported(name: str, **stand_ins: "ModuleType") -> "ModuleType":
+    """The module NAME, written in C, imported while STAND_INS, by name, are there instead of what it would import and hardly uses."""
+    used = {name: module for name, module in stand_ins.items() if name not in sys.modules}
+    sys.modules.update(used)
+    try:
+        __import__(name)
+    finally:
+        for stand_in in used:
+            del sys.modules[stand_in]
+    return sys.modules[name]
+
+
+def imported_from(package: str, module: str, **stand_ins: "ModuleType") -> "ModuleType":
+    """The MODULE, written in C, of a PACKAGE whose own Python is not run. Raises ModuleNotFoundError."""
+    from _frozen_importlib_external import PathFinder
+
+    spec = None if package in sys.modules else PathFinder.find_spec(package)
+    if spec is not None:
+        stand_ins[package] = type(sys)(package)
+        stand_ins[package].__path__ = spec.submodule_search_locations or []
+    return imported(f"{package}.{module}", **stand_ins)
+
 
 class StoreError(Exception):
     """The store cannot be asked or written; the message says why, and what to do."""
+
+
+class Again(StoreError):
+    """Nothing was written, and the check is to be decided again: another host's change was quicker, or another host is asked now."""
 
 
 class NoSchema(StoreError):
@@ -102,16 +139,26 @@ def sample(key: bytes, limit: int) -> tuple[bytes, bytes, int]:
 
 
 def check_revision(found: str | None, wanted: str) -> None:
-    """Raises StoreError where the schema is not the one that this program's statements were compiled for."""
-    if found == wanted:
-        return
+    """Raises StoreError where a program whose statements were compiled for the revision WANTED cannot use the schema that is FOUND."""
     if found is None:
         raise NoSchema("the database has no schema: run greycheck db upgrade")
+    if fits(found, wanted):
+        return
     if found < wanted:
         raise StoreError(f"the schema is at {found}, older than this program's {wanted}: run greycheck db upgrade")
     raise StoreError(
         f"the schema is at {found}, newer than this program's {wanted}: install the newer greycheck here too"
     )
+
+
+def fits(found: str, wanted: str) -> bool:
+    """Whether a program for the revision WANTED can use the schema that is FOUND.
+
+    A newer schema says itself how old a program may be: ``0005_0003`` is the fifth, and fits programs from the third on.
+    """
+    revision, _, oldest = found.partition("_")
+    program = wanted.partition("_")[0]
+    return revision == program or (oldest or revision) <= program < revision
 
 
 def rows(found: tuple[object, ...], wanted: str) -> tuple[TripletRow | None, ClientRow | None]:

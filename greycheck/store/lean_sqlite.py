@@ -11,7 +11,7 @@ import sys
 
 from greycheck.policy import Change, Found, RuleRow, Waiting
 from greycheck.store import compiled_sqlite as compiled
-from greycheck.store.lean import MAKE_IT, Asked, NoSchema, StoreError, parameters, rows, sample, statement
+from greycheck.store.lean import MAKE_IT, Asked, NoSchema, StoreError, imported, parameters, rows, sample, statement
 
 # Bytes of write-ahead log after which it is written back. A child that comes alone reads the log first, 0.15 ms for each 100 pages.
 LOG_STEP = 1 << 20
@@ -21,21 +21,12 @@ HURRY = 0.1
 
 
 def _import_sqlite() -> "ModuleType":
-    """Imports _sqlite3 without ``functools``, which costs more than the library itself: it is wanted for one name of a C module."""
-    if "functools" in sys.modules or "_sqlite3" in sys.modules:
-        import _sqlite3
-
-        return _sqlite3
+    """_sqlite3 without ``functools``, which costs more than the library itself: it is wanted for one name of a C module."""
     import _functools
 
-    stand_in = type(sys)("functools")
-    stand_in.__dict__["lru_cache"] = lambda size: lambda call: _functools._lru_cache_wrapper(call, size, False, tuple)
-    sys.modules["functools"] = stand_in
-    try:
-        import _sqlite3
-    finally:
-        del sys.modules["functools"]
-    return _sqlite3
+    functools = type(sys)("functools")
+    functools.__dict__["lru_cache"] = lambda size: lambda call: _functools._lru_cache_wrapper(call, size, False, tuple)
+    return imported("_sqlite3", functools=functools)
 
 
 TYPE_CHECKING = False
@@ -49,6 +40,8 @@ else:
 
 class Store:
     """One connection to the SQLite file PATH. It waits PATIENCE seconds at most for a lock, and never closes."""
+
+    notes: "Sequence[str]" = ()
 
     def __init__(self, path: str, patience: float) -> None:
         self._path = path
@@ -95,7 +88,7 @@ class Store:
         others, oldest, total = self._execute(sql, names, values).fetchone()
         return Waiting(others, oldest, total * times)
 
-    def lock(self) -> None:
+    def lock(self, _asked: Asked) -> None:
         """Begins a transaction that no other writer can come between."""
         self._execute("PRAGMA synchronous = NORMAL")
         self._execute("PRAGMA wal_autocheckpoint = 0")
@@ -111,7 +104,7 @@ class Store:
             self._patience = HURRY
             self._execute(f"PRAGMA busy_timeout = {HURRY * 1000:.0f}")
         if not self._locked:
-            self.lock()
+            self.lock(asked)
         for change in changes:
             sql, names = getattr(compiled, statement(change))
             if self._execute(sql, names, parameters(asked, change)).rowcount != 1:
@@ -138,6 +131,9 @@ class Store:
             self._execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except StoreError:
             pass
+
+    def overdue(self) -> None:
+        """A file is nobody's fault."""
 
     def _execute(
         self, sql: str, names: tuple[str, ...] = (), parameters: dict[str, object] | None = None

@@ -16,11 +16,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine
+from sqlalchemy import Connection
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
-from greycheck.store.engine import PATIENCE, autocommitting_engine
+from greycheck.store.engine import PATIENCE, autocommitting_engine, open_engine
 
 _PACKAGE = Path(__file__).parent.parent
 
@@ -92,7 +92,7 @@ def downgrade(url: str, revision: str) -> str | None:
 
 @contextmanager
 def _connect(url: str) -> Iterator[Connection]:
-    engine = create_engine(url) if sqlite_path(url) is None else autocommitting_engine(url)
+    engine = open_engine(url) if sqlite_path(url) is None else autocommitting_engine(url)
     try:
         with engine.connect() as connection:
             yield connection

@@ -4,8 +4,13 @@
 Each writing statement is guarded: it changes one row, or none where the row is no longer what was read.
 """
 
+from typing import Any
+
 from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
     Delete,
+    FromClause,
     Insert,
     Select,
     Update,
@@ -32,10 +37,10 @@ TRIPLET_STATE = ("first_attempt", "last_attempt", "early_attempts", "passes")
 CLIENT_STATE = ("passes", "first_seen", "last_seen", "strikes", "struck_until")
 
 
-def lookup() -> Select[tuple[object, ...]]:
-    """The schema's revision, the triplet's row and the client's, NULL where there is none, and whether there are any rules."""
+def _rows() -> tuple[list[ColumnElement[Any]], FromClause]:
+    """The schema's revision, the triplet's columns and the client's, NULL where there is no row; and where they come from."""
     one = select(literal_column("1").label("one")).subquery("one")
-    return select(
+    columns: list[ColumnElement[Any]] = [
         select(alembic_version.c.version_num).scalar_subquery().label("revision"),
         triplet.c.first_attempt,
         triplet.c.last_attempt,
@@ -47,19 +52,40 @@ def lookup() -> Select[tuple[object, ...]]:
         client.c.passes.label("client_passes"),
         client.c.strikes,
         client.c.struck_until,
-        exists(select(rule.c.match_key)).label("any_rules"),
-    ).select_from(
-        one.outerjoin(triplet, triplet.c.triplet_key == bindparam("triplet_key")).outerjoin(
-            client, client.c.address == bindparam("address")
-        )
-    )
+    ]
+    rows = one.outerjoin(triplet, triplet.c.triplet_key == bindparam("triplet_key"))
+    return columns, rows.outerjoin(client, client.c.address == bindparam("address"))
+
+
+def lookup() -> Select[tuple[object, ...]]:
+    """The rows, and whether there are any rules: for a file, where asking for these is cheap when there are."""
+    columns, rows = _rows()
+    return select(*columns, exists(select(rule.c.match_key)).label("any_rules")).select_from(rows)
+
+
+def lookup_with_rules(keys: int) -> Select[tuple[object, ...]]:
+    """The rows once for each rule under any of so many KEYS, and at least once: for a server, where a round trip is what costs."""
+    columns, rows = _rows()
+    return select(*columns, *RULE).select_from(rows.outerjoin(rule, rule.c.match_key.in_(_keys(keys))))
+
+
+def lock_triplet() -> Select[tuple[object, ...]]:
+    """Waits until nobody else is changing the triplet, and keeps it so until the transaction's end."""
+    key = triplet.c.triplet_key
+    return select(key).where(key == bindparam("triplet_key")).with_for_update()
+
+
+# What a check wants to know of a rule.
+RULE = (rule.c.match_key, rule.c.kind, rule.c.pattern, rule.c.action, rule.c.delay, rule.c.expires_at)
+
+
+def _keys(number: int) -> list[BindParameter[object]]:
+    return [bindparam(f"key_{index}") for index in range(number)]
 
 
 def matching(keys: int) -> Select[tuple[object, ...]]:
     """The rules under any of so many KEYS, parameters ``key_0`` and so on."""
-    wanted: list[object] = [bindparam(f"key_{index}") for index in range(keys)]
-    columns = (rule.c.match_key, rule.c.kind, rule.c.pattern, rule.c.action, rule.c.delay, rule.c.expires_at)
-    return select(*columns).where(rule.c.match_key.in_(wanted))
+    return select(*RULE).where(rule.c.match_key.in_(_keys(keys)))
 
 
 def waiting() -> Select[tuple[object, ...]]:
@@ -111,10 +137,14 @@ def swap(table: Table, state: tuple[str, ...], also: tuple[str, ...]) -> Update:
 
 def for_dialect(name: str) -> dict[str, Select[tuple[object, ...]] | Insert | Update | Delete]:
     """Every statement of a check, by name, for the dialect NAME (one of COMPILERS)."""
+    most = {"IPV4": rules.MOST_KEYS[normalise.IPV4_BITS], "IPV6": rules.MOST_KEYS[normalise.IPV6_BITS]}
+    if name == "sqlite":
+        looking = {"LOOKUP": lookup(), **{f"RULES_{kind}": matching(keys) for kind, keys in most.items()}}
+    else:
+        looking = {f"LOOKUP_{kind}": lookup_with_rules(keys) for kind, keys in most.items()}
+        looking["LOCK_TRIPLET"] = lock_triplet()
     return {
-        "LOOKUP": lookup(),
-        "RULES_IPV4": matching(rules.MOST_KEYS[normalise.IPV4_BITS]),
-        "RULES_IPV6": matching(rules.MOST_KEYS[normalise.IPV6_BITS]),
+        **looking,
         "WAITING": waiting(),
         "INSERT_TRIPLET": insert_if_absent(triplet, name),
         "SWAP_TRIPLET": swap(triplet, TRIPLET_STATE, also=("passed_at", "expires_at")),

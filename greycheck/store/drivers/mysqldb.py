@@ -1,0 +1,107 @@
+"""mysqlclient: its C module alone, ``MySQLdb._mysql``, which leaves the quoting of values to its caller.
+
+Its limits are whole seconds, for each wait on the socket.
+"""
+
+from time import monotonic
+
+from greycheck.store import server as servers
+from greycheck.store.lean import imported_from
+from greycheck.store.server import Fault, Host, Server
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+
+_mysql = imported_from("MySQLdb", "_mysql")
+Error = _mysql.Error
+
+# Types of columns that hold whole numbers (MySQL's protocol): TINY, SHORT, LONG, LONGLONG, INT24.
+INTEGERS = dict.fromkeys((1, 2, 3, 8, 9), int)
+
+
+def arguments(server: Server, host: Host, seconds: float) -> dict[str, object]:
+    """What the driver is told, beside the limits of statements."""
+    options = server.options
+    found: dict[str, object] = {
+        "user": server.user,
+        "password": server.password,
+        "database": server.database,
+        "connect_timeout": max(1, int(seconds)),
+        "charset": "utf8mb4",
+        "read_default_file": options.get("read_default_file"),
+        "read_default_group": options.get("read_default_group"),
+    }
+    if host.is_socket:
+        found["unix_socket"] = host.name
+    else:
+        found |= {"host": host.name, "port": host.port}
+    mode = servers.ssl_mode(server)
+    if mode != "PREFERRED":
+        found["ssl_mode"] = mode
+    files = {
+        name: options[f"ssl_{name}"] for name in ("ca", "capath", "cert", "key", "cipher") if f"ssl_{name}" in options
+    }
+    if files:
+        found["ssl"] = files
+    return {name: value for name, value in found.items() if value}
+
+
+class Connection:
+    """A connection of the child."""
+
+    def __init__(self, server: Server, host: Host, seconds: float, patience: int) -> None:
+        self._limit = max(1, int(seconds))
+        started = monotonic()
+        try:
+            self._connection = _mysql.connect(
+                **arguments(server, host, seconds),
+                conv=INTEGERS,
+                read_timeout=self._limit,
+                write_timeout=self._limit,
+                init_command=servers.MYSQL_SESSION.format(patience),
+            )
+        except _mysql.Error as error:
+            raise self._fault(error, monotonic() - started) from None
+
+    def run(self, sql: str, values: "Sequence[object]", _seconds: float) -> "tuple[Sequence[Sequence[object]], int]":
+        """The rows, or how many rows were changed."""
+        started = monotonic()
+        try:
+            statement = sql.encode() % tuple(self._literal(value) for value in values) if values else sql.encode()
+            self._connection.query(statement)
+            result = self._connection.store_result()
+            return (result.fetch_row(0), 0) if result else ((), self._connection.affected_rows())
+        except _mysql.Error as error:
+            raise self._fault(error, monotonic() - started) from None
+
+    def _literal(self, value: object) -> bytes:
+        """VALUE as it stands in SQL."""
+        if value is None:
+            return b"NULL"
+        if isinstance(value, int):
+            return b"%d" % value
+        if isinstance(value, bytes):
+            return b"X'" + value.hex().encode() + b"'"
+        found: bytes = self._connection.string_literal(str(value))
+        return found
+
+    def _fault(self, error: Exception, seconds: float) -> Fault:
+        fault = servers.mysql_fault(error.args[0] if error.args else None, str(error.args[-1] if error.args else error))
+        # A limit that is over looks like a connection that is lost.
+        return servers.silent(seconds) if fault.kind == servers.GONE and seconds >= self._limit - 0.1 else fault
+
+    def close(self) -> None:
+        """Leaves the server."""
+        self._connection.close()
+
+
+def connect(server: Server, host: Host, seconds: float) -> "DBAPIConnection":
+    """A connection for SQLAlchemy, which wants to know of rows found, not of rows changed."""
+    import MySQLdb
+    from MySQLdb.constants import CLIENT
+
+    found: DBAPIConnection = MySQLdb.connect(**arguments(server, host, seconds), client_flag=CLIENT.FOUND_ROWS)  # type: ignore[assignment]
+    return found

@@ -1,0 +1,79 @@
+"""psycopg2: its C module alone, ``psycopg2._psycopg``.
+
+libpq has no limit that holds against a server that is stopped, so waiting is done here: psycopg2 calls back wherever it would wait.
+"""
+
+import _datetime
+import select
+import sys
+from time import monotonic
+
+from greycheck.store import server as servers
+from greycheck.store.lean import imported_from
+from greycheck.store.server import Host, Server
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+
+# ``ssl`` is imported only for its side effect on an OpenSSL older than 1.1, ``datetime`` for the part of it that is written in C.
+_psycopg = imported_from("psycopg2", "_psycopg", ssl=type(sys)("ssl"), datetime=_datetime)
+Error = _psycopg.Error
+
+# What ``poll`` of a connection returns.
+READY, READ = 0, 1
+
+
+class Connection:
+    """A connection of the child."""
+
+    def __init__(self, server: Server, host: Host, seconds: float, patience: int) -> None:
+        self._until = 0.0
+        self._seconds = 0.0
+        self._connection = self._guarded(
+            seconds, _psycopg._connect, servers.libpq_dsn(server, host, seconds, patience), None, 0
+        )
+        self._connection.autocommit = True
+        self._cursor = self._connection.cursor()
+
+    def run(self, sql: str, values: "Sequence[object]", seconds: float) -> "tuple[Sequence[Sequence[object]], int]":
+        """The rows, or how many rows were changed."""
+        self._guarded(seconds, self._cursor.execute, sql, values or None)
+        rows = self._cursor.fetchall() if self._cursor.description else ()
+        return rows, self._cursor.rowcount
+
+    def _guarded(self, seconds: float, call: "Callable[..., Any]", *arguments: object) -> "Any":
+        """What CALL returns, if it does within SECONDS."""
+        self._seconds = seconds
+        self._until = monotonic() + seconds
+        _psycopg.set_wait_callback(self._wait)
+        try:
+            return call(*arguments)
+        except _psycopg.Error as error:
+            raise servers.postgresql_fault(error.pgcode, str(error)) from None
+        finally:
+            _psycopg.set_wait_callback(None)
+
+    def _wait(self, connection: "Any") -> None:
+        """Waits until CONNECTION is ready. Raises Fault where it is not in time."""
+        while (state := connection.poll()) != READY:
+            poller = select.poll()
+            poller.register(connection.fileno(), select.POLLIN if state == READ else select.POLLOUT)
+            left = self._until - monotonic()
+            if left <= 0 or not poller.poll(left * 1000):
+                raise servers.silent(self._seconds)
+
+    def close(self) -> None:
+        """Leaves the server."""
+        self._connection.close()
+
+
+def connect(server: Server, host: Host, seconds: float) -> "DBAPIConnection":
+    """A connection for SQLAlchemy."""
+    import psycopg2
+
+    found: DBAPIConnection = psycopg2.connect(servers.libpq_dsn(server, host, seconds))  # type: ignore[assignment]
+    return found

@@ -1,0 +1,277 @@
+"""The child's PostgreSQL, MariaDB or MySQL: one connection to the first of its hosts that is fit for it.
+
+A known triplet is one round trip, and a new one three: what there is, what waits besides, the row. Each statement commits by itself;
+two changes that belong together are a transaction. Nothing here relies on what a transaction sees at a second look, so every isolation
+level from READ COMMITTED on will do: what is written is guarded by what was read, and compared with the row as it is then.
+
+Diagnostics: ``Again`` where the check is to be decided again (a lost race, another host), ``StoreError`` where that is of no use.
+``notes`` are lines for the log: which host does not answer, and which one answers again.
+"""
+
+import posix
+from time import monotonic, sleep
+
+from greycheck.policy import Change, Found, RuleRow, Waiting
+from greycheck.store import drivers, server
+from greycheck.store.breaker import DOWN, STUCK, Breaker
+from greycheck.store.lean import Again, Asked, StoreError, parameters, rows, sample, statement
+from greycheck.store.server import Fault, Host
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
+    from typing import Any
+
+    from greycheck.settings import Settings
+    from greycheck.store.drivers import Connection
+
+# How long to wait for a lock, as a share of all the time there is; in whole seconds, one at least.
+LOCK_PATIENCE = 0.25
+
+# How long to wait before a host is asked again that has no connection left, in seconds; or before a lost race is run again, at most.
+PAUSE = 0.05
+
+BEGIN = {"postgresql": "BEGIN ISOLATION LEVEL READ COMMITTED", "mysql": "START TRANSACTION"}
+
+
+class Store:
+    """A server database under SETTINGS. It connects when it is asked first, and gives up PATIENCE seconds from now."""
+
+    def __init__(self, settings: "Settings", patience: float) -> None:
+        try:
+            self._server = server.parse(settings.database)
+        except ValueError as error:
+            raise StoreError(str(error)) from None
+        self._driver = drivers.load(self._server)[1]
+        self._compiled: ModuleType = __import__(
+            f"greycheck.store.compiled_{self._server.dialect}", fromlist=["REVISION"]
+        )
+        self._patience = patience
+        self._until = monotonic() + patience
+        self._breaker = Breaker(settings.state_directory, self._server)
+        self.notes: list[str] = []
+        self._reason = ""
+        self._hosts = self._in_order()
+        self._host: Host | None = None
+        self._connection: Connection | None = None
+        self._reconnected = False
+        self._in_transaction = False
+        self._writing = False
+        self._patient = True
+
+    # --- what a check asks ------------------------------------------------------------------------------------------------
+
+    def lookup(self, asked: Asked, now: int) -> Found:
+        """The rows of the triplet and the client, and the rules that match."""
+        compiled = self._compiled
+        sql, names = compiled.LOOKUP_IPV6 if ":" in asked.triplet.client else compiled.LOOKUP_IPV4
+        rule_keys, expectation_keys = asked.rule_keys(), asked.expectation_keys()
+        values = [asked.key, asked.triplet.client, *rule_keys, *expectation_keys]
+        found = self._run(sql, values + [b""] * (len(names) - len(values)))
+        self._answered(DOWN)
+        matching = {
+            key: RuleRow(key, _text(kind), _text(pattern), _text(action), delay)
+            for key, kind, pattern, action, delay, expires in map(_rule, found)
+            if key and (expires is None or expires > now)
+        }
+        return Found(
+            *rows((_text(found[0][0]), *found[0][1:]), compiled.REVISION),
+            [matching[key] for key in rule_keys if key in matching],
+            next((matching[key] for key in expectation_keys if key in matching), None),
+        )
+
+    def waiting(self, asked: Asked, since: int, limit: int) -> Waiting:
+        """What waits besides."""
+        low, high, times = sample(asked.key, limit) if limit else (b"", b"", 0)
+        sql, names = self._compiled.WAITING
+        values: dict[str, object] = {
+            "pair_digest": asked.pair,
+            "network": asked.triplet.network,
+            "since": since,
+            "low": low,
+            "high": high,
+        }
+        others, oldest, total = self._run(sql, [values[name] for name in names])[0]
+        return Waiting(others, oldest, total * times)
+
+    def lock(self, asked: Asked) -> None:
+        """Begins a transaction that holds the triplet's row, where there is one, against everybody else."""
+        self._begin()
+        self._run(self._compiled.LOCK_TRIPLET[0], [asked.key])
+
+    def save(self, asked: Asked, changes: list[Change], patient: bool) -> bool:
+        """Writes all CHANGES and commits, or writes none and returns False. Not PATIENT: another's lock is waited for once."""
+        if not changes:
+            return self._end("ROLLBACK", True)
+        self._claim_writes()
+        self._writing, self._patient = True, patient
+        if len(changes) > 1:
+            self._begin()
+        for change in changes:
+            sql, names = getattr(self._compiled, statement(change))
+            values = parameters(asked, change)
+            if self._change(sql, [values[name] for name in names]) != 1:
+                return self._end("ROLLBACK", False)
+        self._end("COMMIT", True)
+        self._answered(STUCK)
+        return True
+
+    def tidy(self) -> None:
+        """Nothing is put off here."""
+
+    def overdue(self) -> None:
+        """The deadline is over while a host was asked."""
+        if self._host is not None:
+            self._mark(self._host, STUCK if self._writing else DOWN, f"no answer for {self._patience:.1f}s")
+
+    # --- statements -------------------------------------------------------------------------------------------------------
+
+    def _run(self, sql: str, values: "Sequence[object]" = ()) -> "Sequence[Sequence[Any]]":
+        """The rows of a statement."""
+        connection = self._connected()
+        try:
+            return connection.run(sql, values, self._share())[0]
+        except Fault as fault:
+            raise self._judged(fault) from None
+
+    def _change(self, sql: str, values: "Sequence[object]") -> int:
+        """How many rows a statement changed."""
+        connection = self._connected()
+        try:
+            return connection.run(sql, values, self._share())[1]
+        except Fault as fault:
+            raise self._judged(fault) from None
+
+    def _begin(self) -> None:
+        if not self._in_transaction:
+            self._run(BEGIN[self._server.dialect])
+            self._in_transaction = True
+
+    def _end(self, how: str, written: bool) -> bool:
+        if self._in_transaction:
+            self._in_transaction = False
+            self._run(how)
+        self._writing = False
+        return written
+
+    def _judged(self, fault: Fault) -> StoreError:
+        """What to raise for FAULT, after all has been done about it that can be."""
+        host, kind = self._host, STUCK if self._writing else DOWN
+        assert host is not None
+        self._writing = False
+        if fault.kind in (server.CONFLICT, server.LOCKED, server.OTHER):
+            self._roll_back()
+            hopeless = fault.kind == server.OTHER or (fault.kind == server.LOCKED and not self._patient)
+            if hopeless or self._left() < 2 * PAUSE:
+                if not hopeless:
+                    self._mark(host, kind, str(fault))
+                return StoreError(f"{host}: {fault}")
+            # Who lost the same race must not come back at the same moment.
+            sleep(PAUSE * (posix.getpid() % 8 + 1) / 8)
+            return Again(f"{host}: {fault}")
+        self._disconnect()
+        self._reason = f"{host}: {fault}"
+        if fault.kind == server.GONE and not self._reconnected:
+            self._reconnected = True
+            self._hosts.insert(0, host)
+        else:
+            self._mark(host, STUCK if fault.kind == server.READ_ONLY else kind, str(fault))
+        return Again(self._reason) if self._hosts else StoreError(self._reason)
+
+    def _roll_back(self) -> None:
+        if self._in_transaction and self._connection is not None:
+            self._in_transaction = False
+            try:
+                self._connection.run("ROLLBACK", (), self._share())
+            except Fault:
+                self._disconnect()
+
+    # --- hosts ------------------------------------------------------------------------------------------------------------
+
+    def _in_order(self) -> list[Host]:
+        """The hosts to ask, those that take writes first."""
+        due = [host for host in self._server.hosts if self._breaker.is_due(host, DOWN)]
+        for host in self._server.hosts:
+            if host not in due:
+                self._reason = f"{host} has not answered for {self._since(host, DOWN)}: not asked"
+        stuck = [host for host in due if not self._breaker.is_due(host, STUCK)]
+        return [host for host in due if host not in stuck] + stuck
+
+    def _connected(self) -> "Connection":
+        """The connection to the first host that takes one."""
+        while self._connection is None:
+            if not self._hosts or self._left() <= 0:
+                raise StoreError(self._reason)
+            self._host = host = self._hosts[0]
+            if not self._breaker.claim(host, DOWN):
+                self._reason = f"{host} has not answered for {self._since(host, DOWN)}: not asked"
+                del self._hosts[0]
+                continue
+            try:
+                self._connection = self._driver.Connection(self._server, host, self._share(), self._lock_patience())
+            except Fault as fault:
+                self._reason = f"{host}: {fault}"
+                if fault.kind == server.BUSY and self._left() > 2 * PAUSE:
+                    sleep(PAUSE)
+                    continue
+                self._mark(host, DOWN, str(fault))
+            del self._hosts[0]
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+        self._in_transaction = False
+
+    def _left(self) -> float:
+        """The time that is left, in seconds."""
+        return self._until - monotonic()
+
+    def _share(self) -> float:
+        """What one host may take of it."""
+        return max(self._left(), PAUSE) / max(1, len(self._hosts) + (self._connection is not None))
+
+    def _lock_patience(self) -> int:
+        return max(1, int(self._patience * LOCK_PATIENCE))
+
+    # --- what other checks are told ---------------------------------------------------------------------------------------
+
+    def _claim_writes(self) -> None:
+        """Raises StoreError where the host takes no writes, and this is not the check that tries it again."""
+        self._connected()
+        host = self._host
+        assert host is not None
+        if not self._breaker.claim(host, STUCK):
+            self._roll_back()
+            raise StoreError(f"{host} has taken no writes for {self._since(host, STUCK)}: not tried")
+
+    def _mark(self, host: Host, kind: str, why: str) -> None:
+        what = f"{host} {'takes no writes' if kind == STUCK else 'is not asked any more'}: {why}"
+        try:
+            if self._breaker.set(host, kind):
+                self.notes.append(f"warning {what}")
+        except OSError as error:
+            self.notes.append(f"warning {what}; others cannot be told: {self._breaker.directory}: {error.strerror}")
+
+    def _answered(self, kind: str) -> None:
+        """The host did what it was not expected to do."""
+        assert self._host is not None
+        seconds = self._breaker.clear(self._host, kind)
+        if seconds is not None:
+            what = "takes writes" if kind == STUCK else "answers"
+            self.notes.append(f"note {self._host} {what} again after {seconds:.0f}s")
+
+    def _since(self, host: Host, kind: str) -> str:
+        return f"{self._breaker.since(host, kind) or 0:.0f}s"
+
+
+def _rule(row: "Sequence[Any]") -> tuple[bytes, object, object, object, int | None, int | None]:
+    """The columns of a rule in a ROW of LOOKUP; an empty key where there is none."""
+    key, kind, pattern, action, delay, expires = row[11:]
+    return bytes(key or b""), kind, pattern, action, delay, expires
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,1 @@
+"""The part of datetime that is written in C."""
