@@ -26,9 +26,9 @@ def check(store: "Store", envelope: Envelope, settings: "Settings", now: int) ->
     asked = Asked(envelope, triplet(envelope, settings.ipv4_prefix, settings.ipv6_prefix))
     verdict = None
     fault = StoreError(f"the race for this triplet was lost {ATTEMPTS} times")
-    for attempt in range(ATTEMPTS):
+    for _attempt in range(ATTEMPTS):
         try:
-            if attempt:
+            if verdict is not None:
                 store.lock(asked)
             verdict, changes = _decide(store, asked, settings, now)
             if store.save(asked, changes, patient=verdict.reason not in ("client", "known")):

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import MEASURED, Child
+from greycheck.store import schema
+from tests.servers import MariaDB, Postgres, galera, mariadb, postgres, standby, templates  # noqa: F401
+from tests.support import MEASURED, Child, Database, ServerDatabase, SQLiteFile
 
 
 @pytest.fixture
@@ -54,14 +56,57 @@ def measured_launchers() -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite store without rows, to be copied: migrations take longer than most tests."""
+    path = tmp_path_factory.mktemp("store") / "greycheck.db"
+    schema.upgrade(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def on_postgresql(
+    postgres: Postgres,  # noqa: F811
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[ServerDatabase]:
+    """A database of PostgreSQL for all tests that ask for ``database``."""
+    found = ServerDatabase(postgres, tmp_path_factory.mktemp("state"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def on_mariadb(
+    mariadb: MariaDB,  # noqa: F811
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[ServerDatabase]:
+    """A database of MariaDB for all tests that ask for ``database``."""
+    found = ServerDatabase(mariadb, tmp_path_factory.mktemp("state"))
+    yield found
+    found.close()
+
+
 @pytest.fixture
-def child(launchers: Path, place: Path) -> Child:
+def database(request: pytest.FixtureRequest, place: Path, empty_store: Path) -> Database:
+    """An SQLite file that is yet to be made; where ``support.on_every_database`` asks for it, any store, with tables but no row."""
+    dialect, _, driver = getattr(request, "param", "").partition("+")
+    found: Database = SQLiteFile(place / "greycheck.db", empty_store)
+    if dialect not in ("", "sqlite"):
+        server_database: ServerDatabase = request.getfixturevalue(f"on_{dialect}")
+        found = server_database.seen_from(place, driver)
+    if dialect:
+        found.make()
+    return found
+
+
+@pytest.fixture
+def child(launchers: Path, database: Database) -> Child:
     """The forked child with a store of its own."""
-    return Child(launchers, place / "greycheck.db")
+    return Child(launchers, database)
 
 
 @pytest.fixture(params=["launcher", "measured"])
-def any_child(request: pytest.FixtureRequest, place: Path) -> Child:
+def any_child(request: pytest.FixtureRequest, database: Database) -> Child:
     """The forked child, as installed and under coverage."""
     name = "launchers" if request.param == "launcher" else "measured_launchers"
-    return Child(request.getfixturevalue(name), place / "greycheck.db")
+    return Child(request.getfixturevalue(name), database)

@@ -451,9 +451,12 @@ def test_checkenv_hands_over_no_helo(child: Child) -> None:
 
 def test_a_witness_writes_nothing_whatever_it_is_told() -> None:
     witness = why.Witness(None)
-    witness.lock()
+    envelope = Envelope("smtpextfork", "192.0.2.1", b"", b"")
+    asked = Asked(envelope, triplet(envelope, 24, 64))
+    witness.lock(asked)
     witness.tidy()
-    assert witness.changes == []
+    witness.overdue()
+    assert (witness.changes, witness.notes) == ([], ())
 
 
 # --- words --------------------------------------------------------------------------------------------------------------

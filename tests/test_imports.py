@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from greycheck.cli.install import interpreter
-from tests.support import ROOT, Child
+from greycheck.cli.launcher import driver_directories, interpreter
+from greycheck.store import drivers, server
+from tests.support import ROOT, Child, ServerDatabase, on_every_server
 
 # Beside what a bare interpreter loads. Of the interpreter's own library only modules written in C.
 OURS = {
@@ -31,9 +32,29 @@ OF_THE_STORE = {
 }
 BUILT_IN = {"_functools", "_sqlite3", "_blake2"}
 
+# With a server database, below the driver's own Python where there is something below.
+OF_SERVERS = {
+    "greycheck.check",
+    "greycheck.guard",
+    "greycheck.hooks.smtpextfork",
+    "greycheck.rules",
+    "greycheck.store",
+    "greycheck.store.breaker",
+    "greycheck.store.drivers",
+    "greycheck.store.lean",
+    "greycheck.store.lean_server",
+    "greycheck.store.server",
+}
+OF_DRIVERS = {
+    "psycopg2": {"psycopg2._psycopg", "psycopg2.errors", "_datetime", "select"},
+    "mysqldb": {"MySQLdb._mysql", "MySQLdb._exceptions"},
+}
+BUILT_IN_OF_SERVERS = {"_blake2", "fcntl"}
+
 LISTING = """
 import posix, sys
 sys.path.insert(0, {root!r})
+sys.path.extend({drivers!r})
 bare = set(sys.modules)
 leave = posix._exit
 def list_and_leave(code):
@@ -48,7 +69,7 @@ main(("/nonexistent",))
 
 def loaded(child: Child, argv: list[str], **environ: str) -> set[str]:
     """The modules that a check loads, beside the interpreter's own."""
-    script = LISTING.format(root=str(ROOT), argv=argv)
+    script = LISTING.format(root=str(ROOT), drivers=driver_directories(), argv=argv)
     ran = child.run([interpreter(), "-IS", "-c", script], child.environ(REMOTEMF=b"a", REMOTERCPT=b"b", **environ))
     return set(ran.lines[1:])
 
@@ -73,6 +94,56 @@ def test_rules_cost_one_more_module_where_there_are_any(child: Child) -> None:
         "greycheck.hooks.smtpextfork",
         "greycheck.rules",
     }
+
+
+@on_every_server
+def test_a_check_of_a_server_loads_this_and_nothing_else(child: Child) -> None:
+    """A driver that is Python all through loads its own, and what that wants of the interpreter's library."""
+    assert isinstance(child.store, ServerDatabase)
+    dialect, driver = child.store.url.partition(":")[0].split("+")
+    ours = OURS | OF_SERVERS | {f"greycheck.store.compiled_{dialect}", f"greycheck.store.drivers.{driver}"}
+    for _new_early_and_due in range(3):
+        found = loaded(child, ["greycheck"])
+        assert {name for name in found if name.startswith("greycheck")} == ours
+        assert not any(name.startswith("sqlalchemy") for name in found)
+        if driver in OF_DRIVERS:
+            assert found - ours == OF_DRIVERS[driver] | BUILT_IN_OF_SERVERS
+        child.age(150)
+
+
+@on_every_server
+def test_no_stand_in_of_a_driver_stays(database: ServerDatabase) -> None:
+    """Whoever imports afterwards what a driver was given a stand-in for gets the real one."""
+    script = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+sys.path.extend({driver_directories()!r})
+from greycheck.store import drivers, server
+asked = server.parse({database.url!r})
+name, driver = drivers.load(asked)
+connection = driver.Connection(asked, asked.hosts[0], 60, 60)
+assert [tuple(map(int, row)) for row in connection.run("SELECT 1 + 1", (), 60)[0]] == [(2,)]
+real = driver.connect(asked, asked.hosts[0], 60)
+cursor = real.cursor()
+cursor.execute("SELECT CAST('2024-02-29' AS date), CAST(1.5 AS decimal(3, 1))")
+import datetime, decimal
+assert tuple(cursor.fetchone()) == (datetime.date(2024, 2, 29), decimal.Decimal("1.5"))
+assert datetime.datetime.now()
+real.close()
+connection.close()
+"""
+    subprocess.run([interpreter(), "-IS", "-c", script], check=True, timeout=60)
+
+
+def test_what_psycopg2_connects_with_is_not_left_behind(
+    on_postgresql: ServerDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = server.parse(on_postgresql.url)
+    driver = drivers.load(asked)[1]
+    monkeypatch.delitem(sys.modules, "psycopg2.extensions", raising=False)
+    connection = driver.Connection(asked, asked.hosts[0], 60, 60)
+    connection.close()
+    assert "psycopg2.extensions" not in sys.modules
 
 
 def test_an_exempt_client_costs_no_store(child: Child) -> None:

@@ -54,8 +54,11 @@ class Breaker:
             return True
         try:
             descriptor = posix.open(path, posix.O_RDWR | posix.O_CLOEXEC | posix.O_NOFOLLOW)
+        except FileNotFoundError:
+            return True
         except OSError:
-            return _times(path) is None
+            # Another user's, who may be gone: nobody can lock it, so it is taken away.
+            return self.is_due(host, kind) and _is_removed(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -79,6 +82,9 @@ class Breaker:
             return False
         try:
             posix.write(descriptor, b"%d\n" % time())
+            if posix.geteuid() == 0:
+                owner = posix.stat(self.directory)
+                posix.fchown(descriptor, owner.st_uid, owner.st_gid)
         finally:
             posix.close(descriptor)
         return True
@@ -90,18 +96,23 @@ class Breaker:
         if claim is None:
             return None
         since = self.since(host, kind)
-        try:
-            posix.unlink(path)
-        except OSError:
-            since = None
+        removed = _is_removed(path)
         posix.close(claim)
-        return since
+        return since if removed else None
+
+
+def _is_removed(path: str) -> bool:
+    try:
+        posix.unlink(path)
+    except OSError:
+        return False
+    return True
 
 
 def _times(path: str) -> tuple[float, float] | None:
     """When the mark at PATH was made, and when its host was last asked; None where there is no mark, or none that can be seen."""
     try:
-        asked = posix.stat(path).st_mtime
+        asked = posix.stat(path, follow_symlinks=False).st_mtime
     except OSError:
         return None
     try:

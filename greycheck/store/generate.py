@@ -27,7 +27,7 @@ def module(dialect: str) -> str:
         compiled = statement.compile(dialect=statements.COMPILERS[dialect])
         sql = " ".join(str(compiled).split())
         names = ", ".join(f'"{parameter}"' for parameter in compiled.positiontup or ())
-        lines += ["", f"{name} = (", f"    {_literal(sql)},", f"    ({names},),", ")"]
+        lines += ["", f"{name} = (", f"    {_literal(sql)},", f"    ({names},)," if names else "    (),", ")"]
     return "\n".join(lines) + "\n"
 
 

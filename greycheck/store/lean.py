@@ -14,9 +14,11 @@ from greycheck.policy import Change, ClientRow, Found, RuleRow, TripletRow, Wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import ModuleType
-    from typing import Protocol
+    from typing import Protocol, TypeVar
+
+    T = TypeVar("T")
 
     class Store(Protocol):
         """What a check asks of a database."""
@@ -44,15 +46,20 @@ if TYPE_CHECKING:
             """What the log is to say about the store, line by line."""
 
 
-def imported(name: str, **stand_ins: "ModuleType") -> "ModuleType":
-    """The module NAME, written in C, imported while STAND_INS, by name, are there instead of what it would import and hardly uses."""
+def with_stand_ins(stand_ins: "dict[str, ModuleType]", call: "Callable[..., T]", *arguments: object) -> "T":
+    """What CALL returns, made while STAND_INS, by name, are there instead of modules that it would import and hardly uses."""
     used = {name: module for name, module in stand_ins.items() if name not in sys.modules}
     sys.modules.update(used)
     try:
-        __import__(name)
+        return call(*arguments)
     finally:
-        for stand_in in used:
-            del sys.modules[stand_in]
+        for name in used:
+            del sys.modules[name]
+
+
+def imported(name: str, **stand_ins: "ModuleType") -> "ModuleType":
+    """The module NAME, written in C, imported with STAND_INS."""
+    with_stand_ins(stand_ins, __import__, name)
     return sys.modules[name]
 
 

@@ -14,7 +14,7 @@ from time import monotonic, sleep
 from greycheck.policy import Change, Found, RuleRow, Waiting
 from greycheck.store import drivers, server
 from greycheck.store.breaker import DOWN, STUCK, Breaker
-from greycheck.store.lean import Again, Asked, StoreError, parameters, rows, sample, statement
+from greycheck.store.lean import Again, Asked, StoreError, check_revision, parameters, rows, sample, statement
 from greycheck.store.server import Fault, Host
 
 TYPE_CHECKING = False
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 # How long to wait for a lock, as a share of all the time there is; in whole seconds, one at least.
 LOCK_PATIENCE = 0.25
+
+# The share of all time that a host must have been given for its silence to count, and that a further attempt is worth while in.
+FAIR = 0.2
 
 # How long to wait before a host is asked again that has no connection left, in seconds; or before a lost race is run again, at most.
 PAUSE = 0.05
@@ -43,7 +46,6 @@ class Store:
             self._server = server.parse(settings.database)
         except ValueError as error:
             raise StoreError(str(error)) from None
-        self._driver = drivers.load(self._server)[1]
         self._compiled: ModuleType = __import__(
             f"greycheck.store.compiled_{self._server.dialect}", fromlist=["REVISION"]
         )
@@ -59,6 +61,7 @@ class Store:
         self._in_transaction = False
         self._writing = False
         self._patient = True
+        self._given = 0.0
 
     # --- what a check asks ------------------------------------------------------------------------------------------------
 
@@ -97,8 +100,11 @@ class Store:
 
     def lock(self, asked: Asked) -> None:
         """Begins a transaction that holds the triplet's row, where there is one, against everybody else."""
+        self._connected()
+        self._writing = self._patient = True
         self._begin()
         self._run(self._compiled.LOCK_TRIPLET[0], [asked.key])
+        self._writing = False
 
     def save(self, asked: Asked, changes: list[Change], patient: bool) -> bool:
         """Writes all CHANGES and commits, or writes none and returns False. Not PATIENT: another's lock is waited for once."""
@@ -129,17 +135,17 @@ class Store:
 
     def _run(self, sql: str, values: "Sequence[object]" = ()) -> "Sequence[Sequence[Any]]":
         """The rows of a statement."""
-        connection = self._connected()
-        try:
-            return connection.run(sql, values, self._share())[0]
-        except Fault as fault:
-            raise self._judged(fault) from None
+        return self._answer(sql, values)[0]
 
     def _change(self, sql: str, values: "Sequence[object]") -> int:
         """How many rows a statement changed."""
+        return self._answer(sql, values)[1]
+
+    def _answer(self, sql: str, values: "Sequence[object]") -> "tuple[Sequence[Sequence[Any]], int]":
         connection = self._connected()
+        self._given = self._share()
         try:
-            return connection.run(sql, values, self._share())[1]
+            return connection.run(sql, values, self._given)
         except Fault as fault:
             raise self._judged(fault) from None
 
@@ -150,9 +156,8 @@ class Store:
 
     def _end(self, how: str, written: bool) -> bool:
         if self._in_transaction:
-            self._in_transaction = False
             self._run(how)
-        self._writing = False
+        self._in_transaction = self._writing = False
         return written
 
     def _judged(self, fault: Fault) -> StoreError:
@@ -160,24 +165,46 @@ class Store:
         host, kind = self._host, STUCK if self._writing else DOWN
         assert host is not None
         self._writing = False
-        if fault.kind in (server.CONFLICT, server.LOCKED, server.OTHER):
+        if fault.kind in (server.OTHER, server.SCHEMA):
             self._roll_back()
-            hopeless = fault.kind == server.OTHER or (fault.kind == server.LOCKED and not self._patient)
-            if hopeless or self._left() < 2 * PAUSE:
-                if not hopeless:
-                    self._mark(host, kind, str(fault))
-                return StoreError(f"{host}: {fault}")
-            # Who lost the same race must not come back at the same moment.
-            sleep(PAUSE * (posix.getpid() % 8 + 1) / 8)
-            return Again(f"{host}: {fault}")
+            return StoreError(f"{host}: {self._explained(fault)}")
+        if fault.kind in (server.CONFLICT, server.LOCKED):
+            return self._after_others(fault, kind)
         self._disconnect()
         self._reason = f"{host}: {fault}"
         if fault.kind == server.GONE and not self._reconnected:
             self._reconnected = True
             self._hosts.insert(0, host)
-        else:
-            self._mark(host, STUCK if fault.kind == server.READ_ONLY else kind, str(fault))
+        elif fault.kind == server.READ_ONLY:
+            self._mark(host, STUCK, str(fault))
+        elif fault.kind != server.SILENT or self._given >= self._patience * FAIR:
+            self._mark(host, kind, str(fault))
         return Again(self._reason) if self._hosts else StoreError(self._reason)
+
+    def _explained(self, fault: Fault) -> StoreError:
+        """FAULT, or what says more: that a table or column is not there because the schema is another program's."""
+        if fault.kind == server.SCHEMA and self._connection is not None:
+            try:
+                found = self._connection.run(self._compiled.SCHEMA[0], (), self._share())[0]
+                check_revision(_text(found[0][0]) if found else None, self._compiled.REVISION)
+            except StoreError as error:
+                return error
+        return fault
+
+    def _after_others(self, fault: Fault, kind: str) -> StoreError:
+        """What to raise where somebody else was quicker, or holds a lock."""
+        host = self._host
+        assert host is not None
+        self._roll_back()
+        if fault.kind == server.LOCKED and not self._patient:
+            return StoreError(f"{host}: {fault}")
+        if self._left() < self._patience * FAIR:
+            if fault.kind == server.LOCKED:
+                self._mark(host, kind, str(fault))
+            return StoreError(f"{host}: {fault}")
+        # Who lost the same race must not come back at the same moment.
+        sleep(PAUSE * (posix.getpid() % 8 + 1) / 8)
+        return Again(f"{host}: {fault}")
 
     def _roll_back(self) -> None:
         if self._in_transaction and self._connection is not None:
@@ -208,10 +235,14 @@ class Store:
                 self._reason = f"{host} has not answered for {self._since(host, DOWN)}: not asked"
                 del self._hosts[0]
                 continue
+            # Not before: loading a driver costs more than all that a check does without it.
+            driver = drivers.load(self._server)[1]
             try:
-                self._connection = self._driver.Connection(self._server, host, self._share(), self._lock_patience())
+                self._connection = driver.Connection(self._server, host, self._share(), self._lock_patience())
             except Fault as fault:
                 self._reason = f"{host}: {fault}"
+                if server.is_ours(fault):
+                    raise StoreError(self._reason) from None
                 if fault.kind == server.BUSY and self._left() > 2 * PAUSE:
                     sleep(PAUSE)
                     continue

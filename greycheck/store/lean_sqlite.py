@@ -11,7 +11,18 @@ import sys
 
 from greycheck.policy import Change, Found, RuleRow, Waiting
 from greycheck.store import compiled_sqlite as compiled
-from greycheck.store.lean import MAKE_IT, Asked, NoSchema, StoreError, imported, parameters, rows, sample, statement
+from greycheck.store.lean import (
+    MAKE_IT,
+    Asked,
+    NoSchema,
+    StoreError,
+    check_revision,
+    imported,
+    parameters,
+    rows,
+    sample,
+    statement,
+)
 
 # Bytes of write-ahead log after which it is written back. A child that comes alone reads the log first, 0.15 ms for each 100 pages.
 LOG_STEP = 1 << 20
@@ -144,7 +155,17 @@ class Store:
         try:
             return self._connection.execute(sql, values)
         except _sqlite3.Error as error:
+            if "column" in str(error):
+                self._check_revision()
             raise self._fault(error) from None
+
+    def _check_revision(self) -> None:
+        """Raises StoreError where a column is not there because the schema is another program's."""
+        try:
+            found = self._connection.execute(compiled.SCHEMA[0]).fetchone()
+        except _sqlite3.Error:
+            return
+        check_revision(found[0] if found else None, compiled.REVISION)
 
     def _log_size(self) -> int:
         try:

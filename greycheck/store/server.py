@@ -196,7 +196,10 @@ def _check_mysql(options: dict[str, list[str]]) -> None:
 
 
 def ssl_mode(server: Server) -> str:
-    """How far TLS goes with MySQL's dialect, one of SSL_MODES: who names an authority wants the server to be verified."""
+    """How far TLS goes with MySQL's dialect, one of SSL_MODES: who names an authority wants the server to be verified.
+
+    MariaDB's library, which mysqlclient uses, verifies the name along with the authority: VERIFY_CA is VERIFY_IDENTITY there.
+    """
     given = server.options.get("ssl_mode", "").upper()
     if given:
         return given
@@ -242,6 +245,7 @@ BUSY = "busy"  # all its connections are taken
 READ_ONLY = "read-only"
 LOCKED = "locked"  # somebody else's lock was waited for in vain
 CONFLICT = "conflict"  # a deadlock, or a change that another host was quicker to make: to be decided again
+SCHEMA = "schema"  # there is no such table or column: its revision says whose schema it is
 OTHER = "other"
 
 MYSQL_KINDS = {
@@ -251,6 +255,7 @@ MYSQL_KINDS = {
     **dict.fromkeys((1290, 1792, 1836), READ_ONLY),
     **dict.fromkeys((1205, 1317, 1969, 3024, 3572), LOCKED),
     **dict.fromkeys((1213, 1020), CONFLICT),
+    1054: SCHEMA,
 }
 POSTGRESQL_KINDS = {
     **dict.fromkeys(("57P01", "57P02", "57P05"), GONE),
@@ -259,6 +264,7 @@ POSTGRESQL_KINDS = {
     "25006": READ_ONLY,
     **dict.fromkeys(("55P03", "57014"), LOCKED),
     **dict.fromkeys(("40001", "40P01"), CONFLICT),
+    "42703": SCHEMA,
 }
 MISSING = (1146, "42P01")
 
@@ -277,7 +283,7 @@ class Fault(StoreError):
 def mysql_fault(code: object, message: str) -> Fault:
     """The fault of an error CODE (an int, or whatever a driver gives instead) of MySQL's dialect."""
     if code in MISSING:
-        return Fault(OTHER, "the database has no schema: run greycheck db upgrade")
+        return Fault(SCHEMA, "the database has no schema: run greycheck db upgrade")
     kind = MYSQL_KINDS.get(code, OTHER) if isinstance(code, int) else OTHER
     return Fault(kind, one_line(message) + (f" ({code})" if isinstance(code, int) else ""))
 
@@ -285,11 +291,17 @@ def mysql_fault(code: object, message: str) -> Fault:
 def postgresql_fault(code: str | None, message: str) -> Fault:
     """The fault of an SQLSTATE of PostgreSQL; None where there is none, because there is no connection."""
     if code in MISSING:
-        return Fault(OTHER, "the database has no schema: run greycheck db upgrade")
+        return Fault(SCHEMA, "the database has no schema: run greycheck db upgrade")
     if code is None:
         return Fault(BUSY if any(words in message for words in TOO_MANY) else GONE, one_line(message))
     kind = GONE if code.startswith("08") else POSTGRESQL_KINDS.get(code, OTHER)
     return Fault(kind, f"{one_line(message)} ({code})")
+
+
+def is_ours(fault: Fault) -> bool:
+    """Whether this process is what FAULT comes from: short of memory, drivers say that there is no connection."""
+    said = str(fault)
+    return "memory" in said or "malloc" in said
 
 
 def silent(seconds: float) -> Fault:

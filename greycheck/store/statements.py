@@ -69,6 +69,11 @@ def lookup_with_rules(keys: int) -> Select[tuple[object, ...]]:
     return select(*columns, *RULE).select_from(rows.outerjoin(rule, rule.c.match_key.in_(_keys(keys))))
 
 
+def revision() -> Select[tuple[object, ...]]:
+    """The schema's revision alone, for where the rows cannot be read."""
+    return select(alembic_version.c.version_num)
+
+
 def lock_triplet() -> Select[tuple[object, ...]]:
     """Waits until nobody else is changing the triplet, and keeps it so until the transaction's end."""
     key = triplet.c.triplet_key
@@ -144,6 +149,7 @@ def for_dialect(name: str) -> dict[str, Select[tuple[object, ...]] | Insert | Up
         looking = {f"LOOKUP_{kind}": lookup_with_rules(keys) for kind, keys in most.items()}
         looking["LOCK_TRIPLET"] = lock_triplet()
     return {
+        "SCHEMA": revision(),
         **looking,
         "WAITING": waiting(),
         "INSERT_TRIPLET": insert_if_absent(triplet, name),

@@ -9,7 +9,7 @@ import sys
 from time import monotonic
 
 from greycheck.store import server as servers
-from greycheck.store.lean import imported_from
+from greycheck.store.lean import imported_from, with_stand_ins
 from greycheck.store.server import Host, Server
 
 TYPE_CHECKING = False
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 _psycopg = imported_from("psycopg2", "_psycopg", ssl=type(sys)("ssl"), datetime=_datetime)
 Error = _psycopg.Error
 
+# Where there is a password, it would import the whole package as it connects, and re, json and decimal with it, only to write down how
+# it connected, the password left out. A cursor wants no more of ``datetime`` than that module.
+_EXTENSIONS = type(sys)("psycopg2.extensions")
+_EXTENSIONS.make_dsn = lambda *_given, **_options: ""  # type: ignore[attr-defined]
+STAND_INS = {"psycopg2": type(sys)("psycopg2"), "psycopg2.extensions": _EXTENSIONS, "datetime": _datetime}
+
 # What ``poll`` of a connection returns.
 READY, READ = 0, 1
 
@@ -33,11 +39,13 @@ class Connection:
     def __init__(self, server: Server, host: Host, seconds: float, patience: int) -> None:
         self._until = 0.0
         self._seconds = 0.0
-        self._connection = self._guarded(
-            seconds, _psycopg._connect, servers.libpq_dsn(server, host, seconds, patience), None, 0
-        )
+        dsn = servers.libpq_dsn(server, host, seconds, patience)
+        self._connection, self._cursor = with_stand_ins(STAND_INS, self._connected, seconds, dsn)
         self._connection.autocommit = True
-        self._cursor = self._connection.cursor()
+
+    def _connected(self, seconds: float, dsn: str) -> "tuple[Any, Any]":
+        connection = self._guarded(seconds, _psycopg._connect, dsn, None, 0)
+        return connection, connection.cursor()
 
     def run(self, sql: str, values: "Sequence[object]", seconds: float) -> "tuple[Sequence[Sequence[object]], int]":
         """The rows, or how many rows were changed."""

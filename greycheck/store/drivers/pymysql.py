@@ -93,5 +93,8 @@ class Connection:
 
 def connect(server: Server, host: Host, seconds: float) -> "DBAPIConnection":
     """A connection for SQLAlchemy, which wants to know of rows found, not of rows changed."""
-    found: DBAPIConnection = pymysql.connect(**arguments(server, host, seconds), client_flag=CLIENT.FOUND_ROWS)  # type: ignore[assignment]
+    made = pymysql.connect(**arguments(server, host, seconds), read_timeout=seconds, client_flag=CLIENT.FOUND_ROWS)
+    # Its limit for connecting does not cover the server's greeting; that for reading does, and ends with it.
+    made._read_timeout = None  # type: ignore[attr-defined]
+    found: DBAPIConnection = made  # type: ignore[assignment]
     return found

@@ -1,0 +1,331 @@
+"""Each driver against its real server: how it connects, what it brings back, and that none of it waits for ever."""
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from greycheck.store import drivers, server
+from greycheck.store.lean import StoreError
+from greycheck.store.server import Fault
+from tests.servers import ELSEWHERE, PASSWORD, USER, MariaDB, Postgres, Server
+
+DRIVERS = [("postgres", "psycopg2"), ("postgres", "psycopg"), ("mariadb", "mysqldb"), ("mariadb", "pymysql")]
+
+if TYPE_CHECKING:
+    from greycheck.store.drivers import Connection
+
+
+@pytest.fixture(params=DRIVERS, ids=[driver for _, driver in DRIVERS])
+def named(request: pytest.FixtureRequest) -> Iterator[tuple[Server, str]]:
+    kind, driver = request.param
+    found: Server = request.getfixturevalue(kind)
+    found.start()
+    yield found, driver
+    found.start()
+
+
+def connected(url: str, seconds: float = 20, number: int = 0) -> "Connection":
+    asked = server.parse(url)
+    return drivers.load(asked)[1].Connection(asked, asked.hosts[number], seconds, 1)
+
+
+def value(connection: "Connection", sql: str, *values: object) -> object:
+    rows, _ = connection.run(sql, values, 20)
+    return rows[0][0]
+
+
+def is_encrypted(found: Server, connection: "Connection") -> bool:
+    if isinstance(found, Postgres):
+        return bool(
+            value(connection, "SELECT CASE WHEN ssl THEN 1 ELSE 0 END FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+        )
+    rows, _ = connection.run("SHOW STATUS LIKE 'Ssl_cipher'", (), 20)
+    return bool(rows[0][1])
+
+
+@pytest.mark.parametrize("via", ["tcp", "socket"])
+def test_it_connects_with_a_password(named: tuple[Server, str], via: str) -> None:
+    found, driver = named
+    connection = connected(found.url(driver=driver, via=via))  # type: ignore[arg-type]
+    assert value(connection, "SELECT 1") == 1
+    connection.close()
+
+
+def test_a_wrong_password_is_not_shown(named: tuple[Server, str]) -> None:
+    found, driver = named
+    with pytest.raises(Fault, match="password") as error:
+        connected(found.url(driver=driver, password="s3cr:t/@%wrong"))
+    assert "s3cr" not in str(error.value)
+
+
+def test_a_password_may_stand_in_a_file(named: tuple[Server, str], tmp_path: Path) -> None:
+    found, driver = named
+    path = tmp_path / "password"
+    if isinstance(found, Postgres):
+        path.write_text(f"*:*:*:{USER}:{PASSWORD.replace(':', chr(92) + ':')}\n")
+        option = "passfile"
+    else:
+        path.write_text(f'[client]\nuser={USER}\npassword="{PASSWORD}"\n')
+        option = "read_default_file"
+    path.chmod(0o600)
+    url = found.url(driver=driver, **dict[str, Any]({option: str(path)})).replace(quote(f"{PASSWORD}", safe=""), "")
+    url = url.replace(f"{USER}:@", f"{USER}@")
+    if isinstance(found, MariaDB):
+        url = url.replace(f"{USER}@", "")
+    assert "s3cr" not in url
+    assert value(connected(url), "SELECT 1") == 1
+
+
+def tls(found: Server, authority: Path) -> dict[str, Any]:
+    if isinstance(found, Postgres):
+        return {"sslmode": "verify-full", "sslrootcert": str(authority)}
+    return {"ssl_ca": str(authority)}
+
+
+def test_tls_is_verified(named: tuple[Server, str]) -> None:
+    found, driver = named
+    connection = connected(found.url(driver=driver, **tls(found, found.ca)))
+    assert is_encrypted(found, connection)
+
+
+def test_an_authority_that_nobody_trusts_is_refused(named: tuple[Server, str]) -> None:
+    found, driver = named
+    with pytest.raises(Fault, match=r"(?i)certificate|verif|ssl|tls"):
+        connected(found.url(driver=driver, **tls(found, found.foreign_ca)))
+
+
+def test_a_certificate_for_another_name_is_refused(named: tuple[Server, str]) -> None:
+    found, driver = named
+    with pytest.raises(Fault, match=r"(?i)certificate|verif|ssl|tls|match"):
+        connected(found.url(driver=driver, host=ELSEWHERE, **tls(found, found.ca)))
+
+
+def test_mysqls_tls_may_be_asked_for_without_verifying_or_not_at_all(mariadb: MariaDB) -> None:
+    mariadb.start()
+    for driver in ("mysqldb", "pymysql"):
+        assert is_encrypted(mariadb, connected(mariadb.url(driver=driver, ssl_mode="REQUIRED")))
+        assert not is_encrypted(mariadb, connected(mariadb.url(driver=driver, ssl_mode="DISABLED")))
+
+
+def test_a_name_that_does_not_count_counts_for_mysqldb_all_the_same(mariadb: MariaDB) -> None:
+    """Its library knows verifying all or nothing."""
+    mariadb.start()
+    unnamed: dict[str, Any] = {"ssl_ca": str(mariadb.ca), "ssl_check_hostname": "false"}
+    assert is_encrypted(mariadb, connected(mariadb.url(driver="pymysql", host=ELSEWHERE, **unnamed)))
+    with pytest.raises(Fault, match="certificate"):
+        connected(mariadb.url(driver="mysqldb", host=ELSEWHERE, **unnamed))
+
+
+def test_whoever_is_not_there_is_said_to_be_gone(named: tuple[Server, str]) -> None:
+    found, driver = named
+    found.stop()
+    with pytest.raises(Fault) as error:
+        connected(found.url(driver=driver))
+    assert error.value.kind == server.GONE
+    assert "\n" not in str(error.value)
+
+
+def test_a_stopped_server_is_not_waited_for(named: tuple[Server, str]) -> None:
+    found, driver = named
+    connection = connected(found.url(driver=driver), 1)
+    found.freeze()
+    for ask in (lambda: connection.run("SELECT 1", (), 1), lambda: connected(found.url(driver=driver), 1)):
+        with pytest.raises(Fault, match="no answer for") as error:
+            ask()
+        assert error.value.kind == server.SILENT
+    connection.close()
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg", "mysqldb", "pymysql"])
+def test_a_host_that_drops_packets_is_not_waited_for(driver: str) -> None:
+    """A socket whose queue is full, and nobody takes from it: what comes then is not even refused."""
+    with socket.socket() as full, ExitStack() as queue:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):
+            waiting = queue.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        scheme = "postgresql" if driver.startswith("psycopg") else "mysql"
+        with pytest.raises(Fault) as error:
+            connected(f"{scheme}+{driver}://u:p@127.0.0.1:{full.getsockname()[1]}/g", 1)
+    assert error.value.kind in (server.SILENT, server.GONE)
+
+
+def test_a_connection_that_is_lost_is_gone(named: tuple[Server, str]) -> None:
+    found, driver = named
+    connection = connected(found.url(driver=driver))
+    found.kill()
+    with pytest.raises(Fault) as error:
+        connection.run("SELECT 1", (), 20)
+    assert error.value.kind == server.GONE
+    connection.close()
+
+
+def test_what_a_statement_is_refused_for_is_said(named: tuple[Server, str]) -> None:
+    found, driver = named
+    connection = connected(found.url(driver=driver))
+    for sql, kind, said in (
+        ("SELEKT 1", server.OTHER, "syntax"),
+        ("SELECT * FROM nosuchtable", server.SCHEMA, "run greycheck db upgrade"),
+    ):
+        with pytest.raises(Fault, match=said) as error:
+            connection.run(sql, (), 20)
+        assert error.value.kind == kind
+    assert value(connection, "SELECT 1") == 1
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40),
+    st.binary(max_size=20),
+    st.integers(-(2**63), 2**63 - 1),
+)
+def test_values_come_back_as_they_were_sent(named: tuple[Server, str], text: str, raw: bytes, number: int) -> None:
+    found, driver = named
+    connection = kept(found, driver)
+    bytea, bigint = ("bytea", "bigint") if isinstance(found, Postgres) else ("binary(20)", "signed")
+    shown = "text" if isinstance(found, Postgres) else "char"
+    sql = f"SELECT CAST(%s AS {shown}), CAST(%s AS {bytea}), CAST(%s AS {bigint}), %s"
+    if isinstance(found, MariaDB):
+        raw = raw.ljust(20, b"\0")
+    rows, _ = connection.run(sql, [text, raw, number, None], 20)
+    shown_text, back, whole, nothing = rows[0]
+    assert (shown_text.decode() if isinstance(shown_text, bytes) else shown_text) == text
+    assert isinstance(back, (bytes, memoryview))
+    assert (bytes(back), whole, nothing) == (raw, number, None)
+
+
+CONNECTIONS: dict[tuple[int, str], "Connection"] = {}
+
+
+def kept(found: Server, driver: str) -> "Connection":
+    """One connection for all examples."""
+    key = (found.process.pid if found.process else 0, driver)
+    if key not in CONNECTIONS:
+        CONNECTIONS[key] = connected(found.url(driver=driver))
+    return CONNECTIONS[key]
+
+
+def test_each_statement_is_committed_and_says_how_many_rows_it_changed(named: tuple[Server, str]) -> None:
+    found, driver = named
+    found.create("committed")
+    connection, other = (connected(found.url("committed", driver=driver)) for _ in range(2))
+    connection.run("CREATE TABLE t (a integer PRIMARY KEY, b integer)", (), 20)
+    assert connection.run("INSERT INTO t VALUES (%s, %s), (%s, %s)", (1, 1, 2, 1), 20)[1] == 2
+    assert connection.run("UPDATE t SET b = %s WHERE b = %s", (2, 1), 20)[1] == 2
+    assert value(other, "SELECT count(*) FROM t WHERE b = %s", 2) == 2
+    for how, left in (("ROLLBACK", 2), ("COMMIT", 0)):
+        connection.run("BEGIN", (), 20)
+        assert connection.run("DELETE FROM t", (), 20)[1] == 2
+        connection.run(how, (), 20)
+        assert value(other, "SELECT count(*) FROM t") == left
+    for one in (connection, other):
+        one.close()
+    found.drop("committed")
+
+
+def test_somebody_elses_lock_is_waited_for_in_vain(named: tuple[Server, str]) -> None:
+    found, driver = named
+    found.create("locks")
+    connection, other = (connected(found.url("locks", driver=driver)) for _ in range(2))
+    connection.run("CREATE TABLE t (a integer PRIMARY KEY, b integer)", (), 20)
+    connection.run("INSERT INTO t VALUES (1, 1)", (), 20)
+    connection.run("BEGIN", (), 20)
+    connection.run("UPDATE t SET b = 2", (), 20)
+    with pytest.raises(Fault) as error:
+        other.run("UPDATE t SET b = 3", (), 20)
+    assert error.value.kind == server.LOCKED
+    for one in (connection, other):
+        one.close()
+    found.drop("locks")
+
+
+def test_a_deadlock_is_a_conflict(named: tuple[Server, str]) -> None:
+    from threading import Thread
+
+    found, driver = named
+    found.create("deadlocks")
+    if isinstance(found, Postgres):
+        found.sql("ALTER DATABASE deadlocks SET deadlock_timeout = '100ms'")
+    one, other = (connected(found.url("deadlocks", driver=driver)) for _ in range(2))
+    one.run("CREATE TABLE t (a integer PRIMARY KEY, b integer)", (), 20)
+    one.run("INSERT INTO t VALUES (1, 1), (2, 1)", (), 20)
+    kinds = []
+
+    def update(connection: "Connection", number: int) -> None:
+        try:
+            connection.run("UPDATE t SET b = b + 1 WHERE a = %s", (number,), 20)
+        except Fault as fault:
+            kinds.append(fault.kind)
+            connection.run("ROLLBACK", (), 20)
+
+    for connection, number in ((one, 1), (other, 2)):
+        connection.run("BEGIN", (), 20)
+        update(connection, number)
+    thread = Thread(target=update, args=(one, 2))
+    thread.start()
+    while not is_waiting(found):
+        time.sleep(0.01)
+    update(other, 1)
+    thread.join()
+    assert kinds == [server.CONFLICT]
+    for connection in (one, other):
+        connection.close()
+    found.drop("deadlocks")
+
+
+def is_waiting(found: Server) -> bool:
+    if isinstance(found, Postgres):
+        return found.sql("SELECT count(*) FROM pg_locks WHERE NOT granted", "") != [("0",)]
+    return found.sql("SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'", "") != [("0",)]
+
+
+def test_the_quickest_driver_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert drivers.load(server.parse("postgresql://h/g"))[0] == "psycopg2"
+    assert drivers.load(server.parse("mariadb://h/g"))[0] == "mysqldb"
+    monkeypatch.setitem(sys.modules, "greycheck.store.drivers.psycopg2", None)
+    monkeypatch.setitem(sys.modules, "greycheck.store.drivers.mysqldb", None)
+    assert drivers.load(server.parse("postgresql://h/g"))[0] == "psycopg"
+    assert drivers.load(server.parse("mysql://h/g"))[0] == "pymysql"
+    with pytest.raises(
+        StoreError, match=r"no driver for mysql .*pip install greycheck\[mysql\], then greycheck install"
+    ):
+        drivers.load(server.parse("mysql+mysqldb://h/g"))
+
+
+def test_what_a_server_waits_for_does_not_outlive_its_client(named: tuple[Server, str]) -> None:
+    """A child that leaves at its deadline leaves no statement behind that waits for a lock for a day."""
+    found, driver = named
+    connection = connected(found.url(driver=driver))
+    if isinstance(found, Postgres):
+        found_limits = [
+            value(connection, f"SELECT current_setting('{name}')") for name in ("lock_timeout", "statement_timeout")
+        ]
+        assert found_limits == ["1s", "20s"]
+    else:
+        rows, _ = connection.run("SELECT @@lock_wait_timeout, @@innodb_lock_wait_timeout, @@autocommit", (), 20)
+        assert [int(str(limit)) for limit in rows[0]] == [1, 1, 1]
+    connection.close()
+
+
+def test_the_environment_of_a_mail_server_does_not_lead_astray(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libpq reads PGHOST and others; what the URL says counts before."""
+    postgres.start()
+    monkeypatch.setenv("PGHOST", "192.0.2.1")
+    monkeypatch.setenv("PGUSER", "nobody")
+    monkeypatch.setitem(os.environ, "PGOPTIONS", "-c search_path=nowhere")
+    for driver in ("psycopg2", "psycopg"):
+        assert value(connected(postgres.url(driver=driver)), "SELECT current_user::text") == USER
