@@ -1,7 +1,8 @@
 """${message}."""
 
 import sqlalchemy as sa
-from alembic import op
+
+from greycheck.store import steps
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}

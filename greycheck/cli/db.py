@@ -17,11 +17,19 @@ def db() -> None:
 def upgrade() -> None:
     """Bring the store to the schema of this program; make it where there is none.
 
-    An SQLite store is made by the first mail too. Running it again is harmless.
+    An SQLite store is made by the first mail too, the tables of a server database only by this command. Running it again is harmless, and
+    so is running it on many hosts at once: one does it, the others wait. Programs of the revision before may go on meanwhile.
     """
     found = read_settings()
     with foreseen():
-        click.echo(f"{schema.shown(found.database)}: at {schema.upgrade(found.database, found.database_mode)}")
+        revision = schema.upgrade(found.database, found.database_mode, tell)
+    reached = f"at {revision}" if revision == schema.head() else schema.standing(revision)
+    click.echo(f"{schema.shown(found.database)}: {reached}")
+
+
+def tell(text: str) -> None:
+    """Prints TEXT where results are not."""
+    click.echo(text, err=True)
 
 
 @db.command()
@@ -36,7 +44,7 @@ def current(as_json: bool) -> None:
             json.dumps({"database": schema.shown(found.database), "revision": revision, "program": schema.head()})
         )
         return
-    click.echo(f"{schema.shown(found.database)}: at {revision or 'nothing'}, this program is at {schema.head()}")
+    click.echo(f"{schema.shown(found.database)}: {schema.standing(revision)}")
 
 
 @db.command()
@@ -49,4 +57,4 @@ def downgrade(revision: str, yes: bool) -> None:
     if not yes:
         click.confirm(f"Take {url} back to {revision}? Data may be lost.", abort=True)
     with foreseen():
-        click.echo(f"{url}: at {schema.downgrade(found.database, revision) or 'nothing'}")
+        click.echo(f"{url}: at {schema.downgrade(found.database, revision, tell) or 'nothing'}")

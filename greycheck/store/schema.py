@@ -1,26 +1,36 @@
 """The schema: alembic's migrations, the file that an embedded store is made of, and the revision it is at.
 
-Interface: ``upgrade``, ``downgrade``, ``current``, ``head``, ``require``.
+A newer schema may say that this program can use it (``lean.fits``); README.rst beside the migrations says how it does.
 
-Diagnostics: ``SchemaError`` with what to do.
+Interface: ``upgrade``, ``downgrade``, ``current``, ``head``, ``require``, ``standing``.
+
+Diagnostics: ``SchemaError`` with what to do, in one line and never with a password.
 """
 
 import os
 import pwd
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
+from typing import TypeVar
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
+from alembic.util import CommandError
+from sqlalchemy import Column, Connection, MetaData, SmallInteger, String, Table, UniqueConstraint, inspect
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.schema import CreateTable
 
+from greycheck.store import faults, server, steps, upgrade_lock
 from greycheck.store.engine import PATIENCE, autocommitting_engine, open_engine
+from greycheck.store.lean import StoreError, fits
+from greycheck.store.upgrade_lock import Tell
+
+T = TypeVar("T")
 
 _PACKAGE = Path(__file__).parent.parent
 
@@ -49,87 +59,180 @@ def head() -> str:
     return revision
 
 
+def known() -> list[str]:
+    """The revisions that this program has migrations for, the oldest first."""
+    return [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()][::-1]
+
+
+def standing(revision: str | None) -> str:
+    """How a schema at REVISION stands to this program, in words, with what to do."""
+    ours = head()
+    if revision is None or revision == ours:
+        return f"at {revision or 'nothing'}, this program is at {ours}"
+    if fits(revision, ours):
+        return f"at {revision}, newer than this program's {ours}, which can use it"
+    if revision < ours:
+        return f"at {revision}, older than this program's {ours}: run greycheck db upgrade"
+    return f"at {revision}, newer than this program's {ours}: install the newer greycheck here too"
+
+
 def current(url: str) -> str | None:
     """The revision that the database at URL is at; None where it has no schema, or is not there at all."""
     path = sqlite_path(url)
     if path is not None and not is_there(path):
         return None
     with _connect(url) as connection:
-        return MigrationContext.configure(connection).get_current_revision()
+        return _revision(connection)
+
+
+def _revision(connection: Connection) -> str | None:
+    found = MigrationContext.configure(connection).get_current_heads()
+    if len(found) > 1:
+        raise SchemaError(f"alembic_version says {' and '.join(sorted(found))}: delete all rows but the right one")
+    return found[0] if found else None
 
 
 def require(url: str) -> None:
-    """Raises SchemaError where the database at URL is not at ``head``."""
+    """Raises SchemaError where this program cannot use the schema of the database at URL."""
     found = current(url)
     if found is None:
         raise SchemaError(f"{shown(url)}: there is no schema yet: run greycheck db upgrade")
-    if found != head():
-        what = "older" if found < head() else "newer"
-        raise SchemaError(f"{shown(url)}: the schema is at {found}, {what} than this program's {head()}")
+    if not fits(found, head()):
+        raise SchemaError(f"{shown(url)}: the schema is {standing(found)}")
 
 
-def upgrade(url: str, mode: int = 0o600) -> str:
-    """Brings the database at URL to ``head`` and returns that. An SQLite file is made with MODE where there is none."""
+def _silently(_text: str) -> None:
+    """Tells nobody."""
+
+
+def upgrade(url: str, mode: int = 0o600, tell: Tell = _silently) -> str:
+    """Brings the database at URL to ``head`` and returns where it is then: further, where a newer program was here and this one can go on.
+
+    An SQLite file is made with MODE where there is none. TELL is told whom this waits for.
+    """
     path = sqlite_path(url)
     if path is not None:
         make_file(path, mode)
-    with _transaction(url) as connection:
-        found = MigrationContext.configure(connection).get_current_revision()
-        if found is not None and found > head():
-            raise SchemaError(f"{shown(url)}: the schema is at {found}, newer than this program's {head()}")
+
+    def bring_up(connection: Connection) -> str:
+        found = _revision(connection)
+        if found is not None and found not in known():
+            if fits(found, head()):
+                return found
+            raise SchemaError(f"the schema is {standing(found)}")
+        _prepare(connection)
         command.upgrade(_config(connection), "head")
-    return head()
+        return head()
+
+    return _change(url, bring_up, tell)
 
 
-def downgrade(url: str, revision: str) -> str | None:
-    """Brings the database at URL down to REVISION (``base``: to nothing) and returns where it is then."""
+def downgrade(url: str, revision: str, tell: Tell = _silently) -> str | None:
+    """Brings the database at URL down to REVISION (``base``: to nothing) and returns where it is then. TELL as for ``upgrade``."""
     if current(url) is None:
         raise SchemaError(f"{shown(url)}: there is no schema to take back")
-    with _transaction(url) as connection:
+
+    def take_back(connection: Connection) -> str | None:
+        found = _revision(connection)
+        if found is not None and found not in known():
+            raise SchemaError(f"the schema is at {found}, which this program does not know: use the one that made it")
         command.downgrade(_config(connection), revision)
-        return MigrationContext.configure(connection).get_current_revision()
+        return _revision(connection)
+
+    return _change(url, take_back, tell)
+
+
+def _prepare(connection: Connection) -> None:
+    """What has to be right before the first migration."""
+    if connection.dialect.name == "postgresql":
+        encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
+        if encoding != "UTF8":
+            raise SchemaError(
+                f"the database's encoding is {encoding}, which has no place for every address: make another one,"
+                " with CREATE DATABASE greycheck ENCODING 'UTF8' TEMPLATE template0"
+            )
+    if connection.dialect.name == "mysql" and not inspect(connection).has_table(_VERSION.name):
+        connection.execute(CreateTable(_VERSION, if_not_exists=True))
+
+
+# Alembic's own table where no transaction holds a migration together: nothing that two nodes of a cluster do can make it two rows.
+_VERSION = Table(
+    "alembic_version",
+    MetaData(),
+    Column("version_num", String(32), primary_key=True),
+    Column("only_row", SmallInteger, nullable=False, server_default="1"),
+    UniqueConstraint("only_row"),
+    **steps.OPTIONS,
+)
+
+
+def _change(url: str, change: Callable[[Connection], T], tell: Tell) -> T:
+    """What CHANGE returns, which is done as a whole or can be gone on with."""
+    with _connect(url) as connection:
+        if connection.dialect.name == "sqlite":
+            with _transaction(connection):
+                return change(connection)
+        return upgrade_lock.patiently(connection, lambda: change(connection), tell)
 
 
 @contextmanager
 def _connect(url: str) -> Iterator[Connection]:
-    engine = open_engine(url) if sqlite_path(url) is None else autocommitting_engine(url)
+    """A connection to URL. Its faults, and those of the migrations, are a SchemaError of one line."""
+    if not url:
+        raise SchemaError("there is no store: the settings that say where it is cannot be used")
+    try:
+        with _opened(url) as connection:
+            yield connection
+    except DBAPIError as error:
+        raise SchemaError(f"{shown(url)}: {faults.of(error)}{advice(error)}") from None
+    except (SchemaError, StoreError, CommandError, steps.ForeignTable, upgrade_lock.Waited) as error:
+        raise SchemaError(f"{shown(url)}: {error}") from None
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[Connection]:
+    try:
+        engine = open_engine(url) if sqlite_path(url) is None else autocommitting_engine(url)
+    except (ArgumentError, ValueError) as error:
+        raise StoreError(str(error)) from None
     try:
         with engine.connect() as connection:
             yield connection
-    except DatabaseError as error:
-        raise SchemaError(f"{shown(url)}: {error.orig}{advice(error)}") from None
     finally:
         engine.dispose()
 
 
-def advice(error: DatabaseError) -> str:
+def advice(error: DBAPIError) -> str:
     """What to do about an ERROR of the database, where that is known."""
-    said = str(error.orig)
-    if "locked" in said:
+    words = str(error.orig)
+    if upgrade_lock.code_of(error) in NOT_ALLOWED:
+        return ": greycheck's user must own the database, or have all rights in it"
+    if "locked" in words:
         return f": another process writes, and did for {PATIENCE:g}s: see who it is with fuser"
-    if "not a database" in said:
+    if "not a database" in words:
         return ": move it away, and the next mail makes a new one"
-    if "readonly" in said or "unable to open" in said:
+    if "readonly" in words or "unable to open" in words:
         return f": {user_name(os.geteuid())} may not write it, or its directory"
     return ""
 
 
+# What servers say to who may not make a table: the error numbers of MySQL's dialect, PostgreSQL's SQLSTATE.
+NOT_ALLOWED: set[object] = {1044, 1142, "42501"}
+
+
 @contextmanager
-def _transaction(url: str) -> Iterator[Connection]:
-    """One transaction around a migration, so that a kill leaves the old schema or the new one. SQLite's lock keeps others out."""
-    with _connect(url) as connection:
-        if connection.dialect.name != "sqlite":
-            with connection.begin():
-                yield connection
-            return
-        _use_write_ahead_log(connection)
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-        try:
-            yield connection
-        except BaseException:
+def _transaction(connection: Connection) -> Iterator[None]:
+    """One transaction around SQLite's migrations, so that a kill leaves the old schema or the new one. Its lock keeps others out."""
+    _use_write_ahead_log(connection)
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        # Interrupted, the connection is closed already, which is the same.
+        if not connection.invalidated:
             connection.exec_driver_sql("ROLLBACK")
-            raise
-        connection.exec_driver_sql("COMMIT")
+        raise
+    connection.exec_driver_sql("COMMIT")
 
 
 def _use_write_ahead_log(connection: Connection) -> None:
@@ -147,19 +250,25 @@ def _use_write_ahead_log(connection: Connection) -> None:
 
 
 def sqlite_path(url: str) -> Path | None:
-    """The file of an SQLite URL; None for a server's."""
-    parsed: URL = make_url(url)
-    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+    """The file of an SQLite URL; None for a server's, or where there is no store."""
+    if not url.startswith("sqlite"):
         return None
-    return Path(parsed.database)
+    database = make_url(url).database
+    return Path(database) if database else None
 
 
 def shown(url: str) -> str:
-    """URL without its password."""
+    """URL without its passwords."""
+    if not url:
+        return "no store"
     try:
-        return make_url(url).render_as_string(hide_password=True)
+        if not url.startswith("sqlite"):
+            server.parse(url)
+        parsed = make_url(url)
     except (ArgumentError, ValueError):
         return url.partition("://")[0] + "://..."
+    secrets = [name for name in parsed.query if "passw" in name]
+    return parsed.difference_update_query(secrets).render_as_string(hide_password=True)
 
 
 def is_there(path: Path) -> bool:

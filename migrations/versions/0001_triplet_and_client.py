@@ -1,8 +1,9 @@
 """The tables of triplets and known clients."""
 
 import sqlalchemy as sa
-from alembic import op
 from sqlalchemy.dialects import mysql
+
+from greycheck.store import steps
 
 revision = "0001"
 down_revision = None
@@ -15,7 +16,7 @@ shown = sa.Text().with_variant(mysql.TEXT(charset="utf8mb4", collation="utf8mb4_
 
 
 def upgrade() -> None:
-    op.create_table(
+    steps.make_table(
         "triplet",
         sa.Column("triplet_key", digest, nullable=False, comment="digest of network, sender and recipient"),
         sa.Column("network", address, nullable=False),
@@ -30,10 +31,9 @@ def upgrade() -> None:
         sa.Column("passed_at", sa.BigInteger(), nullable=True, comment="NULL while it waits"),
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("triplet_key", name="pk_triplet"),
-        sqlite_with_rowid=False,
     )
-    op.create_index("ix_triplet_expires_at", "triplet", ["expires_at"])
-    op.create_table(
+    steps.make_index("triplet", "expires_at")
+    steps.make_table(
         "client",
         sa.Column("address", address, nullable=False),
         sa.Column("passes", sa.Integer(), nullable=False, comment="triplets that passed from this address"),
@@ -41,13 +41,12 @@ def upgrade() -> None:
         sa.Column("last_seen", sa.BigInteger(), nullable=False, comment="last recorded use"),
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("address", name="pk_client"),
-        sqlite_with_rowid=False,
     )
-    op.create_index("ix_client_expires_at", "client", ["expires_at"])
+    steps.make_index("client", "expires_at")
 
 
 def downgrade() -> None:
-    op.drop_index("ix_client_expires_at", "client")
-    op.drop_table("client")
-    op.drop_index("ix_triplet_expires_at", "triplet")
-    op.drop_table("triplet")
+    steps.drop_index("client", "expires_at")
+    steps.drop_table("client")
+    steps.drop_index("triplet", "expires_at")
+    steps.drop_table("triplet")

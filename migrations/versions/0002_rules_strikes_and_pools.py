@@ -1,11 +1,9 @@
-"""Rules, strikes of clients, and the pair of sender and recipient that pools share.
-
-Every new column of an old table has a default or may be NULL, so that programs of the revision before go on writing.
-"""
+"""Rules, strikes of clients, and the pair of sender and recipient that pools share."""
 
 import sqlalchemy as sa
-from alembic import op
 from sqlalchemy.dialects import mysql
+
+from greycheck.store import steps
 
 revision = "0002"
 down_revision = "0001"
@@ -17,22 +15,22 @@ shown = sa.Text().with_variant(mysql.TEXT(charset="utf8mb4", collation="utf8mb4_
 
 
 def upgrade() -> None:
-    op.add_column(
+    steps.add_column(
         "triplet",
         sa.Column("pair_digest", digest, comment="digest of sender and recipient; NULL for the null sender"),
     )
-    op.create_index("ix_triplet_pair_digest", "triplet", ["pair_digest"])
-    op.add_column(
+    steps.make_index("triplet", "pair_digest")
+    steps.add_column(
         "client",
         sa.Column("strikes", sa.Integer(), nullable=False, server_default="0", comment="hasty retries in a row"),
     )
-    op.add_column(
+    steps.add_column(
         "client",
         sa.Column(
             "struck_until", sa.BigInteger(), nullable=False, server_default="0", comment="refused until then; 0: not"
         ),
     )
-    op.create_table(
+    steps.make_table(
         "rule",
         sa.Column("match_key", digest, nullable=False, comment="digest of kind and what it matches (greycheck.rules)"),
         sa.Column("kind", sa.String(9), nullable=False, comment="recipient, sender, network, name, helo or expect"),
@@ -43,15 +41,14 @@ def upgrade() -> None:
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("expires_at", sa.BigInteger(), nullable=True, comment="NULL: never"),
         sa.PrimaryKeyConstraint("match_key", name="pk_rule"),
-        sqlite_with_rowid=False,
     )
-    op.create_index("ix_rule_expires_at", "rule", ["expires_at"])
+    steps.make_index("rule", "expires_at")
 
 
 def downgrade() -> None:
-    op.drop_index("ix_rule_expires_at", "rule")
-    op.drop_table("rule")
-    op.drop_column("client", "struck_until")
-    op.drop_column("client", "strikes")
-    op.drop_index("ix_triplet_pair_digest", "triplet")
-    op.drop_column("triplet", "pair_digest")
+    steps.drop_index("rule", "expires_at")
+    steps.drop_table("rule")
+    steps.drop_column("client", "struck_until")
+    steps.drop_column("client", "strikes")
+    steps.drop_index("triplet", "pair_digest")
+    steps.drop_column("triplet", "pair_digest")

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DatabaseError
 from greycheck.store import schema
 from greycheck.store.schema import SchemaError
 from greycheck.store.tables import metadata
+from tests.store.schemas import before_statement
 
 
 @pytest.fixture
@@ -210,14 +211,97 @@ def test_many_upgrades_at_once_make_one_schema(url: str) -> None:
     assert query(url, "SELECT count(*) FROM alembic_version") == [(1,)]
 
 
-def test_a_password_is_not_shown() -> None:
-    assert schema.shown("postgresql://user:secret@host/db") == "postgresql://user:***@host/db"
-    assert schema.sqlite_path("postgresql://user:secret@host/db") is None
-    assert schema.shown("postgresql://user:secret@host:port/db") == "postgresql://..."
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://user:secret@host/db", "postgresql://user:***@host/db"),
+        ("postgresql://user:secret@host:port/db", "postgresql://..."),
+        ("postgresql://user:se@cret@host/db", "postgresql://..."),
+        ("postgresql://user@host/db?password=secret&sslpassword=secret", "postgresql://user@host/db"),
+        ("postgresql://user@/db?passfile=/etc/pass&host=a", "postgresql://user@/db?host=a&passfile=%2Fetc%2Fpass"),
+        ("mariadb://user:secret@/db?host=a&host=b:1", "mariadb://user:***@/db?host=a&host=b%3A1"),
+        ("oracle://user:secret@host/db", "oracle://..."),
+        ("", "no store"),
+    ],
+)
+def test_a_password_is_not_shown(url: str, shown: str) -> None:
+    assert schema.shown(url) == shown
+    assert schema.sqlite_path(url) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("", "there is no store: the settings that say where it is cannot be used"),
+        ("oracle://user:secret@host/db", "oracle://...: oracle: no such database here"),
+        ("postgresql+pg8000://user:secret@host/db", r"postgresql\+pg8000://...: .*no such driver"),
+        ("postgresql://user:secret@127.0.0.1:1/db", r"postgresql://user:\*\*\*@127.0.0.1:1/db: 127.0.0.1:1: .*refused"),
+        ("sqlite:////dev/null", r"sqlite:////dev/null: .*"),
+    ],
+)
+def test_a_store_that_cannot_be_reached_is_one_line(url: str, said: str) -> None:
+    for call in (schema.upgrade, schema.require, lambda url: schema.downgrade(url, "base")):
+        with pytest.raises(SchemaError, match=said) as caught:
+            call(url)
+        assert "secret" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_where_a_schema_stands_is_said_with_what_to_do() -> None:
+    ours = schema.head()
+    assert schema.standing(None) == f"at nothing, this program is at {ours}"
+    assert schema.standing(ours) == f"at {ours}, this program is at {ours}"
+    assert schema.standing("0000") == f"at 0000, older than this program's {ours}: run greycheck db upgrade"
+    assert schema.standing("9999_0001") == f"at 9999_0001, newer than this program's {ours}, which can use it"
+    assert schema.standing("9999") == f"at 9999, newer than this program's {ours}: install the newer greycheck here too"
+
+
+def test_a_schema_that_fits_is_left_as_it_is(url: str) -> None:
+    schema.upgrade(url)
+    query(url, "UPDATE alembic_version SET version_num = '9999_0001'")
+    schema.require(url)
+    assert schema.upgrade(url) == schema.current(url) == "9999_0001"
+
+
+def test_an_unknown_revision_is_named(url: str) -> None:
+    schema.upgrade(url)
+    with pytest.raises(SchemaError, match="Can't locate revision identified by 'nonsense'"):
+        schema.downgrade(url, "nonsense")
+    query(url, "UPDATE alembic_version SET version_num = '0000'")
+    with pytest.raises(SchemaError, match=f"at 0000, older than this program's {schema.head()}"):
+        schema.upgrade(url)
+    with pytest.raises(SchemaError, match="at 0000, which this program does not know"):
+        schema.downgrade(url, "base")
+
+
+def test_revisions_are_numbered_and_never_fit_an_older_program_again() -> None:
+    """See migrations/README.rst."""
+    known = schema.known()
+    assert [revision[:4] for revision in known] == [f"{number:04}" for number in range(1, len(known) + 1)]
+    oldest = [revision.partition("_")[2] or revision for revision in known]
+    assert all(fits[:4] == fits and fits <= revision for fits, revision in zip(oldest, known, strict=True))
+    assert oldest[2:] == sorted(oldest[2:])
+    assert {path.name[: len(revision) + 1] for path, revision in zip(_files(), known, strict=True)} == {
+        f"{revision}_" for revision in known
+    }
+
+
+def _files() -> list[Path]:
+    return sorted((schema.migrations() / "versions").glob("*.py"))
+
+
+def test_an_interrupted_upgrade_leaves_the_old_schema(url: str) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with before_statement(3, interrupt), pytest.raises(KeyboardInterrupt):
+        schema.upgrade(url)
+    assert query(url, "SELECT name FROM sqlite_master") == []
 
 
 def test_a_lock_that_stays_is_named(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "PATIENCE", 0.2)
+    monkeypatch.setattr("greycheck.store.engine.PATIENCE", 0.2)
     connection = sqlite3.connect(tmp_path / "greycheck.db", isolation_level=None)
     connection.execute("BEGIN EXCLUSIVE")
     with pytest.raises(SchemaError, match="database is locked"):

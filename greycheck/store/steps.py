@@ -1,0 +1,125 @@
+"""The steps of a migration: each may be taken again.
+
+MySQL and MariaDB commit every change of the schema by itself, so a migration that was stopped has been done in part, and two nodes of a
+Galera cluster may be at it at once, where no lock of one is known to the other. There a step makes what is not there yet, and takes
+away what still is. PostgreSQL and SQLite do a whole migration in one transaction: there a step that finds its work done is a fault.
+
+Tables are InnoDB's, utf8mb4 and without any folding, whatever the server's defaults are.
+
+Diagnostics: ``ForeignTable`` where a table of that name is there, and is none of greycheck's.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.exc import DBAPIError, NoSuchTableError
+
+OPTIONS: dict[str, Any] = {
+    "sqlite_with_rowid": False,
+    "mysql_engine": "InnoDB",
+    "mysql_charset": "utf8mb4",
+    "mysql_collate": "utf8mb4_bin",
+}
+
+# Error numbers of MySQL's dialect: it is there already, or it is not there any more.
+TABLE_EXISTS, NO_TABLE, NO_SUCH_TABLE = 1050, 1051, 1146
+COLUMN_EXISTS, INDEX_EXISTS, NOT_THERE = 1060, 1061, 1091
+
+
+class ForeignTable(Exception):
+    """A table of that name is there already, with other columns."""
+
+
+def make_table(name: str, *parts: sa.Column[Any] | sa.Constraint) -> None:
+    """Makes the table NAME of its columns and its primary key."""
+    there = _columns(name)
+    if there:
+        wanted = {part.name for part in parts if isinstance(part, sa.Column)}
+        if not wanted <= there:
+            raise ForeignTable(
+                f"there is a table {name} already that is not greycheck's: give greycheck a database of its own"
+            )
+        return
+    with _unless_done(TABLE_EXISTS):
+        op.create_table(name, *parts, **OPTIONS)
+
+
+def drop_table(name: str) -> None:
+    """Takes the table NAME away."""
+    if _resumable() and not _columns(name):
+        return
+    with _unless_done(NO_TABLE):
+        op.drop_table(name)
+
+
+def add_column(table: str, column: sa.Column[Any]) -> None:
+    """Adds COLUMN, which has a default or may be NULL, so that older programs go on writing."""
+    if column.name in _columns(table):
+        return
+    with _unless_done(COLUMN_EXISTS):
+        op.add_column(table, column)
+
+
+def drop_column(table: str, name: str) -> None:
+    """Takes a column away."""
+    if _resumable() and name not in _columns(table):
+        return
+    with _unless_done(NOT_THERE, NO_SUCH_TABLE):
+        op.drop_column(table, name)
+
+
+def make_index(table: str, column: str) -> None:
+    """Makes an index of one COLUMN, with the name that ``tables`` gives it."""
+    if index_name(table, column) in _indexes(table):
+        return
+    with _unless_done(INDEX_EXISTS):
+        op.create_index(index_name(table, column), table, [column])
+
+
+def drop_index(table: str, column: str) -> None:
+    """Takes it away."""
+    if _resumable() and index_name(table, column) not in _indexes(table):
+        return
+    with _unless_done(NOT_THERE, NO_SUCH_TABLE):
+        op.drop_index(index_name(table, column), table)
+
+
+def index_name(table: str, column: str) -> str:
+    """The name of the index of a COLUMN, as ``tables.NAMING`` makes it."""
+    return f"ix_{table}_{column}"
+
+
+def _resumable() -> bool:
+    return op.get_bind().dialect.name == "mysql"
+
+
+def _columns(table: str) -> set[str]:
+    """The columns of TABLE where steps are taken again; else, and where there is no such table, none."""
+    if not _resumable():
+        return set()
+    try:
+        return {column["name"] for column in sa.inspect(op.get_bind()).get_columns(table)}
+    except NoSuchTableError:
+        return set()
+
+
+def _indexes(table: str) -> set[str | None]:
+    if not _resumable():
+        return set()
+    try:
+        return {index["name"] for index in sa.inspect(op.get_bind()).get_indexes(table)}
+    except NoSuchTableError:
+        return set()
+
+
+@contextmanager
+def _unless_done(*codes: int) -> Iterator[None]:
+    """Another node of a cluster may have taken the step since this one looked; the server says so with one of CODES."""
+    try:
+        yield
+    except DBAPIError as error:
+        if not _resumable() or error.orig is None or error.orig.args[0] not in codes:
+            raise
