@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from greycheck import __version__, doctor, settings
-from greycheck.cli import install
+from greycheck.cli import install, launcher
 from greycheck.doctor import finding, host, launchers, processes, service, store
 from greycheck.doctor.finding import Finding, Installation
 from greycheck.store import schema
@@ -35,7 +35,7 @@ def installed(place: Path, request: pytest.FixtureRequest) -> Installation:
     programs: Path = request.getfixturevalue("launchers")
     (place / "bin").mkdir()
     (place / "proc").mkdir()
-    for name in install.PROGRAMS:
+    for name in launcher.PROGRAMS:
         shutil.copy2(programs / name, place / "bin" / name)
     database = place / "greycheck.db"
     schema.upgrade(f"sqlite:///{database}")
@@ -136,6 +136,7 @@ def test_one_launcher_that_is_missing_costs_its_hook(installed: Installation, na
         (f"greycheck {__version__},", "greycheck 0.0.1,", "its version is 0.0.1"),
         ("try:\n", "try:\n    # mine\n", "it was edited"),
         ("    main(('", "    main(('/old", "its commands' interpreter is /old"),
+        ("extend([", "extend(['/old', ", "its place of drivers is '/old', "),
     ],
 )
 def test_a_launcher_that_differs_is_told_how(installed: Installation, old: str, new: str, says: str) -> None:
@@ -147,28 +148,28 @@ def test_a_launcher_that_differs_is_told_how(installed: Installation, old: str, 
 
 
 def test_a_launcher_of_another_package_is_named(installed: Installation, place: Path) -> None:
-    (place / "other").symlink_to(install.package().parent)
+    (place / "other").symlink_to(launcher.package().parent)
     path = installed.programs[0]
-    path.write_text(path.read_text().replace(repr(str(install.package().parent)), repr(f"{place}/other")))
+    path.write_text(path.read_text().replace(repr(str(launcher.package().parent)), repr(f"{place}/other")))
     assert f"its package is {place}/other" in only(launchers.look_at_launchers, installed, "warning").found
 
 
 def test_a_launcher_of_another_interpreter_is_named(installed: Installation, place: Path) -> None:
-    (place / "python").symlink_to(install.interpreter())
+    (place / "python").symlink_to(launcher.interpreter())
     path = installed.programs[0]
-    path.write_text(path.read_text().replace(install.interpreter(), f"{place}/python", 1))
+    path.write_text(path.read_text().replace(launcher.interpreter(), f"{place}/python", 1))
     assert f"its interpreter is {place}/python" in only(launchers.look_at_launchers, installed, "warning").found
 
 
 def test_the_interpreter_behind_sh_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(install, "interpreter", lambda: "/with spaces/python")
-    assert launchers.named_interpreter(install.launcher()) == "'/with spaces/python'"
-    assert launchers.differences(install.launcher()) == []
+    monkeypatch.setattr(launcher, "interpreter", lambda: "/with spaces/python")
+    assert launchers.named_interpreter(launcher.launcher()) == "'/with spaces/python'"
+    assert launchers.differences(launcher.launcher()) == []
 
 
 def test_a_launcher_whose_interpreter_is_gone_is_a_fault(installed: Installation) -> None:
     path = installed.programs[0]
-    path.write_text(path.read_text().replace(install.interpreter(), "/nonexistent/python", 1))
+    path.write_text(path.read_text().replace(launcher.interpreter(), "/nonexistent/python", 1))
     found = only(launchers.look_at_launchers, installed, "fault")
     assert found.found == f"{path}: does not run: No such file or directory"
     assert not doctor.is_sound([found])
@@ -176,7 +177,7 @@ def test_a_launcher_whose_interpreter_is_gone_is_a_fault(installed: Installation
 
 def test_a_launcher_that_hangs_is_a_fault(installed: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(install, "TRIAL_TIME", 0.2)
-    installed.programs[0].write_text(f"#!/bin/sh\n{install.MARK} 1, \nexec sleep 5\n")
+    installed.programs[0].write_text(f"#!/bin/sh\n{launcher.MARK} 1, \nexec sleep 5\n")
     assert "does not end within 0.2s" in only(launchers.look_at_launchers, installed, "fault").found
 
 
@@ -195,7 +196,7 @@ def test_a_launcher_that_cannot_be_read_is_told(installed: Installation, monkeyp
     def refuse(_path: Path) -> bool:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(install, "is_ours", refuse)
+    monkeypatch.setattr(launcher, "is_ours", refuse)
     monkeypatch.setattr(launchers.os, "access", lambda _path, _mode: False)
     found = launchers.look_at_launcher(installed.programs[0], "again")
     assert (found.level, found.advice) == ("warning", "again")
@@ -277,7 +278,7 @@ def test_stale_modules_are_a_warning(installed: Installation, monkeypatch: pytes
 
 
 def test_compiled_modules_are_well(installed: Installation) -> None:
-    subprocess.run([install.interpreter(), "-m", "compileall", "-q", str(install.package())], check=False)
+    subprocess.run([launcher.interpreter(), "-m", "compileall", "-q", str(launcher.package())], check=False)
     assert "compiled and up to date" in only(launchers.look_at_modules, installed, "ok").found
 
 
@@ -430,14 +431,23 @@ def test_a_file_that_is_no_database_is_a_fault(installed: Installation) -> None:
 
 
 @pytest.mark.parametrize(
-    ("revision", "says", "advice"),
-    [("0000", "older than", "Run: greycheck db upgrade"), ("9999", "newer than", "Install the newer greycheck")],
+    ("revision", "says"),
+    [
+        ("0000", "older than this program's {}: run greycheck db upgrade"),
+        ("9999", "newer than this program's {}: install"),
+    ],
 )
-def test_a_schema_of_another_version_is_a_fault(installed: Installation, revision: str, says: str, advice: str) -> None:
+def test_a_schema_of_another_version_is_a_fault(installed: Installation, revision: str, says: str) -> None:
     execute(installed, f"UPDATE alembic_version SET version_num = '{revision}'")
     found = only(store.look_at_store, installed, "fault")
-    assert f"the schema is at {revision}, {says} this program's {schema.head()}" in found.found
-    assert advice in found.advice
+    assert f"the schema is at {revision}, {says.format(schema.head())}" in found.found
+    assert "on_error" in found.advice
+
+
+def test_a_newer_schema_that_this_program_can_use_is_a_note(installed: Installation) -> None:
+    execute(installed, f"UPDATE alembic_version SET version_num = '9999_{schema.head()}'")
+    assert "which can use it" in only(store.look_at_store, installed, "note").found
+    assert "latency" in {one.about for one in store.look_at_store(installed)}
 
 
 def test_a_table_that_is_gone_is_a_fault(installed: Installation) -> None:
@@ -446,16 +456,13 @@ def test_a_table_that_is_gone_is_a_fault(installed: Installation) -> None:
 
 
 def test_a_database_that_no_check_can_use_is_a_fault(installed: Installation) -> None:
-    found = only(store.look_at_store, replace(installed, settings=read("nosuch://user:secret@host/db")), "fault")
-    assert "nosuch" in found.found
-    assert "secret" not in found.found + found.advice
-
-
-def test_a_server_that_a_check_reaches_is_looked_into(installed: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "connect", lambda _settings, _patience: None)
-    monkeypatch.setattr(schema, "sqlite_path", lambda _url: None)
-    monkeypatch.setattr(schema, "current", lambda _url: schema.head())
-    assert [one.about for one in store.look_at_store(installed)] == ["store", "clock", "cron", "latency"]
+    unusable = replace(installed, settings=read("nosuch://user:secret@host/db"))
+    found = only(store.look_at_store, unusable, "fault")
+    assert found.found == "there is no store: every check answers by on_error (accept)"
+    everything = doctor.examine(unusable)
+    assert [one.about for one in everything if one.level == "fault"] == ["store"]
+    assert any("nosuch: no such database here" in one.found for one in everything if one.about == "settings")
+    assert not any("secret" in one.found + one.advice for one in everything)
 
 
 def test_another_journal_mode_is_a_warning(installed: Installation) -> None:

@@ -15,14 +15,22 @@ def shown(setting: Setting, found: Settings) -> str:
     """The value of SETTING as one would write it, a password hidden."""
     value = getattr(found, setting.name)
     if setting.name == "database":
-        return schema.shown(value)
+        return schema.shown(value) if value else ""
     if value == setting.default:
         return setting.text
+    if isinstance(value, tuple):
+        return ", ".join(value)
     if setting.name == "database_mode":
         return f"{value:04o}"
-    if setting.text[-1:] in "smhd":
+    if setting.text and setting.text[-1] in "smhd":
         return settings.duration_text(value)
     return str(value)
+
+
+def line(setting: Setting, found: Settings) -> str:
+    """The line of a settings file that sets SETTING; a comment where it says what another setting does, or nothing."""
+    sets = setting.name != "database" or (found.database and found.sources["database"] != found.database_file)
+    return f"{'' if sets else '# '}{setting.name} = {shown(setting, found)}".rstrip()
 
 
 @click.command()
@@ -31,7 +39,8 @@ def config(as_json: bool) -> None:
     """Print every setting with its value, where it comes from, and its meaning.
 
     The environment counts first (GREYCHECK_DELAY=1m), then the file /etc/greycheck.conf or $GREYCHECK_CONFIG, then the default. What is
-    printed may be used as such a file. Exits with 1 and names what is wrong where a setting cannot be used.
+    printed may be used as such a file, with the database's password put where three stars stand for it. Exits with 1 and names what is
+    wrong where a setting cannot be used.
     """
     found = settings.read(dict(os.environb))
     rows = [
@@ -47,7 +56,10 @@ def config(as_json: bool) -> None:
         click.echo(json.dumps({"settings": rows, "problems": found.problems}, indent=2))
     else:
         click.echo(
-            "\n\n".join(f"# {row['meaning']}\n# From: {row['source']}\n{row['name']} = {row['value']}" for row in rows)
+            "\n\n".join(
+                f"# {setting.meaning}\n# From: {found.sources[setting.name]}\n{line(setting, found)}"
+                for setting in settings.TABLE
+            )
         )
     for problem in found.problems:
         click.echo(f"greycheck: {log.quoted(problem)[1:-1]}", err=True)

@@ -1,8 +1,4 @@
-"""``greycheck install``: the launchers that qmail-smtpd runs.
-
-A launcher starts the interpreter in its fastest way, without its site, and goes straight to the child's rooms. It is also the last
-resort: where not even the package can be read, it still ends in a verdict and a log line.
-"""
+"""``greycheck install``: the launchers that qmail-smtpd runs, and what they need."""
 
 import compileall
 import os
@@ -11,80 +7,20 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
-import greycheck
+from greycheck.cli import server
+from greycheck.cli.access import acting_as, barrier, can_act_as, identity, named
 from greycheck.cli.common import foreseen, read_settings
+from greycheck.cli.launcher import PROGRAMS, interpreter, is_ours, launcher, package
 from greycheck.settings import SYSTEM_DIRECTORY, Settings
 from greycheck.store import schema
 
-PROGRAMS = ("greycheck", "qmail-checkenv")
-
 # The user that qmail-smtpd runs as, on every qmail.
 QMAIL_USER = "qmaild"
-
-MARK = "# A launcher of greycheck"
-
-# What older kernels take of a first line, in bytes.
-SHEBANG = 127
-
-LAUNCHER = """\
-{mark} {version}, written by `greycheck install`: run that again rather than edit this.
-try:
-    import sys
-    sys.dont_write_bytecode = True
-    sys.path.insert(0, {package!r})
-    from greycheck.child import main
-    main({operator!r})
-except BaseException as error:
-    import posix, _signal
-    defer = posix.environ.get(b'GREYCHECK_ON_ERROR', b'').strip().lower() == b'defer'
-    code, verdict = (101, 'defer') if defer else (0, 'accept')
-    try:
-        _signal.signal(_signal.SIGALRM, lambda number, frame: posix._exit(code))
-        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [_signal.SIGALRM])
-        _signal.alarm(1)
-        text = ascii('%s: %s' % (type(error).__name__, error))
-        posix.write(2, ('greycheck: %s reason=error error=%s\\n' % (verdict, text)).encode())
-    finally:
-        posix._exit(code)
-"""
-
-
-def interpreter() -> str:
-    """The interpreter itself, behind any virtual environment: what a launcher starts."""
-    return str(Path(getattr(sys, "_base_executable", sys.executable)).resolve())
-
-
-def launcher() -> str:
-    """The text of a launcher for this interpreter and this package."""
-    program = interpreter()
-    first = f"#!{program} -IS\n"
-    if len(first) > SHEBANG or not set(program).isdisjoint(" \t"):
-        first = f"#!/bin/sh\n'''exec' {shlex.quote(program)} -IS \"$0\" \"$@\"\n' '''\n"
-    return first + LAUNCHER.format(
-        mark=MARK,
-        version=greycheck.__version__,
-        package=str(package().parent),
-        operator=(sys.executable, "-I", "-m", "greycheck"),
-    )
-
-
-def package() -> Path:
-    """The directory of the package."""
-    return Path(greycheck.__file__).parent.resolve()
-
-
-def is_ours(path: Path) -> bool:
-    """Whether PATH is a launcher that this command wrote."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return MARK.encode() in file.read(1024)
 
 
 @click.command()
@@ -95,7 +31,8 @@ def install(directory: Path, user: str | None, uninstall: bool) -> None:
     """Put greycheck and qmail-checkenv into DIR (say /var/qmail/bin), ready for qmail-smtpd.
 
     Makes the store, byte-compiles what a check loads, checks that the launchers run, as the user that qmail-smtpd runs as if called by
-    root, and prints the lines that switch them on. Run it again after each upgrade of greycheck or Python.
+    root, and prints the lines that switch them on. Run it again after each upgrade of greycheck, Python or a database's driver. The
+    schema of a server database is not made here (greycheck db upgrade does that); whether checks can use it is looked at.
     """
     if not set(str(directory.resolve())).isdisjoint(UNQUOTABLE):
         raise click.ClickException(
@@ -122,12 +59,14 @@ def put(paths: list[Path], user: str | None) -> None:
     found = read_settings()
     account = find_account(user)
     make_store(found, account)
-    complaints = compile_rooms()
+    make_state_directory(found, account)
+    complaints = compile_rooms(account, found)
     for path in paths:
         write(path)
     complaints += [complaint for path in paths if (complaint := try_run(path))]
     if account:
         complaints += check_as(account, paths, found)
+    complaints += try_database(paths[0], account, found)
     click.echo(lines(paths, found))
     if complaints:
         raise click.ClickException("\n".join(["not ready:", *complaints]))
@@ -154,16 +93,27 @@ def write(path: Path) -> None:
         raise
 
 
-def compile_rooms() -> list[str]:
-    """Byte-compiles the package for whoever runs it, whatever the umask; what is wrong where that fails."""
+def compile_rooms(account: pwd.struct_passwd | None, found: Settings) -> list[str]:
+    """Byte-compiles the package and the driver of checks for whoever runs them, whatever the umask; what is wrong where that fails."""
+    asked = server.of(found)
+    files = server.find_driver(asked, account).files if asked else ()
     umask = os.umask(0o022)
     try:
-        compiled = compileall.compile_dir(package(), quiet=2)
+        compiled = bool(compileall.compile_dir(package(), quiet=2))
+        not_compiled = [str(package())] * (not compiled) + compile_files(files)
     finally:
         os.umask(umask)
-    if compiled:
-        return []
-    return [f"{package()}: could not be byte-compiled: each check would do that again, and take twice its time"]
+    return [
+        f"{path}: could not be byte-compiled: each check would do that again, and take twice its time"
+        for path in not_compiled
+    ]
+
+
+def compile_files(files: Iterable[Path]) -> list[str]:
+    """Byte-compiles those of FILES that are modules in Python, where they are not; the directories of those where that fails."""
+    sources = [path for path in files if path.suffix == ".py"]
+    failed = [path for path in sources if not compileall.compile_file(path, quiet=2)]
+    return list(dict.fromkeys(str(path.parent) for path in failed))
 
 
 def find_account(user: str | None) -> pwd.struct_passwd | None:
@@ -190,6 +140,16 @@ def make_store(found: Settings, account: pwd.struct_passwd | None) -> None:
     schema.upgrade(found.database, found.database_mode)
 
 
+def make_state_directory(found: Settings, account: pwd.struct_passwd | None) -> None:
+    """Makes the directory in which checks mark hosts of a server database, for qmail's user if root asks."""
+    path = Path(found.state_directory)
+    if server.of(found) is None or path.exists():
+        return
+    path.mkdir(mode=0o700, parents=True)
+    if account and os.geteuid() == 0:
+        os.chown(path, account.pw_uid, account.pw_gid)
+
+
 # The environment of a trial: nothing of the site's, and a store of its own.
 TRIAL = {"TCPREMOTEIP": "192.0.2.1", "REMOTEMF": "", "REMOTERCPT": "", "GREYCHECK_CONFIG": "/dev/null"}
 
@@ -200,7 +160,7 @@ TRIAL_TIME = 30
 def try_run(path: Path, account: pwd.struct_passwd | None = None) -> str:
     """Lets the launcher PATH defer a mail, with a store made for that, as ACCOUNT if given; what is wrong with it, or nothing."""
     command = [str(path)] if path.name == "greycheck" else [str(path), "", ""]
-    whose = f" as {account.pw_name}" if account else ""
+    whose = named(account)
     with tempfile.TemporaryDirectory(prefix="greycheck-trial-") as directory:
         if account and os.geteuid() == 0:
             os.chown(directory, account.pw_uid, account.pw_gid)
@@ -213,9 +173,7 @@ def try_run(path: Path, account: pwd.struct_passwd | None = None) -> str:
                 timeout=TRIAL_TIME,
                 check=False,
                 cwd="/",
-                user=account.pw_uid if account else None,
-                group=account.pw_gid if account else None,
-                extra_groups=[] if account else None,
+                **identity(account),  # type: ignore[call-overload]
             )
         except OSError as error:
             return f"{path}: does not run{whose}: {error.strerror}"
@@ -235,7 +193,7 @@ def check_as(account: pwd.struct_passwd, paths: list[Path], found: Settings) -> 
         ]
     complaints = []
     needed = [(path, os.R_OK | os.X_OK) for path in (Path(interpreter()), Path(sys.executable), *paths)]
-    needed += [(package() / "child.py", os.R_OK)]
+    needed += [(package() / "child.py", os.R_OK), *server.needed(found)]
     store = schema.sqlite_path(found.database)
     if store:
         needed += [(store.parent, os.R_OK | os.W_OK | os.X_OK)]
@@ -251,48 +209,14 @@ def check_as(account: pwd.struct_passwd, paths: list[Path], found: Settings) -> 
     return complaints
 
 
-def can_act_as(account: pwd.struct_passwd) -> bool:
-    """Whether this process can find out what ACCOUNT may do."""
-    return os.geteuid() in (0, account.pw_uid)
-
-
-@contextmanager
-def acting_as(account: pwd.struct_passwd) -> Iterator[None]:
-    """With the effective user, group and groups of ACCOUNT."""
-    if os.geteuid() != 0:
-        yield
-        return
-    groups = os.getgroups()
-    group = os.getegid()
-    os.setgroups([])
-    os.setegid(account.pw_gid)
-    os.seteuid(account.pw_uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(group)
-        os.setgroups(groups)
-
-
-def barrier(path: Path, wanted: int, user: str) -> str:
-    """What stands between the effective USER and PATH: the first directory that cannot be passed, or PATH itself; empty for nothing."""
-    for parent in reversed(path.parents):
-        if not os.access(parent, os.X_OK, effective_ids=True):
-            return f"{user} cannot pass {describe(parent)} on the way to {path}"
-    if not os.access(path, wanted, effective_ids=True):
-        what = "write" if wanted & os.W_OK else "read"
-        return f"{user} cannot {what} {describe(path)}"
-    return ""
-
-
-def describe(path: Path) -> str:
-    """PATH with its mode and owner."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        return f"{path} ({error.strerror})"
-    return f"{path} (mode {status.st_mode & 0o7777:04o}, owner {schema.user_name(status.st_uid)})"
+def try_database(path: Path, account: pwd.struct_passwd | None, found: Settings) -> list[str]:
+    """What keeps the launcher PATH from using its server database, as ACCOUNT if root asks; nothing for an SQLite file."""
+    asked = server.of(found)
+    if asked is None:
+        return []
+    complaints = server.complaints(asked, found, account) or [server.try_server(path, account, found)]
+    complaints += [server.state_complaint(found, account), *server.exposures(found, account)]
+    return [complaint for complaint in complaints if complaint]
 
 
 def lines(paths: list[Path], found: Settings) -> str:
@@ -300,10 +224,16 @@ def lines(paths: list[Path], found: Settings) -> str:
     program, checkenv = paths
     names = [f"GREYCHECK_{name.upper()}" for name in found.sources]
     mine = {name: os.environ[name] for name in (*names, "GREYCHECK_CONFIG") if name in os.environ}
-    settings = "".join(f"\n  echo {shlex.quote(value)} > env/{name}" for name, value in mine.items())
+    settings = "".join(f"\n  echo {shlex.quote(shown(name, value))} > env/{name}" for name, value in mine.items())
     if settings:
         settings = f"\nWhat you set in this environment, qmail-smtpd and cron must have too; with envdir:{settings}"
+    if any(shown(name, value) != value for name, value in mine.items()):
+        settings += (
+            "\n*** is a password: better keep that line in a file that only qmail's user can read, and set"
+            " GREYCHECK_DATABASE_FILE to its path"
+        )
     expire = f"{'envdir /PATH/TO/env ' if mine else ''}{program} expire"
+    whose = "qmail's user, on one host that uses the database or on each" if server.of(found) else "the store's owner"
     return f"""\
 {program}
 {checkenv}
@@ -318,5 +248,10 @@ CHECKENV, which runs bin/{checkenv.name} below the qmail home:
 Leave relay clients out, and single clients if you like:
   127.:allow,RELAYCLIENT=""
   192.0.2.25:allow,GREYCHECK="off"
-And once an hour, from the crontab of the store's owner:
+And once an hour, from the crontab of {whose}:
   7 * * * * {expire}{settings}"""
+
+
+def shown(name: str, value: str) -> str:
+    """The VALUE of the variable NAME, a password hidden."""
+    return schema.shown(value) if name == "GREYCHECK_DATABASE" and "://" in value else value

@@ -7,7 +7,7 @@ Interface: ``examine`` looks at an installation and gives findings; it changes n
 - ``warning``: works, and costs time, disk or verdicts;
 - ``fault``: stops mail or greylisting.
 
-Each file here looks at one thing: ``launchers``, ``configuration``, ``host``, ``store``, ``service``.
+Each file here looks at one thing: ``launchers``, ``configuration``, ``host``, ``store`` (an SQLite file), ``server``, ``service``.
 
 Diagnostics: none but findings; what cannot be looked at becomes one.
 """
@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator
 from sqlalchemy.exc import SQLAlchemyError
 
 from greycheck.doctor.configuration import look_at_settings
-from greycheck.doctor.finding import Finding, Installation
+from greycheck.doctor.finding import Finding, Installation, safe
 from greycheck.doctor.host import look_at_clock, look_at_space
 from greycheck.doctor.launchers import look_at_launchers, look_at_modules, look_at_permissions
 from greycheck.doctor.service import look_at_services
 from greycheck.doctor.store import look_at_store
 from greycheck.store import schema
+from greycheck.store.lean import StoreError
 
 Examination = Callable[[Installation], Iterator[Finding]]
 
@@ -45,12 +46,19 @@ def examine(installation: Installation) -> list[Finding]:
         try:
             for finding in look(installation):
                 findings.append(finding)
-        except (schema.SchemaError, SQLAlchemyError) as error:
+        except (schema.SchemaError, StoreError, SQLAlchemyError) as error:
             said = str(getattr(error, "orig", None) or error)
-            findings.append(Finding("fault", about, said, "Look at the file; a copy of it may be sound."))
+            findings.append(Finding("fault", about, safe(said), _advice(installation)))
         except OSError as error:
             findings.append(Finding("note", about, f"could not be looked at: {error}"))
     return findings
+
+
+def _advice(installation: Installation) -> str:
+    """What to do about a database that cannot be looked into."""
+    if schema.sqlite_path(installation.settings.database):
+        return "Look at the file; a copy of it may be sound."
+    return "Until then every check may be answered by on_error: see the server's log too."
 
 
 def is_sound(findings: list[Finding]) -> bool:

@@ -3,18 +3,22 @@
 import os
 import pwd
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from greycheck import log
-from greycheck.cli import install
-from greycheck.settings import Settings
+from greycheck import child, log
+from greycheck.cli import access, launcher, server
+from greycheck.settings import Settings, duration_text
 
 Level = Literal["ok", "note", "warning", "fault"]
 
 LEVELS: tuple[Level, ...] = ("ok", "note", "warning", "fault")
 
 MB = 1_000_000
+
+# How many look-ups are timed.
+LOOK_UPS = 9
 
 
 @dataclass(frozen=True)
@@ -48,18 +52,29 @@ class Installation:
     @property
     def programs(self) -> list[Path]:
         """Where the launchers should be."""
-        return [self.directory / name for name in install.PROGRAMS]
+        return [self.directory / name for name in launcher.PROGRAMS]
 
     @property
     def user(self) -> str:
         """Who runs checks, as far as known."""
         return self.account.pw_name if self.account else "the user that qmail-smtpd runs as"
 
+    @property
+    def known_account(self) -> pwd.struct_passwd | None:
+        """The account, where this process can act as it."""
+        return self.account if self.account and access.can_act_as(self.account) else None
+
+    @cached_property
+    def driver(self) -> server.Found | None:
+        """The driver of the server database, as launchers find it; None where there is no such database."""
+        asked = server.of(self.settings)
+        return server.find_driver(asked, self.known_account) if asked else None
+
 
 def is_ours(path: Path) -> bool:
     """Whether PATH can be read, and is a launcher."""
     try:
-        return install.is_ours(path)
+        return launcher.is_ours(path)
     except OSError:
         return False
 
@@ -67,3 +82,19 @@ def is_ours(path: Path) -> bool:
 def safe(text: str) -> str:
     """TEXT that others wrote, fit for a terminal."""
     return log.quoted(text)[1:-1]
+
+
+def milliseconds(seconds: float) -> str:
+    """SECONDS as text."""
+    return f"{seconds * 1000:.1f} ms"
+
+
+def weigh(text: str, slow: float, found: Settings, advice: str) -> Finding:
+    """TEXT about a store that takes SLOW seconds for a check, held against the deadline of the settings FOUND."""
+    patience = found.deadline * child.PATIENCE
+    text += f", of a deadline of {duration_text(found.deadline)}"
+    if slow > patience:
+        return Finding("fault", "latency", text, f"Checks end by on_error. {advice}")
+    if slow > patience / 4:
+        return Finding("warning", "latency", text, f"That is near. {advice}")
+    return Finding("ok", "latency", text)

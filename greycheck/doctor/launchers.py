@@ -12,7 +12,7 @@ from importlib.util import MAGIC_NUMBER, source_hash
 from pathlib import Path
 
 import greycheck
-from greycheck.cli import install
+from greycheck.cli import access, install, launcher
 from greycheck.doctor.finding import Finding, Installation, is_ours
 from greycheck.store import schema
 
@@ -53,7 +53,7 @@ def look_at_launcher(path: Path, again: str) -> Finding:
 def _foreign(path: Path, again: str) -> Finding:
     """A program that is not a launcher. It is not run: what it would do is not known."""
     if not os.access(path, os.R_OK):
-        reason = install.describe(path)
+        reason = access.describe(path)
         return Finding("warning", "launchers", f"{reason}: cannot be read by {schema.user_name(os.geteuid())}", again)
     if lifts_limits(path):
         return Finding("note", "launchers", f"{path}: the script qmail-checkenv.sh; the launcher it names is not tried")
@@ -67,15 +67,16 @@ def lifts_limits(path: Path) -> bool:
 
 
 PARTS = (
-    ("version", re.compile(rf"^{re.escape(install.MARK)} ([^\s,]+)", re.MULTILINE)),
+    ("version", re.compile(rf"^{re.escape(launcher.MARK)} ([^\s,]+)", re.MULTILINE)),
     ("package", re.compile(r"^    sys\.path\.insert\(0, '(.+)'\)$", re.MULTILINE)),
+    ("place of drivers", re.compile(r"^    sys\.path\.extend\(\[(.*)\]\)$", re.MULTILINE)),
     ("commands' interpreter", re.compile(r"^    main\(\('([^']+)'", re.MULTILINE)),
 )
 
 
 def differences(text: str) -> list[str]:
     """In what the launcher TEXT differs from the one that this interpreter and package would write."""
-    mine = install.launcher()
+    mine = launcher.launcher()
     if text == mine:
         return []
     pairs = [("interpreter", named_interpreter(text), named_interpreter(mine))]
@@ -100,7 +101,7 @@ def _part(pattern: re.Pattern[str], text: str) -> str:
 
 def look_at_modules(installation: Installation) -> Iterator[Finding]:
     """Whether what a check loads is byte-compiled: a module that is not costs time at every mail."""
-    sources = modules()
+    sources = modules() | driver_modules(installation)
     stale = {name: why for name, source in sources.items() if (why := staleness(source))}
     if not stale:
         yield Finding("ok", "modules", f"{len(sources)} modules are compiled and up to date")
@@ -111,7 +112,7 @@ def look_at_modules(installation: Installation) -> Iterator[Finding]:
         "warning",
         "modules",
         f"{len(stale)} of {len(sources)} must be compiled at every mail: {some}{more}",
-        f"Run, as the owner of {install.package()}: greycheck install {shlex.quote(str(installation.directory))}",
+        f"Run, as the owner of {launcher.package()}: greycheck install {shlex.quote(str(installation.directory))}",
     )
 
 
@@ -128,9 +129,15 @@ def modules() -> dict[str, Path]:
     return sources
 
 
+def driver_modules(installation: Installation) -> dict[str, Path]:
+    """The source of each module that a check loads besides, with the driver of a server database."""
+    files = installation.driver.files if installation.driver else ()
+    return {str(path): path for path in files if path.suffix == ".py" and launcher.package() not in path.parents}
+
+
 def source_of(name: str) -> Path | None:
     """The file of module NAME of this package; None where it is not a module."""
-    place = install.package().joinpath(*name.split(".")[1:])
+    place = launcher.package().joinpath(*name.split(".")[1:])
     candidates = (place / "__init__.py", place.with_suffix(".py"))
     return next((path for path in candidates if path.is_file()), None)
 
@@ -178,22 +185,23 @@ def look_at_permissions(installation: Installation) -> Iterator[Finding]:
         found = f"not looked at: there is no user {install.QMAIL_USER} here"
         yield Finding("note", "permissions", found, "Say which user qmail-smtpd runs as: --user NAME")
         return
-    if not install.can_act_as(account):
+    if not access.can_act_as(account):
         found = f"not looked at: {schema.user_name(os.geteuid())} cannot tell what {account.pw_name} may do"
         yield Finding("note", "permissions", found, f"Run greycheck doctor as root, or as {account.pw_name}.")
         return
     complaints = install.check_as(account, installation.launchers, installation.settings)
     advice = f"Change owner or mode, so that {account.pw_name} may."
     yield from (Finding("fault", "permissions", complaint, advice) for complaint in complaints)
-    unreadable = unreadable_modules(account)
+    unreadable = unreadable_modules(account, installation)
     yield from (Finding("warning", "permissions", complaint, advice) for complaint in unreadable)
     if not complaints and not unreadable:
         yield Finding("ok", "permissions", f"{account.pw_name} can run the launchers and use the store")
 
 
-def unreadable_modules(account: pwd.struct_passwd) -> list[str]:
+def unreadable_modules(account: pwd.struct_passwd, installation: Installation) -> list[str]:
     """Compiled modules that ACCOUNT cannot read, and so compiles anew at every mail."""
-    compiled = [path for source in modules().values() if (path := compiled_path(source)).exists()]
-    with install.acting_as(account):
-        complaints = [install.barrier(path, os.R_OK, account.pw_name) for path in compiled]
+    sources = modules() | driver_modules(installation)
+    compiled = [path for source in sources.values() if (path := compiled_path(source)).exists()]
+    with access.acting_as(account):
+        complaints = [access.barrier(path, os.R_OK, account.pw_name) for path in compiled]
     return [complaint for complaint in complaints if complaint][:3]

@@ -10,9 +10,15 @@ from greycheck.doctor.launchers import lifts_limits
 from greycheck.doctor.processes import HOOK_VARIABLES, SESSION, Service, services
 from greycheck.store import schema
 
-# Bytes of address space (softlimit -m) that a check was measured to need, and with room to spare.
-MEMORY_NEEDED = 16_200_000
-MEMORY_ADVISED = 18_000_000
+# Bytes of address space (softlimit -m) that a check was measured to need, and with room to spare: with an SQLite file, and by the driver
+# of a server database, TLS included.
+MEMORY = {
+    "": (16_200_000, 18_000_000),
+    "mysqldb": (21_100_000, 24_000_000),
+    "pymysql": (24_700_000, 28_000_000),
+    "psycopg2": (30_700_000, 34_000_000),
+    "psycopg": (47_400_000, 53_000_000),
+}
 
 # Where CHECKENV looks for its program, on every qmail that was not told otherwise.
 QMAIL_HOME = Path("/var/qmail")
@@ -40,15 +46,16 @@ def look_at_memory(service: Service, installation: Installation) -> Finding:
     if service.memory is None:
         return Finding("ok", "memory", f"{service.shown}: no soft limit")
     text = f"{service.shown}: soft limit {service.memory / MB:.1f} MB"
-    advice = f"Give it {MEMORY_ADVISED / MB:.0f} MB at least: softlimit -m 20000000"
-    if service.memory >= MEMORY_ADVISED:
+    needed, advised = MEMORY[installation.driver.name if installation.driver else ""]
+    advice = f"Give it {advised / MB:.0f} MB at least: softlimit -m {advised + 2 * MB}"
+    if service.memory >= advised:
         return Finding("ok", "memory", text)
     scripts = (installation.programs[1], QMAIL_HOME / "bin" / "qmail-checkenv")
     if any(map(lifts_limits, scripts)) and b"SMTPEXTFORK" not in dict(service.environ or ()):
         return Finding("note", "memory", f"{text}, which qmail-checkenv.sh lifts")
-    if service.memory >= MEMORY_NEEDED:
-        return Finding("warning", "memory", f"{text}: {MEMORY_NEEDED / MB:.1f} MB are just enough", advice)
-    stops = f"{text}, a check needs {MEMORY_NEEDED / MB:.1f}: SMTPEXTFORK accepts all mail, CHECKENV stops all"
+    if service.memory >= needed:
+        return Finding("warning", "memory", f"{text}: {needed / MB:.1f} MB are just enough", advice)
+    stops = f"{text}, a check needs {needed / MB:.1f}: SMTPEXTFORK accepts all mail, CHECKENV stops all"
     return Finding("fault", "memory", stops, advice)
 
 

@@ -11,12 +11,13 @@ from sqlalchemy import Engine, func, insert, select
 from sqlalchemy.exc import OperationalError
 
 from greycheck import child
-from greycheck.cli import install
-from greycheck.doctor.finding import Finding, Installation
+from greycheck.cli import access, server
+from greycheck.doctor.finding import LOOK_UPS, Finding, Installation, milliseconds, weigh
+from greycheck.doctor.server import look_at_server
 from greycheck.settings import Settings, duration_text
-from greycheck.store import connect, expiry, schema, statements
+from greycheck.store import expiry, schema, statements
 from greycheck.store.engine import open_engine, reading
-from greycheck.store.lean import StoreError
+from greycheck.store.lean import fits
 from greycheck.store.tables import client, triplet
 
 # Seconds that the clocks of two hosts may be apart.
@@ -25,30 +26,28 @@ CLOCKS_APART = 5
 # Seconds for which expired rows may stay: cron runs once an hour.
 LEFT_OVER = 86400
 
-# How many look-ups are timed.
-LOOK_UPS = 9
-
 
 def look_at_store(installation: Installation) -> Iterator[Finding]:
     """The database: reachable, its schema, its file, what is in it, and how fast it answers."""
     found = installation.settings
+    asked = server.of(found)
+    if asked is not None:
+        yield from look_at_server(asked, installation)
+        return
     path = schema.sqlite_path(found.database)
     if path is None:
-        try:
-            connect(found, found.deadline * child.PATIENCE)
-        except StoreError as error:
-            yield Finding("fault", "store", str(error), "Set database to an SQLite file.")
-            return
-    else:
-        obstacle = _before_opening(path, installation)
-        if obstacle:
-            yield obstacle
-            return
+        answer = f"there is no store: every check answers by on_error ({found.on_error})"
+        yield Finding("fault", "store", answer, "Mend database, database_file or database_hosts: see settings above.")
+        return
+    obstacle = _before_opening(path, installation)
+    if obstacle:
+        yield obstacle
+        return
     revision = schema.current(found.database)
-    yield _schema(revision, found)
-    if path is not None:
-        yield from look_at_file(path, installation)
-    if revision == schema.head():
+    schema_finding = _schema(revision, found)
+    yield schema_finding
+    yield from look_at_file(path, installation)
+    if revision is not None and schema_finding.level != "fault":
         engine = open_engine(found.database)
         try:
             yield from look_into_store(engine, installation)
@@ -84,11 +83,10 @@ def _schema(revision: str | None, found: Settings) -> Finding:
         return Finding("ok", "store", f"{url}: schema at {head}")
     if revision is None:
         return Finding("note", "store", f"{url}: empty: the first mail makes the tables")
-    if revision < head:
-        older = f"{url}: the schema is at {revision}, older than this program's {head}: every check fails"
-        return Finding("fault", "store", older, "Run: greycheck db upgrade")
-    newer = f"{url}: the schema is at {revision}, newer than this program's {head}: every check fails"
-    return Finding("fault", "store", newer, "Install the newer greycheck here too.")
+    text = f"{url}: the schema is {schema.standing(revision)}"
+    if fits(revision, head):
+        return Finding("note", "store", text)
+    return Finding("fault", "store", text, "Until then every check answers by on_error.")
 
 
 def look_at_file(path: Path, installation: Installation) -> Iterator[Finding]:
@@ -97,12 +95,12 @@ def look_at_file(path: Path, installation: Installation) -> Iterator[Finding]:
     mode = status.st_mode & 0o7777
     wanted = installation.settings.database_mode
     if mode & 0o007:
-        found = f"{install.describe(path)}: any user can see who writes to whom"
+        found = f"{access.describe(path)}: any user can see who writes to whom"
         yield Finding("warning", "store", found, f"Run: chmod {wanted:04o} {shlex.quote(str(path))}")
     elif mode != wanted:
-        yield Finding("note", "store", f"{install.describe(path)}: database_mode is {wanted:04o}")
+        yield Finding("note", "store", f"{access.describe(path)}: database_mode is {wanted:04o}")
     else:
-        yield Finding("ok", "store", install.describe(path))
+        yield Finding("ok", "store", access.describe(path))
     engine = open_engine(installation.settings.database)
     try:
         with reading(engine).connect() as connection:
@@ -150,7 +148,7 @@ def look_at_cron(engine: Engine, now: int, installation: Installation) -> Findin
         return Finding("ok", "cron", f"nothing that expired is older than {duration_text(LEFT_OVER)}")
     rows = ", ".join(f"{table}: {count}" for table, count in left.items() if count)
     path = schema.sqlite_path(installation.settings.database)
-    owner = schema.user_name(path.stat().st_uid) if path else installation.user
+    owner = schema.user_name(path.stat().st_uid) if path else f"{installation.user}, on one host or on each"
     return Finding(
         "warning",
         "cron",
@@ -172,18 +170,9 @@ def look_at_latency(engine: Engine, found: Settings) -> Finding:
             f"no write within {patience:.1f}s: {error.orig}: a new triplet is answered by on_error ({found.on_error})",
             "Find out who holds the store: fuser -v FILE, lslocks",
         )
-    slow = max(slowest, written)
-    text = f"a look-up takes {_ms(read)} (the slowest of {LOOK_UPS}: {_ms(slowest)}), a write {_ms(written)}"
-    text += f", of a deadline of {duration_text(found.deadline)}"
-    if slow > patience:
-        return Finding("fault", "latency", text, "Checks end by on_error: take a faster disk, or a longer deadline.")
-    if slow > patience / 4:
-        return Finding("warning", "latency", text, "That is near: take a faster disk, or a longer deadline.")
-    return Finding("ok", "latency", text)
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:.1f} ms"
+    text = f"a look-up takes {milliseconds(read)} (the slowest of {LOOK_UPS}: {milliseconds(slowest)}),"
+    text += f" a write {milliseconds(written)}"
+    return weigh(text, max(slowest, written), found, "Take a faster disk, or a longer deadline.")
 
 
 def time_look_ups(engine: Engine) -> tuple[float, float]:
@@ -201,10 +190,9 @@ def time_look_ups(engine: Engine) -> tuple[float, float]:
 
 def time_write(engine: Engine, patience: float) -> float:
     """How long it takes to write a row, in seconds, the wait for other writers, PATIENCE seconds at most, included. Rolls it back."""
-    if engine.dialect.name == "sqlite":
-        raw = engine.raw_connection()
-        raw.cursor().execute(f"PRAGMA busy_timeout = {patience * 1000:.0f}")
-        raw.close()
+    raw = engine.raw_connection()
+    raw.cursor().execute(f"PRAGMA busy_timeout = {patience * 1000:.0f}")
+    raw.close()
     row: dict[str, object] = dict.fromkeys(
         ("first_attempt", "last_attempt", "early_attempts", "passes", "expires_at"), 0
     )

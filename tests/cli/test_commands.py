@@ -76,6 +76,50 @@ def test_config_names_a_wrong_line_and_hides_a_password(
     assert json.loads(run("config", "--json", code=1).stdout)["problems"]
 
 
+def test_config_shows_where_a_server_is_and_never_its_password(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "url").write_text("mariadb://user:s3cret@db1/greycheck?ssl_ca=/ca.pem\n")
+    monkeypatch.delenv("GREYCHECK_DATABASE")
+    monkeypatch.setenv("GREYCHECK_DATABASE_FILE", str(tmp_path / "url"))
+    monkeypatch.setenv("GREYCHECK_DATABASE_HOSTS", "db2:3307, db1")
+    monkeypatch.setenv("GREYCHECK_STATE_DIRECTORY", "/run/greycheck")
+    result = run("config")
+    url = "mariadb://user:***@/greycheck?host=db2%3A3307&host=db1&ssl_ca=%2Fca.pem"
+    assert f"# From: {tmp_path}/url\n# database = {url}\n" in result.stdout
+    assert f"# From: GREYCHECK_DATABASE_FILE\ndatabase_file = {tmp_path}/url\n" in result.stdout
+    assert "\ndatabase_hosts = db2:3307, db1\n" in result.stdout
+    assert "\nstate_directory = /run/greycheck\n" in result.stdout
+    as_json = run("config", "--json")
+    rows = {row["name"]: row for row in json.loads(as_json.output)["settings"]}
+    assert (rows["database"]["value"], rows["database"]["source"]) == (url, f"{tmp_path}/url")
+    assert "s3cret" not in result.output + as_json.output
+    (tmp_path / "conf").write_text(result.stdout)
+    for name in ("DATABASE_FILE", "DATABASE_HOSTS", "STATE_DIRECTORY"):
+        monkeypatch.delenv(f"GREYCHECK_{name}")
+    monkeypatch.setenv("GREYCHECK_CONFIG", str(tmp_path / "conf"))
+    again = {row["name"]: row["value"] for row in json.loads(run("config", "--json").output)["settings"]}
+    assert again == {name: row["value"] for name, row in rows.items()}
+
+
+def test_config_shows_no_database_where_none_can_be_used(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GREYCHECK_DATABASE", "nosuch://user:s3cret@host/db")
+    result = run("config", code=1)
+    assert "\n# database =\n" in result.stdout
+    assert "GREYCHECK_DATABASE: database: nosuch: no such database here" in result.stderr
+    assert "s3cret" not in result.output
+
+
+@pytest.mark.parametrize("command", [["expire"], ["db", "current"], ["config"], ["doctor"], ["install", "/tmp"]])
+def test_no_command_tells_a_password_that_it_cannot_use(
+    store: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.setenv("GREYCHECK_DATABASE", "mariadb://user:s3cret@host")
+    output = run(*command, code=1).output
+    assert "which database?" in " ".join(output.split())
+    assert "s3cret" not in output
+
+
 @pytest.mark.parametrize("command", [["expire"], ["db", "current"], ["db", "upgrade"], ["install", "/tmp"]])
 def test_commands_refuse_wrong_settings_in_the_same_words(
     store: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
@@ -141,9 +185,9 @@ def test_expire_says_what_it_did_where_asked(store: Path) -> None:
 def test_expire_and_db_current_speak_json(store: Path) -> None:
     assert json.loads(run("db", "current", "--json").output)["revision"] is None
     fill(store)
-    rows = {"triplet": 1, "client": 1, "rule": 0}
-    assert json.loads(run("expire", "--dry-run", "--json").output) == {"dry_run": True, "rows": rows}
-    assert json.loads(run("expire", "--json").output) == {"dry_run": False, "rows": rows}
+    said = {"dry_run": False, "rows": {"triplet": 1, "client": 1, "rule": 0}, "left_to_another_host": False}
+    assert json.loads(run("expire", "--dry-run", "--json").output) == said | {"dry_run": True}
+    assert json.loads(run("expire", "--json").output) == said
     found = json.loads(run("db", "current", "--json").output)
     assert found == {"database": f"sqlite:///{store}", "revision": schema.head(), "program": schema.head()}
 

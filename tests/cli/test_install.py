@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from greycheck import settings
 from greycheck.cli import install as module
+from greycheck.cli import launcher
 from greycheck.cli.main import cli
 from tests.support import ACCEPTED, DEFERRED, ROOT, Child
 
@@ -108,7 +109,7 @@ def test_an_interpreter_whose_path_no_first_line_takes_is_started_by_sh(
     directory = qmail.parent / ("with spaces" if spaces else "x" * 130)
     directory.mkdir()
     (directory / "python").symlink_to(module.interpreter())
-    monkeypatch.setattr(module, "interpreter", lambda: str(directory / "python"))
+    monkeypatch.setattr(launcher, "interpreter", lambda: str(directory / "python"))
     install(qmail, "--user", ME)
     assert (qmail / "greycheck").read_text().startswith("#!/bin/sh\n")
     child = Child(qmail, qmail.parent / "store" / "greycheck.db")
@@ -222,12 +223,6 @@ def test_an_installation_that_does_not_run_fails(qmail: Path, monkeypatch: pytes
     monkeypatch.setattr(module, "try_run", lambda path, account=None: f"{path}: does not run")
     stderr = install(qmail, "--user", ME, code=1).stderr
     assert stderr == f"Error: not ready:\n{qmail}/greycheck: does not run\n{qmail}/qmail-checkenv: does not run\n"
-
-
-def test_a_server_database_is_refused_in_the_childs_words(qmail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GREYCHECK_DATABASE", "postgresql://user:secret@host/db")
-    stderr = install(qmail, "--user", ME, code=1).stderr
-    assert stderr == "Error: postgresql: this version keeps its triplets in SQLite only\n"
 
 
 def test_what_the_environment_says_is_to_be_said_to_the_service_too(

@@ -1,0 +1,87 @@
+"""What the user that qmail runs checks as may do, and what others may not."""
+
+import grp
+import os
+import pwd
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from greycheck.store import schema
+
+
+def can_act_as(account: pwd.struct_passwd) -> bool:
+    """Whether this process can find out what ACCOUNT may do."""
+    return os.geteuid() in (0, account.pw_uid)
+
+
+@contextmanager
+def acting_as(account: pwd.struct_passwd | None) -> Iterator[None]:
+    """With the effective user, group and groups of ACCOUNT; as who one is where there is none, or one is not root."""
+    if account is None or os.geteuid() != 0:
+        yield
+        return
+    groups = os.getgroups()
+    group = os.getegid()
+    os.setgroups([])
+    os.setegid(account.pw_gid)
+    os.seteuid(account.pw_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)
+
+
+def identity(account: pwd.struct_passwd | None) -> dict[str, object]:
+    """What ``subprocess.run`` is told to run a program as ACCOUNT, if root asks."""
+    if account is None or os.geteuid() != 0:
+        return {}
+    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+
+
+def named(account: pwd.struct_passwd | None) -> str:
+    """That something was done as ACCOUNT, for a message."""
+    return f" as {account.pw_name}" if account else ""
+
+
+def barrier(path: Path, wanted: int, user: str) -> str:
+    """What stands between the effective USER and PATH: the first directory that cannot be passed, or PATH itself; empty for nothing."""
+    for parent in reversed(path.parents):
+        if not os.access(parent, os.X_OK, effective_ids=True):
+            return f"{user} cannot pass {describe(parent)} on the way to {path}"
+    if not os.access(path, wanted, effective_ids=True):
+        what = "write" if wanted & os.W_OK else "read"
+        return f"{user} cannot {what} {describe(path)}"
+    return ""
+
+
+def describe(path: Path) -> str:
+    """PATH with its mode and owner."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        return f"{path} ({error.strerror})"
+    return f"{path} (mode {status.st_mode & 0o7777:04o}, owner {schema.user_name(status.st_uid)})"
+
+
+def exposure(path: Path, account: pwd.struct_passwd | None) -> str:
+    """Who besides root, its owner and the group of ACCOUNT can read the password in the file PATH; empty for nobody."""
+    try:
+        status = path.stat()
+        closed = not all(parent.stat().st_mode & 0o001 for parent in path.resolve().parents)
+    except OSError:
+        return ""
+    if status.st_mode & 0o004 and not closed:
+        return f"any user can read the password in {describe(path)}"
+    if status.st_mode & 0o040 and status.st_gid not in (0, account.pw_gid if account else 0):
+        return f"the group {_group_name(status.st_gid)} can read the password in {describe(path)}"
+    return ""
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

@@ -1,0 +1,83 @@
+"""The launcher that qmail-smtpd runs: its text, its interpreter, and where it finds the package and drivers.
+
+It starts the interpreter in its fastest way, without its site, and goes straight to the child's rooms. It is also the last resort:
+where not even the package can be read, it still ends in a verdict and a log line.
+"""
+
+import shlex
+import site
+import sys
+from pathlib import Path
+
+import greycheck
+
+PROGRAMS = ("greycheck", "qmail-checkenv")
+
+MARK = "# A launcher of greycheck"
+
+# What older kernels take of a first line, in bytes.
+SHEBANG = 127
+
+# Where drivers are comes last, so that nothing else is looked for there first.
+LAUNCHER = """\
+{mark} {version}, written by `greycheck install`: run that again rather than edit this.
+try:
+    import sys
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, {package!r})
+    sys.path.extend({drivers!r})
+    from greycheck.child import main
+    main({operator!r})
+except BaseException as error:
+    import posix, _signal
+    defer = posix.environ.get(b'GREYCHECK_ON_ERROR', b'').strip().lower() == b'defer'
+    code, verdict = (101, 'defer') if defer else (0, 'accept')
+    try:
+        _signal.signal(_signal.SIGALRM, lambda number, frame: posix._exit(code))
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [_signal.SIGALRM])
+        _signal.alarm(1)
+        text = ascii('%s: %s' % (type(error).__name__, error))
+        posix.write(2, ('greycheck: %s reason=error error=%s\\n' % (verdict, text)).encode())
+    finally:
+        posix._exit(code)
+"""
+
+
+def interpreter() -> str:
+    """The interpreter itself, behind any virtual environment: what a launcher starts."""
+    return str(Path(getattr(sys, "_base_executable", sys.executable)).resolve())
+
+
+def package() -> Path:
+    """The directory of the package."""
+    return Path(greycheck.__file__).parent.resolve()
+
+
+def driver_directories() -> list[str]:
+    """Where drivers are installed for the interpreter that runs this; not what only one user's home directory has."""
+    found = dict.fromkeys(str(Path(name).resolve()) for name in site.getsitepackages() if Path(name).is_dir())
+    found.pop(str(package().parent), None)
+    return list(found)
+
+
+def launcher() -> str:
+    """The text of a launcher for this interpreter and this package."""
+    program = interpreter()
+    first = f"#!{program} -IS\n"
+    if len(first) > SHEBANG or not set(program).isdisjoint(" \t"):
+        first = f"#!/bin/sh\n'''exec' {shlex.quote(program)} -IS \"$0\" \"$@\"\n' '''\n"
+    return first + LAUNCHER.format(
+        mark=MARK,
+        version=greycheck.__version__,
+        package=str(package().parent),
+        drivers=driver_directories(),
+        operator=(sys.executable, "-I", "-m", "greycheck"),
+    )
+
+
+def is_ours(path: Path) -> bool:
+    """Whether PATH is a launcher that ``greycheck install`` wrote."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return MARK.encode() in file.read(1024)
