@@ -52,7 +52,7 @@ NEW = 50_000_000
 ACCEPTED, DEFERRED = 0, 101
 
 # The exit code that belongs to each reason.
-ANSWERS = {"exempt": ACCEPTED, "known": ACCEPTED, "early": DEFERRED, "new": DEFERRED}
+ANSWERS = {"exempt": ACCEPTED, "known": ACCEPTED, "early": DEFERRED, "new": DEFERRED, "error": ACCEPTED}
 
 # A child that does nothing, and ends as scripts do.
 BARE = (interpreter(), "-IS", "-c", "pass")
@@ -143,7 +143,7 @@ def fill(database: Path, numbers: Numbers, envelope: Callable[[int], Mail] = mai
         connection.executemany(sql, rows())
         connection.executemany(
             "INSERT INTO client (address, passes, first_seen, last_seen, expires_at) VALUES (?, 1, ?, ?, ?)",
-            ((f"220.{n >> 16}.{n >> 8 & 255}.{n & 255}", now, now, now + LIFETIME) for n in range(numbers.clients)),
+            ((address(n), now, now, now + LIFETIME) for n in range(numbers.clients)),
         )
         connection.executemany(
             "INSERT INTO rule VALUES (?, ?, ?, 'allow', NULL, '', ?, NULL)",
@@ -160,10 +160,20 @@ def rule(number: int, now: int) -> tuple[bytes, str, str, int]:
 
 
 def row(made: Asked, now: int, passed: bool) -> tuple[object, ...]:
-    """The columns of triplet MADE, first seen at NOW (seconds since 1970) and either PASSED then or waiting."""
+    """The columns of triplet MADE as SQLite's statement takes them."""
+    found = columns(made, now, passed)
+    return tuple(found[name] for name in compiled_sqlite.INSERT_TRIPLET[1])
+
+
+def columns(made: Asked, now: int, passed: bool) -> dict[str, object]:
+    """The columns of triplet MADE by name, first seen at NOW (seconds since 1970) and either PASSED then or waiting."""
     new = TripletRow(now, now, 0, int(passed), now if passed else None)
-    columns = parameters(made, Change(None, new, now + LIFETIME))
-    return tuple(columns[name] for name in compiled_sqlite.INSERT_TRIPLET[1])
+    return parameters(made, Change(None, new, now + LIFETIME))
+
+
+def address(number: int) -> str:
+    """The address of client NUMBER, which has no triplet."""
+    return f"220.{number >> 16}.{number >> 8 & 255}.{number & 255}"
 
 
 class Load:
@@ -231,8 +241,8 @@ def workshop() -> Iterator[Workshop]:
             os.close(found.log)
 
 
-def settings(database: Path) -> dict[str, str]:
-    """An environment with the settings of every check here."""
+def settings(database: Path | str) -> dict[str, str]:
+    """An environment with the settings of every check here; DATABASE is a file or a URL."""
     return {
         "PATH": os.defpath,
         "GREYCHECK_CONFIG": "/dev/null",
@@ -253,7 +263,7 @@ def tcpserver(client: str) -> dict[str, str]:
     }
 
 
-def smtpextfork(database: Path, found: Mail) -> dict[str, str]:
+def smtpextfork(database: Path | str, found: Mail) -> dict[str, str]:
     """The environment of a child that SMTPEXTFORK runs for the envelope FOUND, over DATABASE."""
     asked = {"REMOTEMF": found.sender, "REMOTERCPT": found.recipient, "REMOTEHELO": "client.example.com"}
     return settings(database) | tcpserver(found.client) | asked
@@ -278,11 +288,13 @@ def check_code(status: int, code: int, what: str) -> None:
 
 def check_reasons(lines: Iterable[str], reasons: Iterable[str]) -> None:
     """Raises WrongAnswer where the log LINES do not give REASONS, one each, in any order."""
-    found = sorted(reason_of(line) for line in lines)
+    written = list(lines)
+    found = sorted(reason_of(line) for line in written)
     wanted = sorted(reasons)
     if found != wanted:
+        wrong = next((line for line in written if reason_of(line) not in wanted), "")
         raise WrongAnswer(
-            f"the log's reasons are {found[:5]}, {len(found)} in all, not {wanted[:5]}, {len(wanted)} in all"
+            f"the log's reasons are {found[:5]}, {len(found)} in all, not {wanted[:5]}, {len(wanted)} in all\n{wrong}".rstrip()
         )
 
 
@@ -331,13 +343,18 @@ def interleave(cases: Sequence[Case], rounds: int) -> None:
 
 def bare(place: Workshop, environ: Mapping[str, str]) -> Callable[[], float]:
     """Runs the interpreter alone, in a child's ENVIRON."""
+    return silent(place, BARE, environ, "bare interpreter")
+
+
+def silent(place: Workshop, argv: Sequence[str], environ: Mapping[str, str], what: str) -> Callable[[], float]:
+    """Runs ARGV, called WHAT, in ENVIRON, and sees that it exits with 0."""
 
     def once() -> float:
         started = perf_counter()
-        child = start(BARE, environ, place.log)
+        child = start(argv, environ, place.log)
         _child, status, _usage = os.wait4(child, 0)
         took = perf_counter() - started
-        check_code(status, 0, "bare interpreter")
+        check_code(status, 0, what)
         return took * 1000
 
     return once

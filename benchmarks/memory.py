@@ -5,7 +5,7 @@ it was started, so a small interpreter starts it. ``/proc`` gives that of the pr
 is looked at as it waits for a log pipe that is full, after its verdict. The ratio is to an interpreter that starts and does nothing.
 
 ``softlimit -m`` sets the soft limits of address space, data, stack and locked memory; the smallest is found by bisection. MB are
-millions of bytes, as softlimit counts.
+millions of bytes, as softlimit counts. Checks with a server database ask for a known triplet; what encryption needs is the most.
 """
 
 import os
@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from time import sleep
+from typing import NamedTuple
 
 import click
 
@@ -38,15 +39,31 @@ from benchmarks.common import (
     start,
     workshop,
 )
+from benchmarks.servers import Database, Way, databases
 
 MB = 1_000_000
 KIB = 1024
 
-RESIDENT_TARGET = 12.0
-SOFTLIMIT_TARGET = 18.0
+
+class Target(NamedTuple):
+    """The most that a check is to be: its resident size, and the smallest ``softlimit -m``, both in MB."""
+
+    resident: float
+    softlimit: float
+
+
+SQLITE = Target(12, 18)
+
+# The ways to server databases that are measured, and their targets.
+WAYS = {
+    "psycopg2, TLS": Target(23, 34),
+    "psycopg, TLS": Target(40, 54),
+    "mysqldb, TLS": Target(18, 24),
+    "pymysql, TLS": Target(23, 28),
+}
 
 # The bisection: what nothing runs in, what everything does, how near it comes (bytes), and how often a verdict must be right.
-TOO_SMALL, ENOUGH, NEAR = 1 * MB, 64 * MB, MB // 20
+TOO_SMALL, ENOUGH, NEAR = 1 * MB, 256 * MB, MB // 20
 TRIES = 3
 
 # An interpreter that does nothing but wait for a full log pipe.
@@ -79,15 +96,21 @@ HEADINGS = ("what", "MB", "/proc MB", "ratio", "target")
 
 
 class Program:
-    """What is measured: its command, the environment of each run, and the REASON of its verdict, empty where it gives none."""
+    """What is measured: its command, the environment of each run, its REASON (empty where it gives no verdict), and its TARGET."""
 
     def __init__(
-        self, name: str, argv: Sequence[str], environ: Callable[[], Mapping[str, str]], reason: str = ""
+        self,
+        name: str,
+        argv: Sequence[str],
+        environ: Callable[[], Mapping[str, str]],
+        reason: str = "",
+        target: Target = SQLITE,
     ) -> None:
         self.name = name
         self.argv = argv
         self.environ = environ
         self.reason = reason
+        self.target = target
         self.resident: list[float] = []
         self.peak: list[float] = []
 
@@ -101,26 +124,26 @@ class Program:
 @options(rounds=20, quick_rounds=2)
 def main(rounds: int, quick: bool) -> None:
     """Measures and prints."""
-    with workshop() as place:
-        programs = make_programs(place, QUICK_ROWS if quick else ROWS)
+    numbers = Numbers(QUICK_ROWS if quick else ROWS)
+    with workshop() as place, databases(numbers) as found:
+        programs = make_programs(place, numbers) + make_server_programs(place, found)
         for _round in range(rounds):
             for program in programs:
                 program.resident.append(resident(place, program))
                 program.peak.append(peak(program))
         limits = [smallest(partial(is_right, place, program)) for program in programs]
-        right = [is_right(place, program, round(SOFTLIMIT_TARGET * MB)) for program in programs]
+        right = [is_right(place, program, round(program.target.softlimit * MB)) for program in programs]
     table = [resident_row(program, programs[0]) for program in programs]
     table += [limit_row(program, limit, limits[0]) for program, limit in zip(programs, limits, strict=True)]
     print_table(f"memory (rounds: {rounds})", HEADINGS, table)
     for program, is_fit in zip(programs, right, strict=True):
         click.echo(
-            f"softlimit -m {SOFTLIMIT_TARGET * MB:.0f}, {program.name}: {'works' if is_fit else 'does not work'}"
+            f"softlimit -m {program.target.softlimit * MB:.0f}, {program.name}: {'works' if is_fit else 'does not work'}"
         )
 
 
-def make_programs(place: Workshop, rows: int) -> list[Program]:
-    """The interpreter alone, and the launcher with known and with new triplets in a store of ROWS."""
-    numbers = Numbers(rows)
+def make_programs(place: Workshop, numbers: Numbers) -> list[Program]:
+    """The interpreter alone, and the launcher with known and with new triplets in a store of NUMBERS."""
     database = place.database("memory", numbers)
     load = Load(numbers)
 
@@ -129,6 +152,21 @@ def make_programs(place: Workshop, rows: int) -> list[Program]:
 
     alone = Program("bare interpreter", BARE, lambda: smtpextfork(database, mail(0)))
     return [alone, launcher("known"), launcher("new")]
+
+
+def make_server_programs(place: Workshop, found: Sequence[Database]) -> list[Program]:
+    """The launcher with known triplets, by each of WAYS to those FOUND.
+
+    A check that fails for want of memory must leave no mark that keeps the next one from asking, so marks have no directory.
+    """
+
+    def program(database: Database, way: Way) -> Program:
+        def environ() -> Mapping[str, str]:
+            return way.environ(place.directory / "nowhere", database.load.next("known"))
+
+        return Program(way.name, [place.launcher], environ, "known", WAYS[way.name])
+
+    return [program(database, way) for database in found for way in database.ways if way.name in WAYS]
 
 
 def resident(place: Workshop, program: Program) -> float:
@@ -222,13 +260,25 @@ def resident_row(program: Program, alone: Program) -> tuple[str, ...]:
     """The resident size of PROGRAM, and its ratio to that of the interpreter ALONE."""
     waited, seen = median(program.resident), median(program.peak)
     ratio = f"{Ratio(seen / median(alone.peak), 'bare')}" if program.reason else ""
-    return program.name, f"{waited:.2f}", f"{seen:.2f}", ratio, target(program, max(waited, seen), RESIDENT_TARGET)
+    return (
+        program.name,
+        f"{waited:.2f}",
+        f"{seen:.2f}",
+        ratio,
+        target(program, max(waited, seen), program.target.resident),
+    )
 
 
 def limit_row(program: Program, size: float, alone: float) -> tuple[str, ...]:
     """The smallest limit that PROGRAM works under, SIZE in MB, and its ratio to that of the interpreter ALONE."""
     ratio = f"{Ratio(size / alone, 'bare')}" if program.reason else ""
-    return f"{program.name}, smallest softlimit -m", f"{size:.2f}", "", ratio, target(program, size, SOFTLIMIT_TARGET)
+    return (
+        f"{program.name}, smallest softlimit -m",
+        f"{size:.2f}",
+        "",
+        ratio,
+        target(program, size, program.target.softlimit),
+    )
 
 
 def target(program: Program, size: float, at_most: float) -> str:

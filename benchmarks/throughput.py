@@ -8,7 +8,8 @@ those of one check, from its start to its end, among the four.
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -21,6 +22,7 @@ from benchmarks.common import (
     QUICK_ROWS,
     ROWS,
     Load,
+    Mail,
     Numbers,
     Ratio,
     Times,
@@ -54,12 +56,21 @@ HEADINGS = ("what", "median ms", "p99 ms", "checks/s", "ratio", "target")
 class Program(Times):
     """A program under load, and the rates of its blocks so far, in checks a second."""
 
-    def __init__(self, name: str, argv: Sequence[str], database: Path, load: Load, block: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str],
+        environ: Callable[[Mail], Mapping[str, str]],
+        load: Load,
+        block: int,
+        at_once: int = AT_ONCE,
+    ) -> None:
         super().__init__(name)
         self.argv = argv
-        self.database = database
+        self.environ = environ
         self.load = load
         self.block = block
+        self.at_once = at_once
         self.rates: list[float] = []
         self._classes = Random(1)
 
@@ -70,9 +81,9 @@ class Program(Times):
         running: dict[int, tuple[str, float]] = {}
         began = perf_counter()
         while waiting or running:
-            while waiting and len(running) < AT_ONCE:
+            while waiting and len(running) < self.at_once:
                 reason = waiting.pop()
-                environ = smtpextfork(self.database, self.load.next(reason))
+                environ = self.environ(self.load.next(reason))
                 started = perf_counter()
                 running[start(self.argv, environ, log)] = reason, started
             child, status, _usage = os.wait4(-1, 0)
@@ -106,8 +117,8 @@ def programs(place: Workshop, rows: int, blocks: tuple[int, int]) -> tuple[Progr
     shutil.copy(first, second)
     child = (sys.executable, "-I", str(Path(__file__).with_name("sqlalchemy_child.py")))
     return (
-        Program("launcher", [place.launcher], first, Load(numbers), blocks[0]),
-        Program("SQLAlchemy", child, second, Load(numbers), blocks[1]),
+        Program("launcher", [place.launcher], partial(smtpextfork, first), Load(numbers), blocks[0]),
+        Program("SQLAlchemy", child, partial(smtpextfork, second), Load(numbers), blocks[1]),
     )
 
 

@@ -16,7 +16,8 @@ RATIOS = {
     "asking": ["x config"] * 10,
     "rules": ["x bare"] * 3 + ["x 20 rules"],
     "throughput": ["x SQLAlchemy"],
-    "memory": ["x bare"] * 4,
+    "memory": ["x bare"] * 12,
+    "databases": ["x bare"] * (1 + 11 * 2 + 5) + ["x SELECT 1"] * 11 * 2 + ["x lowest"] * 11 + ["x SQLite"] * 5,
     "rcpt": ["x one read"] * 2 + ["x one read, _exit"],
 }
 
