@@ -68,7 +68,8 @@ def _choice(*choices: str) -> "Parser":
     return parse
 
 
-def _database(text: str) -> str:
+def database_url(text: str) -> str:
+    """The URL of the database that TEXT names: a server's URL, or an SQLite file's URL or absolute path. Raises ValueError."""
     scheme, sep, _rest = text.partition("://")
     if sep and scheme.partition("+")[0] == "sqlite":
         text = text[len(scheme) + 4 :]
@@ -135,7 +136,7 @@ class Setting:
 TABLE = (
     Setting(
         "database",
-        _database,
+        database_url,
         "",
         "Where triplets are kept: an SQLAlchemy URL, or the path of an SQLite file.",
     ),
@@ -143,19 +144,19 @@ TABLE = (
         "database_file",
         _path,
         "",
-        "A file whose first line is the database's URL, readable by the checker alone where that holds a password.",
+        "A file with the database's URL in its first line, for the checker alone to read.",
     ),
     Setting(
         "database_hosts",
         _hosts,
         "",
-        "Hosts of a server database in the order in which they are tried here, with commas between, instead of the URL's.",
+        "Hosts of a server in the order in which they are tried here, instead of the URL's.",
     ),
     Setting(
         "state_directory",
         _path,
         "",
-        "Where checks tell each other that a server database does not answer; as a rule where an SQLite file would be.",
+        "Where checks note that a server does not answer; else where an SQLite file would be.",
     ),
     Setting("database_mode", _mode, "0600", "Permissions of an SQLite file that greycheck makes: 0600 or 0660."),
     Setting("delay", _duration(0), "5m", "How long after the first attempt a retry still comes too early."),
@@ -316,17 +317,22 @@ def _settle_database(settings: Settings, environ: dict[bytes, bytes]) -> None:
 def _read_database_file(settings: Settings) -> None:
     path, source = settings.database_file, settings.sources["database_file"]
     try:
-        descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
-        try:
-            text = posix.read(descriptor, FILE).decode("utf-8", "surrogateescape")
-        finally:
-            posix.close(descriptor)
-        settings.database = _database(text.partition("\n")[0].strip())
+        settings.database = database_in_file(path)
         settings.sources["database"] = path
     except OSError as error:
         _lose_store(settings, f"{source}: database_file: {path}: {error.strerror}")
     except ValueError as error:
         _lose_store(settings, f"{path}: {error}")
+
+
+def database_in_file(path: str) -> str:
+    """The URL of the database that the first line of the file PATH names. Raises OSError, and ValueError as ``database_url``."""
+    descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
+    try:
+        text = posix.read(descriptor, FILE).decode("utf-8", "surrogateescape")
+    finally:
+        posix.close(descriptor)
+    return database_url(text.partition("\n")[0].strip())
 
 
 def _hold_together(settings: Settings) -> None:

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 import click
 from alembic.util import CommandError
 from sqlalchemy import Engine
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DBAPIError
 
 from greycheck import log, settings
 from greycheck.settings import Settings
-from greycheck.store import schema
+from greycheck.store import faults, schema
 from greycheck.store.engine import open_engine
+from greycheck.store.lean import StoreError
 
 
 def read_settings() -> Settings:
@@ -28,10 +29,10 @@ def foreseen() -> Iterator[None]:
     """Turns faults of the store that an operator can do something about into one line and exit code 1."""
     try:
         yield
-    except (schema.SchemaError, CommandError) as error:
+    except (schema.SchemaError, StoreError, CommandError) as error:
         raise click.ClickException(str(error)) from None
-    except DatabaseError as error:
-        raise click.ClickException(f"{error.orig}{schema.advice(error)}") from None
+    except DBAPIError as error:
+        raise click.ClickException(f"{faults.of(error)}{schema.advice(error)}") from None
     except OSError as error:
         raise click.ClickException(f"{error.filename}: {error.strerror}") from None
 

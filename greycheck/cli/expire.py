@@ -8,6 +8,7 @@ import click
 from greycheck.cli.common import foreseen, open_store, read_settings
 from greycheck.store import expiry, schema
 from greycheck.store.engine import empty_log
+from greycheck.store.expiry import LeftToAnother
 
 
 @click.command()
@@ -17,11 +18,13 @@ from greycheck.store.engine import empty_log
 def expire(verbose: bool, dry_run: bool, as_json: bool) -> None:
     """Remove triplets, clients and rules whose time is over. For cron: says nothing unless something is wrong.
 
-    It works in small batches beside running checks, and may run on several hosts at once.
+    It works in small batches beside running checks, and may run on several hosts at once: each takes other rows. On a Galera, one of them
+    does it, and the others leave it to that one.
     """
     found = read_settings()
     now = int(time())
     removed = dict.fromkeys((table.name for table in expiry.TABLES), 0)
+    left = False
     with foreseen():
         waits = schema.current(found.database) is None and is_waiting_for_first_mail(found.database)
     if not waits:
@@ -29,16 +32,21 @@ def expire(verbose: bool, dry_run: bool, as_json: bool) -> None:
             if dry_run:
                 removed = expiry.count(engine, now)
             else:
-                for table, rows in expiry.expire(engine, now):
-                    removed[table] += rows
+                try:
+                    for table, rows in expiry.expire(engine, now):
+                        removed[table] += rows
+                except LeftToAnother:
+                    left = True
                 empty_log(engine)
     if as_json:
-        click.echo(json.dumps({"dry_run": dry_run, "rows": removed}))
+        click.echo(json.dumps({"dry_run": dry_run, "rows": removed, "left_to_another_host": left}))
     elif waits and (verbose or dry_run):
         click.echo(f"{schema.shown(found.database)}: no mail was checked yet")
     elif verbose or dry_run:
         what = "to remove" if dry_run else "removed"
         click.echo(", ".join(f"{table}: {rows} {what}" for table, rows in removed.items()))
+        if left:
+            click.echo("another host is removing them too, and was quicker: the rest is left to it")
 
 
 def is_waiting_for_first_mail(url: str) -> bool:

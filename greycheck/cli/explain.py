@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict
 from time import time
 from typing import TYPE_CHECKING
@@ -110,11 +111,16 @@ def asked_only(settings: Settings) -> "Iterator[Store | None]":
 
 
 def _connected(settings: Settings) -> "Store | None":
+    path = schema.sqlite_path(settings.database)
+    if path is None:
+        # No mark of a host that does not answer is made or minded: it would be this user's, and no check's.
+        unmarked = copy(settings)
+        unmarked.state_directory = os.devnull
+        return connect(unmarked, PATIENCE)
     try:
         store = connect(settings, PATIENCE)
     except NoSchema as error:
-        path = schema.sqlite_path(settings.database)
-        if settings.sources["database"] != "default" and path and not path.parent.is_dir():
+        if settings.sources["database"] != "default" and not path.parent.is_dir():
             raise StoreError(str(error)) from None  # a check makes no directory that a setting names
         return None
     with foreseen():

@@ -5,6 +5,7 @@ import click
 from greycheck import __version__
 from greycheck.cli.completion import completion
 from greycheck.cli.config import config
+from greycheck.cli.copy import copy
 from greycheck.cli.db import db
 from greycheck.cli.demo import demo
 from greycheck.cli.doctor import doctor
@@ -37,6 +38,7 @@ for command in (
     config,
     expire,
     db,
+    copy,
     completion,
     demo,
     allow,

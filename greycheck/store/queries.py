@@ -19,6 +19,7 @@ from greycheck import normalise, policy
 from greycheck.log import show
 from greycheck.policy import Terms, TripletRow
 from greycheck.settings import Settings
+from greycheck.store import faults
 from greycheck.store.engine import reading
 from greycheck.store.expiry import BATCH
 from greycheck.store.lean import DIGEST
@@ -36,6 +37,9 @@ SORTS = {
 
 # Rows fetched at once.
 FETCHED = 500
+
+# How long a reader of a list may look at one page, in seconds.
+PAGING = 86400
 
 # What a row is called under the settings of the moment.
 STATES = {policy.EARLY: "waits", policy.DUE: "due", policy.KNOWN: "passed", policy.OVER: "over"}
@@ -170,6 +174,9 @@ def rows(
     if limit and exact:
         query = query.limit(limit)
     with reading(engine).connect() as connection:
+        if engine.dialect.name == "mysql":
+            # It would give up an operator who reads page by page.
+            connection.exec_driver_sql(f"SET SESSION net_write_timeout = {PAGING}")
         found = connection.execution_options(yield_per=FETCHED).execute(query).mappings()
         fitting = (row for row in found if exact or _overlaps(row, which, wanted.network))
         yield from islice(fitting, limit or None)
@@ -274,14 +281,12 @@ def terms_of(row: RowMapping, settings: Settings, now: int) -> tuple[str, int, i
 
 def forget_triplet(engine: Engine, key: bytes) -> int:
     """Removes the triplet of KEY; returns how many there were."""
-    with engine.begin() as connection:
-        return connection.execute(delete(triplet).where(triplet.c.triplet_key == key)).rowcount
+    return _removed(engine, triplet, triplet.c.triplet_key == key)
 
 
 def forget_client(engine: Engine, address: str) -> int:
     """Removes the row of a client ADDRESS, passes and strikes; returns how many there were."""
-    with engine.begin() as connection:
-        return connection.execute(delete(client).where(client.c.address == address)).rowcount
+    return _removed(engine, client, client.c.address == address)
 
 
 def count_of_address(engine: Engine, address: bytes) -> int:
@@ -306,7 +311,15 @@ def forget_address(
         if not keys:
             return
         last = keys[-1]
-        with engine.begin() as connection:
-            removed = connection.execute(delete(triplet).where(key.in_(keys))).rowcount
-        yield removed
+        yield _removed(engine, triplet, key.in_(keys))
         rest(monotonic() - started)
+
+
+def _removed(engine: Engine, table: Table, which: Condition) -> int:
+    """Removes the rows of TABLE for WHICH that is true; returns how many."""
+
+    def attempt() -> int:
+        with engine.begin() as connection:
+            return connection.execute(delete(table).where(which)).rowcount
+
+    return faults.again(attempt)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection, Engine, delete, insert, select, update
-from sqlalchemy.exc import IntegrityError
 
 from greycheck import patterns, rules
 from greycheck.patterns import Pattern
 from greycheck.settings import Settings, duration, duration_text
+from greycheck.store import faults
 from greycheck.store.engine import reading
 from greycheck.store.lean import digest
 from greycheck.store.tables import rule as table
@@ -107,31 +107,32 @@ def put_all(
     """
     if dry_run:
         with reading(engine).connect() as connection:
-            return _changes(_present(connection, wanted, instead), wanted, now, instead)
-    try:
-        return _put_all(engine, wanted, now, instead)
-    except IntegrityError:
-        # Somebody else has just put one of them: now it is there.
-        return _put_all(engine, wanted, now, instead)
+            return _changes(_present(connection, wanted, instead, lock=False), wanted, now, instead)
+    return faults.again(lambda: _put_all(engine, wanted, now, instead))
 
 
 def _put_all(engine: Engine, wanted: Sequence[Rule], now: int, instead: bool) -> list[Change]:
     with engine.begin() as connection:
-        changes = _changes(_present(connection, wanted, instead), wanted, now, instead)
+        changes = _changes(_present(connection, wanted, instead, lock=True), wanted, now, instead)
         for change in changes:
             _write(connection, change)
         return changes
 
 
-def _present(connection: Connection, wanted: Sequence[Rule], every: bool) -> dict[bytes, Rule]:
-    """The rows by key: of WANTED, or EVERY one."""
-    if every:
-        return {rule.match_key: rule for rule in _rules(connection)}
+def _present(connection: Connection, wanted: Sequence[Rule], every: bool, lock: bool) -> dict[bytes, Rule]:
+    """The rows by key: of WANTED, and with EVERY all the others but what is expected. LOCK keeps them as they are."""
     keys = [rule.match_key for rule in wanted]
+    queries = [
+        select(table).where(table.c.match_key.in_(keys[start : start + _BATCH]))
+        for start in range(0, len(keys), _BATCH)
+    ]
+    if every:
+        # A check that uses up what is expected need not wait.
+        queries.append(select(table).where(table.c.kind != rules.EXPECT))
     found: dict[bytes, Rule] = {}
-    for start in range(0, len(keys), _BATCH):
-        query = select(table).where(table.c.match_key.in_(keys[start : start + _BATCH])).with_for_update()
-        found |= {row.match_key: Rule(*row) for row in connection.execute(query)}
+    for query in queries:
+        rows = connection.execute(query.with_for_update() if lock else query)
+        found |= {row.match_key: Rule(*row) for row in rows}
     return found
 
 
@@ -175,6 +176,10 @@ def remove(engine: Engine, written: Sequence[str]) -> list[Rule | None]:
     A pattern is found by what it means, else by its text as ``all_rules`` has it: an expectation, or what matches nothing. Raises
     ValueError where it is neither.
     """
+    return faults.again(lambda: _remove(engine, written))
+
+
+def _remove(engine: Engine, written: Sequence[str]) -> list[Rule | None]:
     with engine.begin() as connection:
         found = [_find(connection, text) for text in written]
         for rule in found:

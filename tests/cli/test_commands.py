@@ -5,6 +5,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from greycheck import settings
 from greycheck.cli.main import cli
-from greycheck.store import schema
+from greycheck.store import expiry, schema
 
 
 @pytest.fixture
@@ -190,6 +191,22 @@ def test_expire_and_db_current_speak_json(store: Path) -> None:
     assert json.loads(run("expire", "--json").output) == said
     found = json.loads(run("db", "current", "--json").output)
     assert found == {"database": f"sqlite:///{store}", "revision": schema.head(), "program": schema.head()}
+
+
+def test_expire_says_where_asked_that_another_host_is_quicker(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(store)
+
+    def lose(*_arguments: object) -> Iterator[tuple[str, int]]:
+        yield "triplet", 1
+        raise expiry.LeftToAnother
+
+    monkeypatch.setattr(expiry, "expire", lose)
+    assert run("expire").output == ""
+    assert run("expire", "-v").output == (
+        "triplet: 1 removed, client: 0 removed, rule: 0 removed\n"
+        "another host is removing them too, and was quicker: the rest is left to it\n"
+    )
+    assert json.loads(run("expire", "--json").output)["left_to_another_host"]
 
 
 def test_expire_before_the_first_mail_has_nothing_to_do(store: Path) -> None:

@@ -1,36 +1,30 @@
 """Lists, single rows and forgetting, against a store that is filled by hand and a search by hand."""
 
 import ipaddress
-import sqlite3
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine
+from sqlalchemy import Engine, delete, select
 
 from greycheck import normalise
 from greycheck.log import show
 from greycheck.settings import read
 from greycheck.store import queries
 from greycheck.store.queries import Filter, Network
+from greycheck.store.tables import metadata, triplet
+from tests import databases
 
 NOW = 1_800_000_000
 DAY = 86400
 
 
 class Rows:
-    """Fills the store at PATH; the number of a row is its key."""
+    """Fills the store of ENGINE; the number of a row is its key."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
         self.number = 0
-
-    def execute(self, statement: str, values: tuple[object, ...]) -> None:
-        connection = sqlite3.connect(self.path)
-        with connection:
-            connection.execute(statement, values)
-        connection.close()
 
     def triplet(
         self,
@@ -58,17 +52,31 @@ class Rows:
             expires,
             pair,
         )
-        self.execute("INSERT INTO triplet VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        databases.fill(self.engine, "triplet", [values])
         return self.number
+
+    def networks(self, networks: list[str], addresses: list[str]) -> dict[int, str]:
+        """Nothing but triplets of NETWORKS and clients of ADDRESSES; returns the networks by number."""
+        self.number = len(networks)
+        numbered = dict(enumerate(networks, 1))
+        row = ("s", "r", NOW, NOW, 0, 0, None, NOW + DAY, None)
+        with self.engine.begin() as connection:
+            for table in metadata.tables.values():
+                connection.execute(delete(table))
+        databases.fill(
+            self.engine, "triplet", [(number.to_bytes(16, "big"), text, *row) for number, text in numbered.items()]
+        )
+        databases.fill(self.engine, "client", [(address, 1, NOW, NOW, NOW + DAY, 0, 0) for address in addresses])
+        return numbered
 
     def client(self, address: str, first: int = NOW, last: int = NOW, strikes: int = 0, struck: int = 0) -> None:
         values = (address, 1, first, last, NOW + DAY, strikes, struck)
-        self.execute("INSERT INTO client VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        databases.fill(self.engine, "client", [values])
 
 
 @pytest.fixture
-def fill(path: Path) -> Rows:
-    return Rows(path)
+def fill(engine: Engine) -> Rows:
+    return Rows(engine)
 
 
 def numbers(engine: Engine, wanted: Filter, which: str = "pending", **more: object) -> list[int]:
@@ -165,18 +173,13 @@ def overlap(one: str, other: str) -> bool:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(known=st.lists(NETWORKS, min_size=1, max_size=12), asked=NETWORKS)
 def test_networks_of_any_length_are_found_where_they_overlap(
-    path: Path, engine: Engine, known: list[tuple[str, int]], asked: tuple[str, int]
+    engine: Engine, known: list[tuple[str, int]], asked: tuple[str, int]
 ) -> None:
-    fill = Rows(path)
-    fill.execute("DELETE FROM triplet", ())
-    fill.execute("DELETE FROM client", ())
-    networks = {fill.triplet(network=canonical(*network)): canonical(*network) for network in known}
+    addresses = {canonical(address, 128 if ":" in address else 32).partition("/")[0] for address, _prefix in known}
+    networks = Rows(engine).networks([canonical(*network) for network in known], sorted(addresses))
     wanted = Filter(network=Network(f"{asked[0]}/{asked[1]}"))
     expected = {number for number, network in networks.items() if overlap(network, f"{asked[0]}/{asked[1]}")}
     assert set(numbers(engine, wanted)) == expected
-    addresses = {canonical(address, 128 if ":" in address else 32).partition("/")[0] for address, _prefix in known}
-    for address in addresses:
-        fill.client(address)
     found = {row["address"] for row in queries.rows(engine, "clients", wanted, NOW)}
     assert found == {address for address in addresses if overlap(address, f"{asked[0]}/{asked[1]}")}
 
@@ -243,11 +246,10 @@ def test_each_list_has_its_rows(engine: Engine, fill: Rows) -> None:
     assert [row["address"] for row in queries.rows(engine, "struck", Filter(), NOW, "early")] == ["192.0.2.2"]
 
 
-def test_a_list_by_expiry_follows_the_index(engine: Engine, path: Path) -> None:
-    query = str(queries.listed("pending", Filter(), NOW, "expires", False).compile(engine))
-    connection = sqlite3.connect(path)
-    plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}"))
-    connection.close()
+def test_a_list_by_expiry_follows_the_index(file_engine: Engine) -> None:
+    query = str(queries.listed("pending", Filter(), NOW, "expires", False).compile(file_engine))
+    with file_engine.connect() as connection:
+        plan = " ".join(row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}"))
     assert "USING INDEX ix_triplet_expires_at" in plan
     assert "TEMP B-TREE" not in plan
 
@@ -317,19 +319,15 @@ def test_a_triplet_or_a_client_is_forgotten_once(engine: Engine, fill: Rows) -> 
     assert numbers(engine, Filter()) == [2]
 
 
-def test_an_address_is_forgotten_in_batches_with_rests_and_without_a_lock_between(
-    path: Path, engine: Engine, fill: Rows
-) -> None:
+def test_an_address_is_forgotten_in_batches_with_rests_and_without_a_lock_between(engine: Engine, fill: Rows) -> None:
     for number in range(25):
         fill.triplet(sender=b"a@example.org" if number % 2 else b"c@example.com", recipient=b"%d@x" % number)
     rests = []
 
     def rest(seconds: float) -> None:
         rests.append(seconds)
-        other = sqlite3.connect(path, timeout=0, isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
-        other.execute("ROLLBACK")
-        other.close()
+        with engine.begin() as connection:
+            connection.execute(select(triplet).with_for_update(nowait=True)).all()
 
     assert queries.count_of_address(engine, b"a@example.org") == 12
     assert list(queries.forget_address(engine, b"a@example.org", batch=5, rest=rest)) == [5, 5, 2]

@@ -1,16 +1,22 @@
 """The rulebook: one rule a key, told what changed; rules as text; and what is wrong with them."""
 
 import sqlite3
+from contextlib import suppress
+from threading import Thread
 
 import pytest
-from sqlalchemy import Connection, Engine, event
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy import Connection, Engine, event, insert
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from greycheck import patterns, settings
 from greycheck.patterns import parse
 from greycheck.settings import Settings
 from greycheck.store import rulebook
+from greycheck.store.engine import open_engine
 from greycheck.store.rulebook import ADDED, REMOVED, REPLACED, UNCHANGED, Change, Rule, made
+from greycheck.store.tables import rule as table
+from tests.servers import wait_until
+from tests.support import Database, on_every_server
 
 NOW = 1_800_000_000
 DAY = 86400
@@ -177,6 +183,70 @@ def test_rules_are_listed_as_they_decide(engine: Engine) -> None:
     put(engine, *reversed(written))
     rulebook.put_all(engine, [Rule(b"\0" * 16, "network", "nonsense", "allow")], NOW)
     assert lines(engine) == [*written[:5], "allow nonsense", *written[5:]]
+
+
+def waits(engine: Engine) -> bool:
+    """Whether a transaction waits for another's lock."""
+    query = (
+        "SELECT VARIABLE_VALUE > 0 FROM information_schema.GLOBAL_STATUS"
+        " WHERE VARIABLE_NAME = 'INNODB_ROW_LOCK_CURRENT_WAITS'"
+        if engine.dialect.name == "mysql"
+        else "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    )
+    with engine.connect() as connection:
+        return bool(connection.exec_driver_sql(query).scalar())
+
+
+@on_every_server
+def test_two_who_put_the_same_in_another_order_both_do(database: Database) -> None:
+    """Where each waits for what the other has written, the database ends one of them, who begins again."""
+    engine = open_engine(database.url)
+    first, second = rule("allow 192.0.2.1"), rule("allow 192.0.2.2")
+    others = [rule(f"reject 198.51.100.{number} # heavier") for number in range(20)]
+    row = {column.name: getattr(first, column.name) for column in table.columns}
+    found: list[list[Change]] = []
+    with suppress(DBAPIError), engine.begin() as other:
+        for one in [second, *others]:
+            other.execute(insert(table).values({name: getattr(one, name) for name in row}))
+        thread = Thread(target=lambda: found.append(rulebook.put_all(engine, [first, second], NOW)))
+        thread.start()
+        wait_until(lambda: waits(engine), "the two meet")
+        other.execute(insert(table).values(row))
+    thread.join(60)
+    assert [change.rule.pattern for change in found[0]] == ["192.0.2.1", "192.0.2.2"]
+    assert {"192.0.2.1", "192.0.2.2"} <= {one.pattern for one in rulebook.all_rules(engine)}
+    engine.dispose()
+
+
+@on_every_server
+def test_an_import_keeps_what_it_read_as_it_is(database: Database) -> None:
+    """Else a rule that somebody removes between look and change would be told as there, and not be."""
+    engine = open_engine(database.url)
+    put(engine, "allow 192.0.2.1")
+    thread = Thread(target=rulebook.remove, args=(engine, ["192.0.2.1"]))
+
+    def meanwhile(_connection: Connection, _cursor: object, statement: str, *_more: object) -> None:
+        if statement.startswith("UPDATE") and not thread.ident:
+            thread.start()
+            wait_until(lambda: waits(engine), "the other waits")
+
+    event.listen(engine, "before_cursor_execute", meanwhile)
+    [change] = rulebook.put_all(engine, [rule("reject 192.0.2.1")], NOW, instead=True)
+    thread.join(60)
+    assert change.what == REPLACED
+    assert lines(engine) == []
+    engine.dispose()
+
+
+PLANES = "é ß İ 漢字 \U0001d4b3 😀 \U0010ffef \\ % _ ' \" ;"
+
+
+def test_every_character_of_a_comment_is_kept(engine: Engine) -> None:
+    comment = "".join(char for char in PLANES if char.isprintable())
+    [change] = rulebook.put_all(engine, [made(parse("192.0.2.1"), "allow", comment=comment)], NOW)
+    assert rulebook.all_rules(engine) == [change.rule]
+    assert change.rule.comment == comment
+    assert rulebook.put_all(engine, [change.rule], NOW)[0].what == UNCHANGED
 
 
 # --- as text -----------------------------------------------------------------------------------------------------------
