@@ -1,14 +1,24 @@
-"""The forked child as tests run it, and a store that they can age."""
+"""The forked child as tests run it, and stores that they can age."""
 
+import copy
 import os
 import re
-import sqlite3
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 
+import pytest
+from sqlalchemy import Connection, Engine, Executable, NullPool, case, create_engine, delete, text, update
+from sqlalchemy.exc import DBAPIError
+
 from greycheck.store import schema
+from greycheck.store.tables import client, rule, triplet
+from tests.servers import USER, Server
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,6 +46,151 @@ CLIENT = "192.0.2.1"
 SENDER = b"alice@example.org"
 RECIPIENT = b"bob@example.net"
 
+# --- stores -----------------------------------------------------------------------------------------------------------
+
+# What the fixture ``database`` can be: a dialect with its quickest driver, or with the other one.
+DATABASES = ("sqlite", "postgresql", "mariadb")
+OTHER_DRIVERS = ("postgresql+psycopg", "mariadb+pymysql")
+
+on_every_database = pytest.mark.parametrize("database", DATABASES, indirect=True)
+with_every_driver = pytest.mark.parametrize("database", DATABASES + OTHER_DRIVERS, indirect=True)
+on_every_server = pytest.mark.parametrize("database", DATABASES[1:] + OTHER_DRIVERS, indirect=True)
+
+# The columns that hold a time, or NULL.
+TIMES = {
+    triplet: ("first_attempt", "last_attempt", "passed_at", "expires_at"),
+    client: ("first_seen", "last_seen", "expires_at"),
+    rule: ("created_at", "expires_at"),
+}
+
+
+class Database(ABC):
+    """A store for tests: ``url`` is where it is, and ``directory`` where checks may leave their marks."""
+
+    url: str
+    directory: Path
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The settings of a child that uses it."""
+        return {"GREYCHECK_DATABASE": self.url, "GREYCHECK_STATE_DIRECTORY": str(self.directory)}
+
+    @abstractmethod
+    def make(self) -> None:
+        """Sees to it that there are tables, without rows."""
+
+    @abstractmethod
+    def begin(self) -> AbstractContextManager[Connection]:
+        """A transaction on it."""
+
+    def empty(self) -> None:
+        """Removes all rows."""
+        with self.begin() as connection:
+            for table in TIMES:
+                connection.execute(delete(table))
+
+    def execute(self, statement: Executable, values: Sequence[Mapping[str, object]] = ()) -> None:
+        """Executes a STATEMENT and commits, once for each of VALUES where there are any."""
+        with self.begin() as connection:
+            connection.execute(statement, values or None)
+
+    def rows(self, query: str | Executable) -> list[tuple[object, ...]]:
+        """The rows of a QUERY."""
+        with self.begin() as connection:
+            found = connection.execute(text(query) if isinstance(query, str) else query)
+            return [tuple(bytes(v) if isinstance(v, memoryview) else v for v in row) for row in found]
+
+    def age(self, seconds: int) -> None:
+        """Moves all that the store knows SECONDS into the past (or the future, if negative)."""
+        struck = client.c.struck_until
+        with self.begin() as connection:
+            for table, names in TIMES.items():
+                connection.execute(update(table).values({name: table.c[name] - seconds for name in names}))
+            connection.execute(update(client).values(struck_until=case((struck > seconds, struck - seconds), else_=0)))
+
+
+class SQLiteFile(Database):
+    """The SQLite file PATH, which the first check makes, or ``make`` as a copy of TEMPLATE."""
+
+    def __init__(self, path: Path, template: Path | None = None) -> None:
+        self.path = path
+        self.template = template
+        self.url = f"sqlite:///{path}"
+        self.directory = path.parent
+
+    def make(self) -> None:
+        if self.template is None or self.path.exists():
+            schema.upgrade(self.url)
+        else:
+            shutil.copy(self.template, self.path)
+
+    def begin(self) -> AbstractContextManager[Connection]:
+        return self._engine.begin()
+
+    @cached_property
+    def _engine(self) -> Engine:
+        return create_engine(self.url, poolclass=NullPool)
+
+
+# How a new database treats texts where nobody says anything else: as unlike SQLite as can be had for nothing.
+COLLATIONS = {"postgresql": "", "mysql": "CHARACTER SET latin1 COLLATE latin1_swedish_ci"}
+
+
+class ServerDatabase(Database):
+    """A new database NAME of SERVER, with tables, and a connection that stays open. ``close`` ends that."""
+
+    def __init__(self, server: Server, directory: Path, name: str = "verdicts", collation: str = "") -> None:
+        self.server = server
+        self.directory = directory
+        self.name = name
+        server.start()
+        server.drop(name)
+        server.sql(f"CREATE DATABASE {name} {collation or COLLATIONS[server.dialect]}", "")
+        if server.dialect == "mysql":
+            server.sql(f"GRANT ALL ON {name}.* TO {USER}", "")
+        else:
+            server.sql(f"ALTER DATABASE {name} OWNER TO {USER}", "")
+        self.url = self._url(server.driver)
+        encoding = {"client_encoding": "utf8"} if server.dialect == "postgresql" else {}
+        self._engine = create_engine(self.url, pool_pre_ping=True, pool_size=1, connect_args=encoding)
+        schema.upgrade(self.url)
+
+    @property
+    def environ(self) -> dict[str, str]:
+        # A verdict is what these tests are about, not how long a busy machine takes for it.
+        return {**super().environ, "GREYCHECK_DEADLINE": "60s"}
+
+    def seen_from(self, directory: Path, driver: str | None = None) -> "ServerDatabase":
+        """The same database, through another DRIVER and with marks in another DIRECTORY."""
+        other = copy.copy(self)
+        other.directory = directory
+        other.url = self._url(driver or self.server.driver)
+        return other
+
+    def _url(self, driver: str) -> str:
+        if (
+            self.server.dialect == "postgresql"
+        ):  # libpq would encrypt if it can, which takes most of the time of a check
+            return self.server.url(self.name, driver, sslmode="disable")
+        return self.server.url(self.name, driver)
+
+    def make(self) -> None:
+        """Sees to it that the server runs too, whatever others did to it."""
+        try:
+            self.empty()
+        except DBAPIError:
+            self.server.start()
+            self.empty()
+
+    def begin(self) -> AbstractContextManager[Connection]:
+        return self._engine.begin()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+# --- the child --------------------------------------------------------------------------------------------------------
+
 
 class Ran:
     """How a child ended: its exit CODE and its LOG, checked for having left descriptors 0 and 1 alone."""
@@ -60,20 +215,30 @@ class Ran:
 
 
 class Child:
-    """Runs the programs in the directory PROGRAMS against the store DATABASE."""
+    """Runs the programs in the directory PROGRAMS against STORE, or the SQLite file of that path."""
 
-    def __init__(self, programs: Path, database: Path) -> None:
+    def __init__(self, programs: Path, store: Database | Path) -> None:
         self.programs = programs
-        self.database = database
+        self.store = SQLiteFile(store) if isinstance(store, Path) else store
         self.settings: dict[str, str] = {}
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        assert isinstance(self.store, SQLiteFile)
+        return self.store.path
+
+    @database.setter
+    def database(self, path: Path) -> None:
+        self.store = SQLiteFile(path)
 
     def environ(self, client: str | None = CLIENT, **more: str | bytes) -> dict[bytes, bytes]:
         """The environment that tcpserver gives, with the settings of this test."""
         environ: dict[str, str | bytes] = {
             "PATH": os.defpath,
             "GREYCHECK_CONFIG": "/dev/null",
-            "GREYCHECK_DATABASE": str(self.database),
             "PROTO": "TCP",
+            **self.store.environ,
             **self.settings,
             **more,
         }
@@ -128,28 +293,12 @@ class Child:
 
     def make_store(self) -> None:
         """Makes the store, as ``greycheck db upgrade`` does."""
-        schema.upgrade(f"sqlite:///{self.database}")
+        self.store.make()
 
     def age(self, seconds: int) -> None:
         """Moves all that the store knows SECONDS into the past (or the future, if negative)."""
-        with sqlite3.connect(self.database) as connection:
-            connection.execute(
-                "UPDATE triplet SET first_attempt = first_attempt - ?1, last_attempt = last_attempt - ?1,"
-                " passed_at = passed_at - ?1, expires_at = expires_at - ?1",
-                (seconds,),
-            )
-            connection.execute(
-                "UPDATE client SET first_seen = first_seen - ?1, last_seen = last_seen - ?1, expires_at = expires_at - ?1,"
-                " struck_until = max(0, struck_until - ?1)",
-                (seconds,),
-            )
-            connection.execute("UPDATE rule SET created_at = created_at - ?1, expires_at = expires_at - ?1", (seconds,))
-        connection.close()
+        self.store.age(seconds)
 
     def rows(self, query: str) -> list[tuple[object, ...]]:
         """The rows of an SQL QUERY."""
-        connection = sqlite3.connect(self.database)
-        try:
-            return connection.execute(query).fetchall()
-        finally:
-            connection.close()
+        return self.store.rows(query)

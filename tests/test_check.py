@@ -1,23 +1,27 @@
 """One check against a store that loses races and fails, and against the real one."""
 
+import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import insert
 
 from greycheck import rules
 from greycheck.check import ATTEMPTS, check
 from greycheck.envelope import Envelope, Triplet, triplet
 from greycheck.policy import Change, ClientRow, Found, RuleRow, TripletRow, Waiting
 from greycheck.settings import read
-from greycheck.store import lean, schema
+from greycheck.store import connect, lean, lean_server, schema, tables
 from greycheck.store.lean import Again, Asked, StoreError
 from greycheck.store.lean_sqlite import Store
+from tests.support import Database, with_every_driver
 
 NOW = 1_800_000_000
+PATIENCE = 20
 SETTINGS = read({b"GREYCHECK_CONFIG": b"/dev/null"})
 ENVELOPE = Envelope("smtpextfork", "192.0.2.1", b"a@example.org", b"b@example.net")
 
@@ -109,6 +113,35 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "greycheck.db"
 
 
+class Stores:
+    """Connections to DATABASE, as children have them."""
+
+    def __init__(self, database: Database) -> None:
+        environ = {"GREYCHECK_CONFIG": "/dev/null", **database.environ}
+        self.settings = read({os.fsencode(name): os.fsencode(value) for name, value in environ.items()})
+        self.execute = database.execute
+        self.opened: list[lean.Store] = []
+
+    def open(self) -> "lean.Store":
+        """A further connection."""
+        self.opened.append(connect(self.settings, PATIENCE))
+        return self.opened[-1]
+
+    def close(self) -> None:
+        """Ends all, and the transactions that they are in."""
+        for store in self.opened:
+            if isinstance(store, lean_server.Store):
+                store._disconnect()
+
+
+@pytest.fixture
+def stores(database: Database) -> Iterator[Stores]:
+    """Connections to a store that has tables and no row."""
+    found = Stores(database)
+    yield found
+    found.close()
+
+
 def asked(
     network: str = "192.0.2.0/24", sender: bytes = b"a@example.org", recipient: bytes = b"b@example.net"
 ) -> Asked:
@@ -118,8 +151,9 @@ def asked(
 ASKED = asked()
 
 
-def test_a_row_comes_back_as_it_was_saved(path: Path) -> None:
-    store = Store(str(path), 1)
+@with_every_driver
+def test_a_row_comes_back_as_it_was_saved(stores: Stores) -> None:
+    store = stores.open()
     row, client = TripletRow(1, 2, 3, 4, 5), ClientRow(6, 7, 8, 9, 10)
     assert store.save(ASKED, [Change(None, row, 9), Change(None, client, 10)], patient=True)
     found = store.lookup(ASKED, NOW)
@@ -131,24 +165,27 @@ def values(row: TripletRow | ClientRow | None) -> list[int | None]:
     return [getattr(row, name) for name in row.__slots__]
 
 
+@with_every_driver
 @pytest.mark.parametrize(
     "stale", [TripletRow(0, 2), TripletRow(1, 1), TripletRow(1, 2, early=1), TripletRow(1, 2, passes=1)]
 )
-def test_a_row_that_changed_meanwhile_is_not_overwritten(path: Path, stale: TripletRow) -> None:
-    store = Store(str(path), 1)
+def test_a_row_that_changed_meanwhile_is_not_overwritten(stores: Stores, stale: TripletRow) -> None:
+    store = stores.open()
     store.save(ASKED, [Change(None, TripletRow(1, 2), 9)], patient=True)
     assert not store.save(ASKED, [Change(stale, TripletRow(7, 7), 9)], patient=True)
     assert values(store.lookup(ASKED, NOW).triplet) == values(TripletRow(1, 2))
 
 
-def test_a_row_that_came_meanwhile_is_not_overwritten(path: Path) -> None:
-    one, other = Store(str(path), 1), Store(str(path), 1)
+@with_every_driver
+def test_a_row_that_came_meanwhile_is_not_overwritten(stores: Stores) -> None:
+    one, other = stores.open(), stores.open()
     assert one.save(ASKED, [Change(None, TripletRow(1, 1), 9)], patient=True)
     assert not other.save(ASKED, [Change(None, TripletRow(2, 2), 9)], patient=True)
 
 
-def test_all_changes_are_written_or_none(path: Path) -> None:
-    store = Store(str(path), 1)
+@with_every_driver
+def test_all_changes_are_written_or_none(stores: Stores) -> None:
+    store = stores.open()
     stale = Change(ClientRow(1, 1, 1), ClientRow(1, 1, 2), 9)
     assert not store.save(ASKED, [Change(None, TripletRow(1, 1), 9), stale], patient=True)
     gone = Change(RuleRow(b"key", "expect", "", "allow", None), None)
@@ -157,11 +194,12 @@ def test_all_changes_are_written_or_none(path: Path) -> None:
     assert (found.triplet, found.client) == (None, None)
 
 
-def test_changes_can_be_saved_under_the_lock(path: Path) -> None:
-    store = Store(str(path), 1)
+@with_every_driver
+def test_changes_can_be_saved_under_the_lock(stores: Stores) -> None:
+    store = stores.open()
     store.lock(ASKED)
     assert store.save(ASKED, [Change(None, TripletRow(1, 1), 9)], patient=True)
-    assert Store(str(path), 0.1).save(ASKED, [Change(TripletRow(1, 1), TripletRow(1, 2), 9)], patient=True)
+    assert stores.open().save(ASKED, [Change(TripletRow(1, 1), TripletRow(1, 2), 9)], patient=True)
 
 
 def test_a_file_without_tables_has_no_schema(tmp_path: Path) -> None:
@@ -170,8 +208,9 @@ def test_a_file_without_tables_has_no_schema(tmp_path: Path) -> None:
         Store(f"{tmp_path}/empty.db", 1).lookup(ASKED, NOW)
 
 
-def test_a_decision_without_a_change_lets_go_of_the_lock(path: Path) -> None:
-    store, other = Store(str(path), 1), Store(str(path), 0.1)
+@with_every_driver
+def test_a_decision_without_a_change_lets_go_of_the_lock(stores: Stores) -> None:
+    store, other = stores.open(), stores.open()
     store.lock(ASKED)
     assert store.save(ASKED, [], patient=True)
     assert other.save(ASKED, [Change(None, TripletRow(1, 1), 9)], patient=True)
@@ -213,97 +252,99 @@ def test_keys_do_not_run_together() -> None:
 # --- rules ------------------------------------------------------------------------------------------------------------
 
 
-def put(path: Path, key: bytes, kind: str = "network", action: str = "allow", expires: int | None = None) -> None:
-    connection = sqlite3.connect(path)
-    with connection:
-        connection.execute(
-            "INSERT INTO rule VALUES (?, ?, ?, ?, NULL, '', 1, ?)",
-            (lean.digest(key), kind, key.decode(), action, expires),
-        )
-    connection.close()
+def put(stores: Stores, key: bytes, kind: str = "network", action: str = "allow", expires: int | None = None) -> None:
+    values = {"match_key": lean.digest(key), "kind": kind, "pattern": shown(key), "action": action}
+    stores.execute(insert(tables.rule).values(values | {"comment": "", "created_at": 1, "expires_at": expires}))
 
 
+def shown(key: bytes) -> str:
+    """KEY as a text that every database takes: none but SQLite takes a NUL."""
+    return key.decode().replace("\0", "|")
+
+
+@with_every_driver
 @pytest.mark.parametrize("client", ["192.0.2.1", "2001:db8::1"])
-def test_rules_come_in_the_order_in_which_they_decide(path: Path, client: str) -> None:
+def test_rules_come_in_the_order_in_which_they_decide(stores: Stores, client: str) -> None:
     envelope = Envelope(
         "smtpextfork", client, b"A@Example.org", b"b@example.net", name=b"mx.example.com.", helo=b"HELO.example"
     )
     wanted = Asked(envelope, triplet(envelope, 24, 64))
     keys = rules.keys(envelope, b"a@example.org", b"b@example.net")
     for key in keys[::-1]:
-        put(path, key)
-    put(path, rules.key("network", b"32/32:0"))
-    found = Store(str(path), 1).lookup(wanted, NOW)
-    assert [rule.pattern.encode() for rule in found.rules] == keys
+        put(stores, key)
+    put(stores, rules.key("network", b"32/32:0"))
+    found = stores.open().lookup(wanted, NOW)
+    assert [rule.pattern for rule in found.rules] == [shown(key) for key in keys]
     assert found.expected is None
 
 
+@with_every_driver
 @pytest.mark.parametrize(("expires", "counts"), [(None, True), (NOW + 1, True), (NOW, False)])
-def test_a_rule_counts_until_it_is_over(path: Path, expires: int | None, counts: bool) -> None:
-    put(path, rules.key("sender", b"a@example.org"), "sender", "reject", expires)
-    assert (check(Store(str(path), 1), ENVELOPE, SETTINGS, NOW).reason == "rule") == counts
+def test_a_rule_counts_until_it_is_over(stores: Stores, expires: int | None, counts: bool) -> None:
+    put(stores, rules.key("sender", b"a@example.org"), "sender", "reject", expires)
+    assert (check(stores.open(), ENVELOPE, SETTINGS, NOW).reason == "rule") == counts
 
 
+@with_every_driver
 @pytest.mark.parametrize("domain", [b"", b".example.org", b".org"])
-def test_expected_mail_passes_once(path: Path, domain: bytes) -> None:
-    put(path, rules.expectation_key(b"b@example.net", domain), "expect", "allow", NOW + 900)
-    assert check(Store(str(path), 1), ENVELOPE, SETTINGS, NOW).reason == "expected"
-    assert check(Store(str(path), 1), ENVELOPE, SETTINGS, NOW).reason == "known"
+def test_expected_mail_passes_once(stores: Stores, domain: bytes) -> None:
+    put(stores, rules.expectation_key(b"b@example.net", domain), "expect", "allow", NOW + 900)
+    assert check(stores.open(), ENVELOPE, SETTINGS, NOW).reason == "expected"
+    assert check(stores.open(), ENVELOPE, SETTINGS, NOW).reason == "known"
     other = Envelope("smtpextfork", "198.51.100.1", b"c@example.org", b"b@example.net")
-    assert check(Store(str(path), 1), other, SETTINGS, NOW).reason == "new"
+    assert check(stores.open(), other, SETTINGS, NOW).reason == "new"
 
 
-def test_mail_from_elsewhere_is_not_expected(path: Path) -> None:
-    put(path, rules.expectation_key(b"b@example.net", b".example.com"), "expect", "allow", NOW + 900)
-    assert check(Store(str(path), 1), ENVELOPE, SETTINGS, NOW).reason == "new"
+@with_every_driver
+def test_mail_from_elsewhere_is_not_expected(stores: Stores) -> None:
+    put(stores, rules.expectation_key(b"b@example.net", b".example.com"), "expect", "allow", NOW + 900)
+    assert check(stores.open(), ENVELOPE, SETTINGS, NOW).reason == "new"
 
 
-def test_the_most_specific_expectation_is_used_up_first(path: Path) -> None:
+@with_every_driver
+def test_the_most_specific_expectation_is_used_up_first(stores: Stores) -> None:
     for domain in (b"", b".org", b".example.org"):
-        put(path, rules.expectation_key(b"b@example.net", domain), "expect", "allow", NOW + 900)
-    expected = Store(str(path), 1).lookup(ASKED, NOW).expected
+        put(stores, rules.expectation_key(b"b@example.net", domain), "expect", "allow", NOW + 900)
+    expected = stores.open().lookup(ASKED, NOW).expected
     assert expected
-    assert expected.pattern.endswith("\0.example.org")
+    assert expected.pattern.endswith("|.example.org")
 
 
 # --- what waits besides -----------------------------------------------------------------------------------------------
 
 
-def wait_from(path: Path, network: str, first: int, **more: bytes) -> None:
-    Store(str(path), 1).save(
-        asked(network, **more), [Change(None, TripletRow(first, first), first + 9999)], patient=True
-    )
+def wait_from(stores: Stores, network: str, first: int, **more: bytes) -> None:
+    stores.open().save(asked(network, **more), [Change(None, TripletRow(first, first), first + 9999)], patient=True)
 
 
-def test_the_same_mail_from_other_networks_is_counted(path: Path) -> None:
+@with_every_driver
+def test_the_same_mail_from_other_networks_is_counted(stores: Stores) -> None:
     for number in range(4):
-        wait_from(path, f"10.0.{number}.0/24", NOW - 100 * number)
-    wait_from(path, "192.0.2.0/24", NOW - 9000)
-    wait_from(path, "10.0.9.0/24", NOW - 9000, sender=b"other@example.org")
-    wait_from(path, "10.0.9.0/24", NOW - 9000, recipient=b"other@example.net")
+        wait_from(stores, f"10.0.{number}.0/24", NOW - 100 * number)
+    wait_from(stores, "192.0.2.0/24", NOW - 9000)
+    wait_from(stores, "10.0.9.0/24", NOW - 9000, sender=b"other@example.org")
+    wait_from(stores, "10.0.9.0/24", NOW - 9000, recipient=b"other@example.net")
     passed = Change(None, TripletRow(NOW - 9000, NOW, 0, 1, NOW), NOW)
-    Store(str(path), 1).save(asked("10.0.8.0/24"), [passed], patient=True)
-    waiting = Store(str(path), 1).waiting(ASKED, NOW - 250, 100)
+    stores.open().save(asked("10.0.8.0/24"), [passed], patient=True)
+    waiting = stores.open().waiting(ASKED, NOW - 250, 100)
     assert (waiting.others, waiting.oldest, waiting.total) == (3, NOW - 200, 7)
 
 
-def test_bounces_are_no_pool(path: Path) -> None:
+@with_every_driver
+def test_bounces_are_no_pool(stores: Stores) -> None:
     for number in range(4):
-        wait_from(path, f"10.0.{number}.0/24", NOW - 1000, sender=b"")
-    waiting = Store(str(path), 1).waiting(asked(sender=b""), NOW - 9000, 0)
+        wait_from(stores, f"10.0.{number}.0/24", NOW - 1000, sender=b"")
+    waiting = stores.open().waiting(asked(sender=b""), NOW - 9000, 0)
     assert (waiting.others, waiting.oldest, waiting.total) == (0, None, 0)
 
 
+@with_every_driver
 @pytest.mark.parametrize("limit", [20_000, 100_000])
-def test_the_number_of_all_that_waits_is_estimated_well(path: Path, limit: int) -> None:
-    connection = sqlite3.connect(path)
-    with connection:
-        connection.executemany(
-            "INSERT INTO triplet VALUES (?, '', '', '', 1, 1, 0, 0, NULL, 1, NULL)",
-            ((lean.digest(b"%d" % number),) for number in range(20_000)),
-        )
-    connection.close()
-    store = Store(str(path), 1)
+def test_the_number_of_all_that_waits_is_estimated_well(stores: Stores, limit: int) -> None:
+    columns = {"network": "", "sender": "", "recipient": "", "first_attempt": 1, "last_attempt": 1, "expires_at": 1}
+    rows = [{"triplet_key": lean.digest(b"%d" % number)} for number in range(20_000)]
+    stores.execute(insert(tables.triplet).values(columns | {"early_attempts": 0, "passes": 0}), rows)
+    store = stores.open()
     estimates = [store.waiting(asked(f"{number}"), 0, limit).total for number in range(50)]
     assert 0.9 < sum(estimates) / 50 / 20_000 < 1.1
 

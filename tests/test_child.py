@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from greycheck.cli.install import launcher
-from tests.support import ACCEPTED, DEFERRED, Child
+from tests.support import ACCEPTED, DEFERRED, Child, on_every_database, with_every_driver
 
 # --- verdicts ---------------------------------------------------------------------------------------------------------
 
 
+@with_every_driver
 def test_a_mail_is_deferred_then_accepted(any_child: Child) -> None:
     assert any_child.smtpextfork().verdict == (DEFERRED, "new")
     any_child.age(100)
@@ -26,6 +27,7 @@ def test_a_mail_is_deferred_then_accepted(any_child: Child) -> None:
     assert any_child.rows("SELECT address, passes FROM client") == [("192.0.2.1", 1)]
 
 
+@with_every_driver
 def test_both_hooks_decide_alike(child: Child) -> None:
     assert child.checkenv().verdict == (DEFERRED, "new")
     child.age(300)
@@ -33,12 +35,14 @@ def test_both_hooks_decide_alike(child: Child) -> None:
     assert child.checkenv().verdict == (ACCEPTED, "client")
 
 
+@on_every_database
 def test_an_attempt_seen_by_both_hooks_is_counted_once(child: Child) -> None:
     child.checkenv(REMOTEMF=b"stale@example.org", REMOTERCPT=b"stale@example.net")
     child.smtpextfork()
     assert child.rows("SELECT count(*), sum(early_attempts) FROM triplet") == [(1, 0)]
 
 
+@on_every_database
 def test_the_log_line_tells_how_long_to_wait(child: Child) -> None:
     child.smtpextfork()
     child.age(100)
@@ -51,6 +55,7 @@ def test_the_log_line_tells_how_long_to_wait(child: Child) -> None:
     assert " hook=smtpextfork ms=" in line
 
 
+@on_every_database
 def test_with_checkenv_ten_new_recipients_are_through_at_the_second_attempt(child: Child) -> None:
     recipients = [b"user%d@example.net" % number for number in range(10)]
     assert child.checkenv(recipient=recipients[0]).verdict == (
@@ -61,12 +66,14 @@ def test_with_checkenv_ten_new_recipients_are_through_at_the_second_attempt(chil
     assert [child.checkenv(recipient=recipient).code for recipient in recipients] == [ACCEPTED] * 10
 
 
+@on_every_database
 def test_a_retry_after_the_window_is_new(child: Child) -> None:
     child.smtpextfork()
     child.age(86402)
     assert child.smtpextfork().verdict == (DEFERRED, "new")
 
 
+@with_every_driver
 def test_a_used_triplet_is_refreshed_within_its_lifetime_and_new_after_it(any_child: Child) -> None:
     any_child.settings["GREYCHECK_CLIENT_PASSES"] = "0"
     any_child.smtpextfork()
@@ -81,6 +88,7 @@ def test_a_used_triplet_is_refreshed_within_its_lifetime_and_new_after_it(any_ch
     assert any_child.rows("SELECT passes, passed_at FROM triplet") == [(0, None)]
 
 
+@with_every_driver
 def test_a_clock_that_was_set_back_defers_for_one_delay_only(child: Child) -> None:
     child.smtpextfork()
     child.age(-10_000_000)
@@ -89,6 +97,7 @@ def test_a_clock_that_was_set_back_defers_for_one_delay_only(child: Child) -> No
     assert child.smtpextfork().verdict == (ACCEPTED, "retry")
 
 
+@on_every_database
 def test_clients_of_one_network_share_a_triplet(child: Child) -> None:
     child.smtpextfork(client="192.0.2.1")
     child.age(300)
@@ -99,6 +108,7 @@ def test_clients_of_one_network_share_a_triplet(child: Child) -> None:
     assert child.smtpextfork(client="2001:db8:0:1::9").verdict == (DEFERRED, "new")
 
 
+@on_every_database
 def test_the_next_message_of_a_list_is_the_same_triplet(child: Child) -> None:
     child.settings["GREYCHECK_CLIENT_PASSES"] = "0"
     child.smtpextfork(sender=b"list-return-1234-bob=example.net@lists.example.org")
@@ -109,6 +119,7 @@ def test_the_next_message_of_a_list_is_the_same_triplet(child: Child) -> None:
     )
 
 
+@on_every_database
 def test_settings_count_per_client(child: Child) -> None:
     child.smtpextfork()
     child.age(70)
@@ -149,6 +160,7 @@ def test_exempt_clients_are_accepted_and_leave_no_trace(child: Child, variable: 
     assert not child.database.exists()
 
 
+@on_every_database
 def test_the_null_sender_may_be_exempt(child: Child) -> None:
     assert child.checkenv(sender=b"").verdict == (DEFERRED, "new")
     assert child.checkenv(sender=b"", GREYCHECK_NULL_SENDER="accept").verdict == (ACCEPTED, "exempt")
@@ -185,6 +197,7 @@ HOSTILE = [
 ]
 
 
+@on_every_database
 @pytest.mark.parametrize("address", HOSTILE, ids=lambda address: repr(address[:20]))
 def test_any_address_is_greylisted_as_an_address(child: Child, address: bytes) -> None:
     assert child.checkenv(sender=address, recipient=address).verdict == (DEFERRED, "new")
@@ -192,16 +205,19 @@ def test_any_address_is_greylisted_as_an_address(child: Child, address: bytes) -
     assert child.smtpextfork(sender=address, recipient=address).verdict == (ACCEPTED, "retry")
 
 
+@with_every_driver
 def test_bytes_that_are_no_text_stay_distinguishable(child: Child) -> None:
     for sender in (b"\xff@x", b"\xfe@x", b"\\xff@x", b"?@x", "\ufffd@x".encode()):
         assert child.smtpextfork(sender=sender).verdict == (DEFERRED, "new")
 
 
+@on_every_database
 def test_a_huge_helo_is_no_obstacle(child: Child) -> None:
     environ = child.environ(REMOTEMF=b"", REMOTERCPT=b"", REMOTEHELO=b'"\xff ' * 30000)
     assert child.run([child.programs / "greycheck"], environ).verdict == (DEFERRED, "new")
 
 
+@on_every_database
 @pytest.mark.parametrize("locale", ["C", "POSIX", "en_US.UTF-8", "ja_JP.eucJP", "nonsense"])
 def test_the_locale_does_not_change_an_address(child: Child, locale: str) -> None:
     child.checkenv(sender=b"\xff\x8e\xa1@x")
@@ -212,6 +228,7 @@ def test_the_locale_does_not_change_an_address(child: Child, locale: str) -> Non
 # --- environment and process ------------------------------------------------------------------------------------------
 
 
+@on_every_database
 def test_an_inherited_environment_does_no_harm(child: Child) -> None:
     hostile = {
         "PYTHONPATH": "/nonexistent",
@@ -269,6 +286,7 @@ def block_everything() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
+@on_every_database
 def test_blocked_and_ignored_signals_change_nothing(child: Child) -> None:
     environ = child.environ(REMOTEMF=b"a", REMOTERCPT=b"b", GREYCHECK_DEADLINE="60s")
     assert child.run([child.programs / "greycheck"], environ, preexec_fn=block_everything).verdict == (DEFERRED, "new")
@@ -328,6 +346,7 @@ def test_a_stuck_log_does_not_hold_the_verdict(any_child: Child, broken: bool) -
         os.close(writer)
 
 
+@on_every_database
 def test_a_dead_log_does_not_change_the_verdict(any_child: Child) -> None:
     any_child.make_store()
     reader, writer = os.pipe()
@@ -338,6 +357,7 @@ def test_a_dead_log_does_not_change_the_verdict(any_child: Child) -> None:
     assert child.wait(timeout=60) == DEFERRED
 
 
+@on_every_database
 def test_nothing_stays_behind_that_holds_the_connection(child: Child) -> None:
     reader, writer = os.pipe()
     child_process = subprocess.Popen(

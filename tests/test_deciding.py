@@ -2,11 +2,12 @@
 
 import pytest
 
-from tests.support import ACCEPTED, DEFERRED, REJECTED, Child
+from tests.support import ACCEPTED, DEFERRED, REJECTED, Child, on_every_database, with_every_driver
 
 # --- pools ------------------------------------------------------------------------------------------------------------
 
 
+@with_every_driver
 def test_outlook_from_another_network_at_each_of_eight_attempts_passes_at_the_fourth(child: Child) -> None:
     verdicts = []
     for attempt in range(8):
@@ -16,6 +17,7 @@ def test_outlook_from_another_network_at_each_of_eight_attempts_passes_at_the_fo
     assert child.smtpextfork(client="40.95.0.10", recipient=b"carol@example.net").verdict == (ACCEPTED, "client")
 
 
+@on_every_database
 def test_a_pool_that_tries_too_fast_waits_for_the_delay(child: Child) -> None:
     for attempt in range(6):
         assert child.smtpextfork(client=f"40.{92 + attempt}.0.7").code == DEFERRED
@@ -24,6 +26,7 @@ def test_a_pool_that_tries_too_fast_waits_for_the_delay(child: Child) -> None:
     assert child.smtpextfork(client="40.200.0.7").verdict == (ACCEPTED, "pool")
 
 
+@with_every_driver
 def test_two_sendgrid_hosts_in_turn_pass_at_the_third_attempt(child: Child) -> None:
     hosts = ["149.72.1.1", "167.89.1.1"]
     verdicts = []
@@ -33,6 +36,7 @@ def test_two_sendgrid_hosts_in_turn_pass_at_the_third_attempt(child: Child) -> N
     assert verdicts == [(DEFERRED, "new")] * 2 + [(ACCEPTED, "retry")] * 2 + [(ACCEPTED, "client")]
 
 
+@on_every_database
 def test_a_botnet_that_sends_one_sender_to_many_recipients_once_each_does_not_profit(child: Child) -> None:
     for number in range(30):
         ran = child.smtpextfork(client=f"10.0.{number}.1", recipient=b"user%d@example.net" % number)
@@ -40,12 +44,14 @@ def test_a_botnet_that_sends_one_sender_to_many_recipients_once_each_does_not_pr
         child.age(100)
 
 
+@on_every_database
 def test_bounces_from_everywhere_are_no_pool(child: Child) -> None:
     for number in range(8):
         assert child.smtpextfork(client=f"10.0.{number}.1", sender=b"").verdict == (DEFERRED, "new")
         child.age(400)
 
 
+@on_every_database
 def test_what_waited_longer_than_the_retry_window_makes_no_pool(child: Child) -> None:
     for number in range(3):
         child.smtpextfork(client=f"10.0.{number}.1")
@@ -56,6 +62,7 @@ def test_what_waited_longer_than_the_retry_window_makes_no_pool(child: Child) ->
 # --- strikes ----------------------------------------------------------------------------------------------------------
 
 
+@with_every_driver
 def test_a_client_that_hammers_is_refused(any_child: Child) -> None:
     any_child.settings |= {"GREYCHECK_STRIKES": "3", "GREYCHECK_DELAY": "1h"}
     verdicts = []
@@ -73,6 +80,7 @@ def test_a_client_that_hammers_is_refused(any_child: Child) -> None:
     assert any_child.smtpextfork(client="192.0.2.2").verdict == (DEFERRED, "early")
 
 
+@on_every_database
 def test_both_hooks_together_strike_once(child: Child) -> None:
     child.settings |= {"GREYCHECK_STRIKES": "2", "GREYCHECK_DELAY": "1h"}
     codes = []
@@ -82,6 +90,7 @@ def test_both_hooks_together_strike_once(child: Child) -> None:
     assert codes == [DEFERRED] * 4 + [REJECTED] * 2
 
 
+@on_every_database
 def test_a_struck_client_is_taken_back_after_its_time(child: Child) -> None:
     child.settings |= {"GREYCHECK_STRIKES": "1", "GREYCHECK_DELAY": "1h", "GREYCHECK_STRIKE_TIME": "2h"}
     child.smtpextfork()
@@ -91,6 +100,7 @@ def test_a_struck_client_is_taken_back_after_its_time(child: Child) -> None:
     assert child.smtpextfork().verdict == (ACCEPTED, "retry")
 
 
+@on_every_database
 def test_without_the_setting_nobody_is_struck(child: Child) -> None:
     for _attempt in range(5):
         assert child.smtpextfork().code == DEFERRED
@@ -101,6 +111,7 @@ def test_without_the_setting_nobody_is_struck(child: Child) -> None:
 # --- a full table -----------------------------------------------------------------------------------------------------
 
 
+@on_every_database
 def test_a_table_that_is_full_takes_no_more_and_lets_mail_through(any_child: Child) -> None:
     any_child.settings |= {"GREYCHECK_PENDING_LIMIT": "3"}
     for number in range(3):
@@ -115,6 +126,7 @@ def test_a_table_that_is_full_takes_no_more_and_lets_mail_through(any_child: Chi
 # --- observing --------------------------------------------------------------------------------------------------------
 
 
+@on_every_database
 def test_observing_records_and_logs_and_accepts(any_child: Child) -> None:
     any_child.settings |= {"GREYCHECK_MODE": "observe"}
     ran = any_child.smtpextfork()
@@ -126,6 +138,7 @@ def test_observing_records_and_logs_and_accepts(any_child: Child) -> None:
     assert any_child.rows("SELECT passes FROM triplet") == [(1,)]
 
 
+@on_every_database
 @pytest.mark.parametrize(
     ("recipient", "code"),
     [(b"bob@Example.NET.", ACCEPTED), (b"bob@sub.example.net", DEFERRED), (b"bob@example.com", DEFERRED)],
@@ -135,6 +148,7 @@ def test_observing_can_be_for_recipient_domains(child: Child, recipient: bytes, 
     assert ran.verdict == (code, "new")
 
 
+@on_every_database
 def test_observing_can_be_for_a_share_of_clients_which_stays_the_same(child: Child) -> None:
     networks = [f"10.0.{number}.1" for number in range(20)]
     first = [child.smtpextfork(client=client, GREYCHECK_OBSERVE_PERCENT="50").code for client in networks]

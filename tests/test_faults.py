@@ -269,7 +269,12 @@ def test_a_package_that_cannot_be_read_still_ends_in_a_verdict(
     path.chmod(0o755)
     ran = child.run([path], child.environ(REMOTEMF=b"a", REMOTERCPT=b"b", GREYCHECK_ON_ERROR=on_error))
     assert ran.code == code
-    assert ran.lines == [f"greycheck: {action} reason=error error=\"ModuleNotFoundError: No module named 'greycheck'\""]
+    # Beside a checkout there may be another directory of that name, with migrations and no module in it.
+    assert re.fullmatch(
+        f"greycheck: {action} reason=error error=\"ModuleNotFoundError: No module named 'greycheck(.child)?'\"",
+        ran.lines[0],
+    )
+    assert len(ran.lines) == 1
 
 
 # --- hanging and crashing in C ----------------------------------------------------------------------------------------

@@ -5,28 +5,28 @@ in, so that every boundary can be met to the second.
 """
 
 import ipaddress
-import os
-import shutil
-import sqlite3
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from sqlalchemy import Engine, delete, insert
 
 from greycheck import rules
-from greycheck.cli.install import interpreter
+from greycheck.cli.launcher import driver_directories, interpreter
 from greycheck.normalise import address_bits
-from greycheck.store import expiry, schema
+from greycheck.store import expiry, tables
 from greycheck.store.engine import open_engine
 from greycheck.store.lean import digest
-from tests.support import ROOT, Child
+from tests.support import ROOT, Child, Database
 
 LAUNCHER = f"""#!{interpreter()} -IS
 import posix, sys
 sys.path.insert(0, {str(ROOT)!r})
+sys.path.extend({driver_directories()!r})
 from greycheck import child
 child.time = lambda: int(posix.environ[b"TEST_NOW"])
 child.main(("/nonexistent",))
@@ -219,29 +219,17 @@ def network(client: str) -> str:
     return str(ipaddress.ip_network(f"{client}/{prefix}", strict=False))
 
 
-def empty_store() -> Path:
-    """A store to copy: the migrations take longer than a whole history."""
-    path = Path(tempfile.gettempdir()) / f"greycheck-model-{os.getpid()}.db"
-    if not path.exists():
-        schema.upgrade(f"sqlite:///{path}")
-    return path
-
-
 class Histories(RuleBasedStateMachine):
-    """Random histories."""
+    """Random histories of the child with the programs in PLACE, against DATABASE; ENGINE is an operator's way to that."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: Path, database: Database, engine: Engine) -> None:
         super().__init__()
-        self.place = Path(tempfile.mkdtemp(prefix="greycheck-model-"))
-        for name in ("greycheck", "qmail-checkenv"):
-            (self.place / name).write_text(LAUNCHER)
-            (self.place / name).chmod(0o755)
-        shutil.copy(empty_store(), self.place / "greycheck.db")
-        self.child = Child(self.place, self.place / "greycheck.db")
+        self.place = place
+        self.database = database
+        self.engine = engine
+        self.database.empty()
+        self.child = Child(place, database)
         self.now = 1_800_000_000
-
-    def teardown(self) -> None:
-        shutil.rmtree(self.place)
 
     @initialize(
         values=st.fixed_dictionaries(
@@ -311,10 +299,8 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def expire(self) -> None:
-        engine = open_engine(f"sqlite:///{self.child.database}")
-        for _table, _rows in expiry.expire(engine, self.now, batch=2, rest=lambda _seconds: None):
+        for _table, _rows in expiry.expire(self.engine, self.now, batch=2, rest=lambda _seconds: None):
             pass
-        engine.dispose()
         self.model.expire(self.now)
 
     @rule(
@@ -333,7 +319,7 @@ class Histories(RuleBasedStateMachine):
     @rule(pattern=st.sampled_from(PATTERNS))
     def remove_rule(self, pattern: tuple[str, str]) -> None:
         self.model.rules.pop(pattern, None)
-        self.execute("DELETE FROM rule WHERE match_key = ?", digest(rules.key(pattern[0], value(*pattern))))
+        self.remove(rules.key(pattern[0], value(*pattern)))
 
     @rule(recipient=st.sampled_from(RECIPIENTS), domain=st.sampled_from(["", ".x.example", ".sub.x.example"]))
     def expect(self, recipient: str, domain: str) -> None:
@@ -342,14 +328,14 @@ class Histories(RuleBasedStateMachine):
         self.write(key, "expect", f"{recipient}{domain}", "allow", None, self.now + 900)
 
     def write(self, key: bytes, kind: str, text: str, action: str, delay: int | None, expires: int | None) -> None:
-        columns = (digest(key), kind, text, action, delay, self.now, expires)
-        self.execute("INSERT OR REPLACE INTO rule VALUES (?, ?, ?, ?, ?, '', ?, ?)", *columns)
+        self.remove(key)
+        values = {"match_key": digest(key), "kind": kind, "pattern": text, "action": action, "delay": delay}
+        self.database.execute(
+            insert(tables.rule).values(values | {"comment": "", "created_at": self.now, "expires_at": expires})
+        )
 
-    def execute(self, sql: str, *values: object) -> None:
-        connection = sqlite3.connect(self.child.database)
-        with connection:
-            connection.execute(sql, values)
-        connection.close()
+    def remove(self, key: bytes) -> None:
+        self.database.execute(delete(tables.rule).where(tables.rule.c.match_key == digest(key)))
 
 
 def value(kind: str, text: str) -> bytes:
@@ -362,10 +348,33 @@ def value(kind: str, text: str) -> bytes:
     return rules.network_value(bits, number, wanted.prefixlen)
 
 
-TestHistories = Histories.TestCase
-TestHistories.settings = settings(
-    max_examples=60,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+@pytest.fixture
+def programs(place: Path) -> Path:
+    """The launchers with a clock of their own."""
+    for name in ("greycheck", "qmail-checkenv"):
+        (place / name).write_text(LAUNCHER)
+        (place / name).chmod(0o755)
+    return place
+
+
+@pytest.fixture
+def engine(database: Database) -> Iterator[Engine]:
+    """What an operator's command has."""
+    found = open_engine(database.url)
+    yield found
+    found.dispose()
+
+
+@pytest.mark.parametrize(
+    ("database", "histories"), [("sqlite", 60), ("postgresql", 12), ("mariadb", 12)], indirect=["database"]
 )
+def test_the_child_agrees_with_the_model(programs: Path, database: Database, engine: Engine, histories: int) -> None:
+    run_state_machine_as_test(
+        lambda: Histories(programs, database, engine),  # type: ignore[arg-type,unused-ignore]
+        settings=settings(
+            max_examples=histories,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        ),
+    )

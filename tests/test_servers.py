@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from tests.servers import (  # noqa: F401
+from tests.servers import (
     ELSEWHERE,
     ENVIRON,
     PASSWORD,
@@ -21,12 +21,7 @@ from tests.servers import (  # noqa: F401
     Postgres,
     Server,
     Templates,
-    galera,
-    mariadb,
-    postgres,
-    standby,
     state_of,
-    templates,
     wait_until,
 )
 from tests.support import ROOT
@@ -123,7 +118,7 @@ def test_few_connections(server: Server) -> None:
     server.restart()
 
 
-def test_start_says_what_the_log_says(templates: Templates) -> None:  # noqa: F811
+def test_start_says_what_the_log_says(templates: Templates) -> None:
     for kind in Postgres, MariaDB:
         with kind(templates) as server, pytest.raises(RuntimeError, match=r"no.such.setting"):
             server.start(no_such_setting=1)
@@ -155,7 +150,7 @@ def test_certificates(server: Server, host: str, ca: str, verified: bool) -> Non
 
 
 @pytest.mark.parametrize("kind", [Postgres, MariaDB])
-def test_a_full_disk(templates: Templates, kind: type[Postgres] | type[MariaDB]) -> None:  # noqa: F811
+def test_a_full_disk(templates: Templates, kind: type[Postgres] | type[MariaDB]) -> None:
     insert = f"INSERT INTO words VALUES ('{'x' * 200}')"
     with kind(templates, small_disk=True) as server:
         server.start()
@@ -173,7 +168,7 @@ def test_a_full_disk(templates: Templates, kind: type[Postgres] | type[MariaDB])
         assert server.sql("SELECT count(*) FROM words") == [(str(count + 1),)]
 
 
-def test_standby(postgres: Postgres, standby: Postgres) -> None:  # noqa: F811
+def test_standby(postgres: Postgres, standby: Postgres) -> None:
     postgres.empty()
     postgres.sql("CREATE TABLE words (a INTEGER)")
     standby.catch_up()
@@ -183,7 +178,7 @@ def test_standby(postgres: Postgres, standby: Postgres) -> None:  # noqa: F811
 
 
 @pytest.fixture
-def nodes(galera: Galera) -> list[GaleraNode]:  # noqa: F811
+def nodes(galera: Galera) -> list[GaleraNode]:
     """The nodes of a cluster with an empty table."""
     galera.start()
     galera.empty()
@@ -194,7 +189,7 @@ def nodes(galera: Galera) -> list[GaleraNode]:  # noqa: F811
 SYNCED = "SET wsrep_sync_wait=1; SELECT a FROM words"
 
 
-def test_a_node_is_cut_off(galera: Galera, nodes: list[GaleraNode]) -> None:  # noqa: F811
+def test_a_node_is_cut_off(galera: Galera, nodes: list[GaleraNode]) -> None:
     galera.isolate(2)
     assert nodes[2].galera_state().status == "non-Primary"
     assert nodes[2].sql("SELECT 1") == [("1",)]
@@ -205,7 +200,7 @@ def test_a_node_is_cut_off(galera: Galera, nodes: list[GaleraNode]) -> None:  # 
     assert nodes[2].sql(SYNCED) == [("1",)]
 
 
-def test_a_node_is_killed(galera: Galera, nodes: list[GaleraNode]) -> None:  # noqa: F811
+def test_a_node_is_killed(galera: Galera, nodes: list[GaleraNode]) -> None:
     nodes[0].kill()
     galera.wait_synced(1)
     nodes[1].sql("INSERT INTO words VALUES (1)")
@@ -214,7 +209,7 @@ def test_a_node_is_killed(galera: Galera, nodes: list[GaleraNode]) -> None:  # n
     assert nodes[0].sql(SYNCED) == [("1",)]
 
 
-def test_a_node_is_frozen(galera: Galera, nodes: list[GaleraNode]) -> None:  # noqa: F811
+def test_a_node_is_frozen(galera: Galera, nodes: list[GaleraNode]) -> None:
     nodes[1].freeze()
     galera.wait_synced(0)
     nodes[0].sql("INSERT INTO words VALUES (1)")
@@ -223,7 +218,7 @@ def test_a_node_is_frozen(galera: Galera, nodes: list[GaleraNode]) -> None:  # n
     assert nodes[1].sql(SYNCED) == [("1",)]
 
 
-def test_a_cluster_that_is_lost_is_replaced(galera: Galera, nodes: list[GaleraNode]) -> None:  # noqa: F811
+def test_a_cluster_that_is_lost_is_replaced(galera: Galera, nodes: list[GaleraNode]) -> None:
     nodes[0].kill()
     nodes[2].kill()
     galera.start()

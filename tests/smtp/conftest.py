@@ -1,12 +1,10 @@
 """What the SMTP scenarios share: a mail host for each, and the two hooks."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from greycheck.store import schema
 from tests.smtp.dialogue import DEFERRED_421, DEFERRED_454
 from tests.smtp.mailhost import MailHost
 from tests.support import Child
@@ -21,14 +19,6 @@ class Hook:
         self.deferred = deferred
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without rows, to be copied: migrations take longer than most scenarios."""
-    path = tmp_path_factory.mktemp("store") / "greycheck.db"
-    schema.upgrade(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
 def bare_mx(place: Path, child: Child) -> Iterator[MailHost]:
     """A mail host whose store is not made yet."""
@@ -39,9 +29,9 @@ def bare_mx(place: Path, child: Child) -> Iterator[MailHost]:
 
 
 @pytest.fixture
-def mx(bare_mx: MailHost, empty_store: Path) -> MailHost:
+def mx(bare_mx: MailHost) -> MailHost:
     """A mail host with a store that knows nobody."""
-    shutil.copy(empty_store, bare_mx.child.database)
+    bare_mx.child.make_store()
     return bare_mx
 
 

@@ -56,7 +56,7 @@ class Server:
 
 
 class MailHost:
-    """A directory with a qmail home, a store, a log and the servers that share them."""
+    """A directory with a qmail home, a log and the servers that share them and the child's store."""
 
     def __init__(self, place: Path, child: Child) -> None:
         self.place = place

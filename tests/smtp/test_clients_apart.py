@@ -3,6 +3,7 @@
 from tests.smtp.conftest import Hook
 from tests.smtp.dialogue import ACCEPTED, DEFERRED_421, DEFERRED_454, mail
 from tests.smtp.mailhost import MailHost
+from tests.support import on_every_database
 
 RELAY = '127.0.0.2:allow,RELAYCLIENT=""\n:allow'
 FIXING_RELAY = '127.0.0.2:allow,RELAYCLIENT="@fixme"\n:allow'
@@ -84,6 +85,7 @@ def test_greycheck_off_frees_one_client(mx: MailHost, hook: Hook) -> None:
     assert mx.reasons() == ["exempt", "new"]
 
 
+@on_every_database
 def test_one_client_waits_longer(mx: MailHost, hook: Hook) -> None:
     server = mx.start(rules='127.0.2.:allow,GREYCHECK_DELAY="1h"\n:allow', **hook.variables)
     server.play(mail(hook.deferred), client="127.0.0.1")

@@ -5,6 +5,9 @@ import pytest
 from tests.smtp.conftest import Hook
 from tests.smtp.dialogue import ACCEPTED, DEFERRED_421, mail
 from tests.smtp.mailhost import MailHost
+from tests.support import on_every_database
+
+pytestmark = on_every_database
 
 DELAY = 300
 WINDOW = 24 * 3600
@@ -45,13 +48,6 @@ def test_checkenv_defers_the_first_attempt_and_the_session_ends(mx: MailHost) ->
     """)
     assert " defer reason=new client=127.0.0.1 sender=<alice@example.org> recipient=<bob@example.net> " in mx.check()
     assert " wait=300 hook=checkenv " in mx.check()
-
-
-def test_the_first_mail_makes_the_store(bare_mx: MailHost, hook: Hook) -> None:
-    server = bare_mx.start(**hook.variables)
-    server.play(mail(hook.deferred))
-    assert bare_mx.reasons() == ["new"]
-    assert bare_mx.count("triplet") == 1
 
 
 def test_an_early_retry_is_deferred_again(mx: MailHost, hook: Hook) -> None:

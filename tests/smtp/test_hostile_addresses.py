@@ -8,6 +8,7 @@ import pytest
 from tests.smtp.conftest import Hook
 from tests.smtp.dialogue import ACCEPTED, mail
 from tests.smtp.mailhost import MailHost
+from tests.support import on_every_database
 
 LONGEST = 899
 VERDICT = re.compile(
@@ -43,6 +44,7 @@ HOSTILE = {
 }
 
 
+@on_every_database
 @pytest.mark.parametrize("address", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_hostile_address_is_greylisted_as_any_other(mx: MailHost, hook: Hook, address: bytes) -> None:
     text = os.fsdecode(address)

@@ -3,8 +3,10 @@
 from tests.smtp.conftest import Hook
 from tests.smtp.dialogue import ACCEPTED, mail
 from tests.smtp.mailhost import IPV6_BUILD, MailHost
+from tests.support import on_every_database
 
 
+@on_every_database
 def test_an_ipv6_client_is_greylisted_by_its_network(mx: MailHost, hook: Hook) -> None:
     server = mx.start(build=IPV6_BUILD, host="::1", **hook.variables)
     server.play(mail(hook.deferred))
@@ -23,6 +25,7 @@ def test_an_ipv4_client_on_an_ipv6_socket_is_an_ipv4_client(mx: MailHost, hook: 
     assert mx.rows("SELECT network FROM triplet") == [("127.0.0.0/24",)]
 
 
+@on_every_database
 def test_a_retry_may_come_through_the_other_build(mx: MailHost, hook: Hook) -> None:
     both = mx.start(build=IPV6_BUILD, listen="0", **hook.variables)
     ipv4 = mx.start(**hook.variables)

@@ -163,6 +163,14 @@ def test_without_a_directory_there_are_no_marks(tmp_path: Path) -> None:
     assert marks.claim(ONE, DOWN)
 
 
+def test_a_directory_that_is_none_keeps_nobody_from_asking(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    marks = Breaker(str(tmp_path / "file"), SERVER)
+    with pytest.raises(NotADirectoryError):
+        marks.set(ONE, DOWN)
+    assert marks.claim(ONE, DOWN)
+
+
 def test_names_of_marks_are_safe_and_short(tmp_path: Path) -> None:
     long = server.parse("mysql://u@/g?unix_socket=/" + "x/" * 400 + "s")
     name = Path(Breaker(str(tmp_path), long).path(long.hosts[0], DOWN)).name
