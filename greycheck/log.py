@@ -71,9 +71,14 @@ def line(text: str) -> bytes:
 
 def write(lines: bytes, code: int) -> None:
     """Writes LINES to descriptor 2. Exits with CODE where the log takes nothing within PATIENCE. For the main thread."""
-    _signal.signal(_signal.SIGALRM, lambda _number, _frame: posix._exit(code))
+
+    # On a busy machine a process may not run for longer than that: the first alarm is a reminder, only the second is the end.
+    def remind(_number: int, _frame: object) -> None:
+        _signal.signal(_signal.SIGALRM, lambda _number, _frame: posix._exit(code))
+
+    _signal.signal(_signal.SIGALRM, remind)
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGALRM,))
-    _signal.setitimer(_signal.ITIMER_REAL, PATIENCE)
+    _signal.setitimer(_signal.ITIMER_REAL, PATIENCE / 2, PATIENCE / 2)
     try:
         for each in lines.splitlines(keepends=True):  # so that none is longer than a pipe takes at once
             posix.write(2, each)

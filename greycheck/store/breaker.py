@@ -57,8 +57,8 @@ class Breaker:
         except FileNotFoundError:
             return True
         except OSError:
-            # Another user's, who may be gone: nobody can lock it, so it is taken away.
-            return self.is_due(host, kind) and _is_removed(path)
+            # No mark that can be seen, or another user's, who may be gone: nobody can lock it, so it is taken away.
+            return _times(path) is None or (self.is_due(host, kind) and _is_removed(path))
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -198,7 +198,7 @@ class Store:
         self._roll_back()
         if fault.kind == server.LOCKED and not self._patient:
             return StoreError(f"{host}: {fault}")
-        if self._left() < self._patience * FAIR:
+        if self._left() < (self._lock_patience() if fault.kind == server.LOCKED else self._patience * FAIR):
             if fault.kind == server.LOCKED:
                 self._mark(host, kind, str(fault))
             return StoreError(f"{host}: {fault}")
