@@ -19,9 +19,17 @@ ROOMS = [
     "greycheck/hooks/checkenv.py",
     "greycheck/hooks/smtpextfork.py",
     "greycheck/store/__init__.py",
+    "greycheck/store/breaker.py",
     "greycheck/store/first_use.py",
     "greycheck/store/lean.py",
+    "greycheck/store/lean_server.py",
     "greycheck/store/lean_sqlite.py",
+    "greycheck/store/server.py",
+    "greycheck/store/drivers/__init__.py",
+    "greycheck/store/drivers/mysqldb.py",
+    "greycheck/store/drivers/psycopg.py",
+    "greycheck/store/drivers/psycopg2.py",
+    "greycheck/store/drivers/pymysql.py",
 ]
 
 report = Path(".coverage.json")

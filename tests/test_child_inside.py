@@ -14,7 +14,7 @@ import pytest
 
 from greycheck import child, log, settings
 from greycheck.hooks import smtpextfork
-from greycheck.store import first_use, lean, lean_sqlite
+from greycheck.store import first_use, lean, lean_sqlite, schema
 from greycheck.store.lean import NoSchema, StoreError
 
 ENVIRON = {b"GREYCHECK_CONFIG": b"/dev/null", b"TCPREMOTEIP": b"192.0.2.1", b"REMOTEMF": b"a@x", b"REMOTERCPT": b"b@y"}
@@ -152,6 +152,24 @@ class Finder:
         return importlib.machinery.ModuleSpec(name, FakeSqlite(name, "")) if name == "_sqlite3" else None
 
 
+def test_a_server_that_kept_a_check_until_the_deadline_is_told_of(
+    environ: dict[bytes, bytes], capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Silent:
+        notes = ("warning db1:3306 is not asked any more: no answer for 4.0s",)
+        asked = 0
+
+        def overdue(self) -> None:
+            self.asked += 1
+
+    check = child.Check(smtpextfork, [b"greycheck"], ("/nonexistent",))
+    check.store = silent = Silent()  # type: ignore[assignment]
+    with pytest.raises(Exited):
+        check.expire()
+    assert silent.asked == 1
+    assert capfd.readouterr().err.startswith("greycheck: warning db1:3306 is not asked any more: no answer for 4.0s\n")
+
+
 def test_sqlite_is_imported_without_functools(monkeypatch: pytest.MonkeyPatch) -> None:
     functools = sys.modules["functools"]
     monkeypatch.delitem(sys.modules, "functools")
@@ -205,6 +223,14 @@ def test_a_path_that_cannot_be_looked_at_is_explained(tmp_path: Path) -> None:
 
 def test_a_file_below_the_root_directory_has_a_directory_too() -> None:
     assert "/greycheck-none.db" in str(lean_sqlite._cannot_open("/greycheck-none.db", "text"))
+
+
+def test_a_revision_that_cannot_be_read_explains_nothing(tmp_path: Path) -> None:
+    schema.upgrade(f"sqlite:///{tmp_path}/greycheck.db")
+    store = lean_sqlite.Store(f"{tmp_path}/greycheck.db", 1)
+    store._check_revision()
+    store._connection.close()
+    store._check_revision()
 
 
 def test_a_schema_without_a_revision_is_none() -> None:

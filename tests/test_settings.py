@@ -222,3 +222,73 @@ def owned_by(user: int, status: os.stat_result) -> os.stat_result:
     fields = list(status)
     fields[4] = user
     return os.stat_result(fields)
+
+
+# --- where the store is -----------------------------------------------------------------------------------------------
+
+
+def read_with(**given: str) -> Settings:
+    environ = {b"GREYCHECK_CONFIG": b"/dev/null"}
+    return read(environ | {f"GREYCHECK_{name.upper()}".encode(): value.encode() for name, value in given.items()})
+
+
+def test_a_file_may_say_where_the_store_is(tmp_path: Path) -> None:
+    path = tmp_path / "database"
+    path.write_text("postgresql://user:secret@db/greycheck\nwhatever follows\n")
+    found = read_with(database_file=str(path))
+    assert found.database == "postgresql://user:secret@db/greycheck"
+    assert found.sources["database"] == str(path)
+    assert found.problems == []
+    path.write_text("/var/x/greycheck.db\n")
+    assert read_with(database_file=str(path)).database == "sqlite:////var/x/greycheck.db"
+
+
+def test_a_database_that_is_named_counts_before_the_file(tmp_path: Path) -> None:
+    assert read_with(database="/var/x/y.db", database_file=f"{tmp_path}/none").database == "sqlite:////var/x/y.db"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "GREYCHECK_DATABASE_FILE: database_file: {}: No such file or directory"),
+        ("", "{}: not an SQLAlchemy URL or an absolute path"),
+        ("oracle://user:secret@db/x", "{}: oracle: no such database here"),
+        ("postgresql://user:sec@ret@db/x", "{}: an @ in a user's name or a password is written %40"),
+    ],
+)
+def test_a_file_that_does_not_say_it_leaves_no_store(tmp_path: Path, content: str | None, said: str) -> None:
+    path = tmp_path / "database"
+    if content is not None:
+        path.write_text(content)
+    found = read_with(database_file=str(path))
+    assert (found.database, found.has_store) == ("", False)
+    assert found.problems[0].startswith(said.format(path))
+    assert found.problems[0].endswith("; there is no store, and on_error answers")
+    assert "ret" not in found.problems[0].replace("directory", "")
+
+
+@pytest.mark.parametrize("name", ["database_file", "state_directory"])
+def test_a_path_is_absolute(name: str) -> None:
+    found = read_with(**{name: "somewhere/else"})
+    assert f"GREYCHECK_{name.upper()}: {name}" in found.problems[0]
+    assert "not an absolute path" in found.problems[0]
+
+
+def test_hosts_of_this_mx_replace_those_of_the_url() -> None:
+    found = read_with(
+        database="mysql://user:p%40w@a,b/greycheck?host=c&ssl_ca=/ca", database_hosts="[2001:db8::1]:3307, db2"
+    )
+    assert found.database == "mysql://user:p%40w@/greycheck?ssl_ca=/ca&host=[2001:db8::1]:3307&host=db2"
+    assert read_with(database="/var/x.db", database_hosts="db1").database == "sqlite:////var/x.db"
+    assert (
+        read_with(database_hosts="db1:x")
+        .problems[0]
+        .startswith("GREYCHECK_DATABASE_HOSTS: database_hosts: x: not a port")
+    )
+
+
+def test_marks_are_kept_where_a_file_would_be() -> None:
+    url = "mysql://user@db/greycheck"
+    assert read_with(database=url, state_directory="/run/greycheck").state_directory == "/run/greycheck"
+    assert read_with(database=url).state_directory == settings.default_directory({})
+    assert read_with(database="/var/x.db").state_directory == ""

@@ -42,10 +42,7 @@ class Store:
     """A server database under SETTINGS. It connects when it is asked first, and gives up PATIENCE seconds from now."""
 
     def __init__(self, settings: "Settings", patience: float) -> None:
-        try:
-            self._server = server.parse(settings.database)
-        except ValueError as error:
-            raise StoreError(str(error)) from None
+        self._server = server.parse(settings.database)
         self._compiled: ModuleType = __import__(
             f"greycheck.store.compiled_{self._server.dialect}", fromlist=["REVISION"]
         )
@@ -251,8 +248,8 @@ class Store:
         return self._connection
 
     def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
+        assert self._connection is not None
+        self._connection.close()
         self._connection = None
         self._in_transaction = False
 

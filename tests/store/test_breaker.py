@@ -134,6 +134,12 @@ def test_a_mark_belongs_to_whom_its_directory_belongs_to(tmp_path: Path) -> None
     assert Path(marks.path(ONE, DOWN)).stat().st_uid == tmp_path.stat().st_uid
 
 
+def test_an_ordinary_users_mark_is_his_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("posix.geteuid", lambda: 1000)
+    monkeypatch.setattr("posix.fchown", None)
+    assert Breaker(str(tmp_path), SERVER).set(ONE, DOWN)
+
+
 def test_a_mark_in_a_directory_of_somebody_else_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marks = Breaker(str(tmp_path), SERVER)
     Path(marks.path(ONE, DOWN)).symlink_to("/dev/null")

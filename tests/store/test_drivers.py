@@ -319,6 +319,19 @@ def test_what_a_server_waits_for_does_not_outlive_its_client(named: tuple[Server
     connection.close()
 
 
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+def test_an_option_that_libpq_does_not_know_is_named(driver: str) -> None:
+    with pytest.raises(Fault, match="sslmode") as error:
+        connected(f"postgresql+{driver}://user:secret@127.0.0.1/g?sslmode=perhaps")
+    assert "secret" not in str(error.value)
+
+
+def test_a_statement_longer_than_the_kernel_takes_at_once(postgres: Postgres) -> None:
+    postgres.start()
+    for driver in ("psycopg2", "psycopg"):
+        assert value(connected(postgres.url(driver=driver)), "SELECT length(%s)", "x" * 20_000_000) == 20_000_000
+
+
 def test_the_environment_of_a_mail_server_does_not_lead_astray(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:

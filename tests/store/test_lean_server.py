@@ -201,6 +201,11 @@ def test_who_answers_again_is_asked_again(found: Server, tmp_path: Path) -> None
     found.stop()
     with pytest.raises(StoreError):
         store_at(url, tmp_path).lookup(ASKED, NOW)
+    make_due(tmp_path)
+    asking = store_at(url, tmp_path)
+    with pytest.raises(StoreError, match="onnect"):
+        asking.lookup(ASKED, NOW)
+    assert asking.notes == [], "that is known already"
     found.start()
     with pytest.raises(StoreError, match="not asked"):
         store_at(url, tmp_path).lookup(ASKED, NOW)
@@ -449,6 +454,16 @@ def test_a_commit_that_is_never_answered_is_asked_for_elsewhere(found: Server, t
     assert decide(store, url, tmp_path, NOW + 300).reason == "retry"
     assert failing.closed
     assert f"{here} takes no writes: no answer for 1.0s" in store.notes[0]
+
+
+def test_silence_for_a_moment_is_no_silence(found: Server, tmp_path: Path) -> None:
+    """Where little time is left, a host is not to be blamed for not having answered in it."""
+    store = store_at(found.url("lean"), tmp_path)
+    Failing(store, "SELECT", server.silent(0.1))
+    store._patience = 3600
+    with pytest.raises(StoreError, match="no answer for"):
+        store.lookup(ASKED, NOW)
+    assert store.notes == []
 
 
 def test_a_node_that_is_not_ready_is_left(found: Server, tmp_path: Path) -> None:

@@ -33,15 +33,10 @@ class Connection:
         self._connection: PGconn = pq.PGconn.connect_start(dsn.encode())
         state = pq.PollingStatus.WRITING
         while state != pq.PollingStatus.OK:
-            if state == pq.PollingStatus.FAILED:
+            if self._connection.status == pq.ConnStatus.BAD:
                 raise servers.postgresql_fault(None, self._said())
             self._wait(select.POLLIN if state == pq.PollingStatus.READING else select.POLLOUT)
-            state = self._polled()
-
-    def _polled(self) -> "pq.PollingStatus":
-        if self._connection.status == pq.ConnStatus.BAD:
-            return pq.PollingStatus.FAILED
-        return pq.PollingStatus(self._connection.connect_poll())
+            state = pq.PollingStatus(self._connection.connect_poll())
 
     def run(self, sql: str, values: "Sequence[object]", seconds: float) -> "tuple[Sequence[Sequence[object]], int]":
         """The rows, or how many rows were changed."""
@@ -76,18 +71,15 @@ class Connection:
         while self._connection.flush():
             self._wait(select.POLLIN | select.POLLOUT)
             self._connection.consume_input()
-        found: PGresult | None = None
+        answered: list[PGresult] = []
         while True:
             while self._connection.is_busy():
                 self._wait(select.POLLIN)
                 self._connection.consume_input()
             result = self._connection.get_result()
             if result is None:
-                break
-            found = result
-        if found is None:
-            raise Fault(GONE, self._said())
-        return found
+                return answered[-1]
+            answered.append(result)
 
     def _row(self, result: "PGresult", number: int) -> tuple[object, ...]:
         return tuple(_value(result.get_value(number, column), result.ftype(column)) for column in range(result.nfields))
