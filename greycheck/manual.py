@@ -95,6 +95,11 @@ FILES = (
         "The store, unless the setting database says otherwise, with its -wal and -shm beside it. Where that directory does not exist,"
         " an ordinary user has it in ~/.local/state/greycheck.",
     ),
+    (
+        f"{settings.SYSTEM_DIRECTORY}/down-HOST-..., stuck-HOST-...",
+        "Marks of hosts of a server database that do not answer, or take no writes (state_directory). A host is asked again after 1, 2, 4,"
+        " ... at most 30 seconds; without its mark, at once.",
+    ),
 )
 
 ENVIRONMENT = (

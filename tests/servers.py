@@ -221,7 +221,10 @@ class Templates:
         )
         words = ["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db", "--skip-log-bin"]
         log_size = f"--innodb-log-file-size={MariaDB.settings['innodb_log_file_size']}"
-        install = ["mariadb-install-db", *words, log_size, f"--extra-file={statements}", f"--datadir={directory}"]
+        # In /tmp, two of them at once would take each other's tables for their own.
+        own_tmp = self.new_directory("tmp-mariadb", MariaDB.account)
+        places = [f"--datadir={directory}", f"--tmpdir={own_tmp}", f"--extra-file={statements}"]
+        install = ["mariadb-install-db", *words, log_size, *places]
         run(install, prefix=dying(MariaDB.account))
         return directory
 

@@ -28,7 +28,7 @@ class Breaker:
 
     def __init__(self, directory: str, server: Server) -> None:
         self.directory = directory
-        self._whose = f"{server.dialect} {server.user} {server.database} "
+        self._whose = f"{server.dialect} {server.user or posix.geteuid()} {server.database} "
         self._claims: dict[str, int] = {}
 
     def path(self, host: Host, kind: str) -> str:
@@ -57,16 +57,21 @@ class Breaker:
         except FileNotFoundError:
             return True
         except OSError:
-            # No mark that can be seen, or another user's, who may be gone: nobody can lock it, so it is taken away.
-            return _times(path) is None or (self.is_due(host, kind) and _is_removed(path))
+            # Another user's: nobody else can lock it. It is taken away where that is possible, and keeps nobody from asking where not.
+            if not self.is_due(host, kind):
+                return False
+            _is_removed(path)
+            return True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            posix.close(descriptor)
+            return False
         except OSError:
+            pass  # a file system without locks: better two who ask than none
+        if not _is_at(descriptor, path) or not self.is_due(host, kind):
             posix.close(descriptor)
-            return False
-        if not self.is_due(host, kind):
-            posix.close(descriptor)
-            return False
+            return _times(path) is None
         self._claims[path] = descriptor
         return True
 
@@ -96,9 +101,17 @@ class Breaker:
         if claim is None:
             return None
         since = self.since(host, kind)
-        removed = _is_removed(path)
+        removed = _is_at(claim, path) and _is_removed(path)
         posix.close(claim)
         return since if removed else None
+
+
+def _is_at(descriptor: int, path: str) -> bool:
+    """Whether the file of DESCRIPTOR is still the one at PATH, and not one that somebody has taken away, or made anew."""
+    try:
+        return posix.fstat(descriptor).st_ino == posix.stat(path, follow_symlinks=False).st_ino
+    except OSError:
+        return False
 
 
 def _is_removed(path: str) -> bool:

@@ -58,7 +58,10 @@ class Store:
         self._in_transaction = False
         self._writing = False
         self._patient = True
+        # Whether the host is to blame for a write that it does not do: a row may be held by somebody, a new one by nobody.
+        self._blaming = False
         self._given = 0.0
+        self._asking_since = 0.0
 
     # --- what a check asks ------------------------------------------------------------------------------------------------
 
@@ -75,6 +78,8 @@ class Store:
             for key, kind, pattern, action, delay, expires in map(_rule, found)
             if key and (expires is None or expires > now)
         }
+        if found[0][0] is None:
+            raise StoreError(server.NO_SCHEMA)
         return Found(
             *rows((_text(found[0][0]), *found[0][1:]), compiled.REVISION),
             [matching[key] for key in rule_keys if key in matching],
@@ -98,7 +103,7 @@ class Store:
     def lock(self, asked: Asked) -> None:
         """Begins a transaction that holds the triplet's row, where there is one, against everybody else."""
         self._connected()
-        self._writing = self._patient = True
+        self._writing, self._patient, self._blaming = True, True, False
         self._begin()
         self._run(self._compiled.LOCK_TRIPLET[0], [asked.key])
         self._writing = False
@@ -107,26 +112,31 @@ class Store:
         """Writes all CHANGES and commits, or writes none and returns False. Not PATIENT: another's lock is waited for once."""
         if not changes:
             return self._end("ROLLBACK", True)
-        self._claim_writes()
-        self._writing, self._patient = True, patient
+        self._claim_writes(patient)
+        self._writing, self._patient, self._blaming = True, patient, False
         if len(changes) > 1:
             self._begin()
         for change in changes:
             sql, names = getattr(self._compiled, statement(change))
+            self._blaming = statement(change) == "INSERT_TRIPLET"
             values = parameters(asked, change)
             if self._change(sql, [values[name] for name in names]) != 1:
                 return self._end("ROLLBACK", False)
+        self._blaming = True
         self._end("COMMIT", True)
         self._answered(STUCK)
         return True
 
     def tidy(self) -> None:
-        """Nothing is put off here."""
+        """Says good-bye: servers log a line for each client who does not."""
+        if self._connection is not None:
+            self._disconnect()
 
     def overdue(self) -> None:
         """The deadline is over while a host was asked."""
-        if self._host is not None:
-            self._mark(self._host, STUCK if self._writing else DOWN, f"no answer for {self._patience:.1f}s")
+        asked_for = monotonic() - self._asking_since if self._asking_since else 0.0
+        if self._host is not None and self._is_fair(asked_for):
+            self._blame(self._host, f"no answer for {asked_for:.1f}s")
 
     # --- statements -------------------------------------------------------------------------------------------------------
 
@@ -141,10 +151,13 @@ class Store:
     def _answer(self, sql: str, values: "Sequence[object]") -> "tuple[Sequence[Sequence[Any]], int]":
         connection = self._connected()
         self._given = self._share()
+        self._asking_since = monotonic()
         try:
             return connection.run(sql, values, self._given)
         except Fault as fault:
             raise self._judged(fault) from None
+        finally:
+            self._asking_since = 0.0
 
     def _begin(self) -> None:
         if not self._in_transaction:
@@ -159,24 +172,39 @@ class Store:
 
     def _judged(self, fault: Fault) -> StoreError:
         """What to raise for FAULT, after all has been done about it that can be."""
-        host, kind = self._host, STUCK if self._writing else DOWN
+        host = self._host
         assert host is not None
-        self._writing = False
-        if fault.kind in (server.OTHER, server.SCHEMA):
+        if fault.kind in (server.OTHER, server.OURS, server.SCHEMA):
             self._roll_back()
+            self._writing = False
             return StoreError(f"{host}: {self._explained(fault)}")
         if fault.kind in (server.CONFLICT, server.LOCKED):
-            return self._after_others(fault, kind)
+            return self._after_others(fault)
         self._disconnect()
         self._reason = f"{host}: {fault}"
-        if fault.kind == server.GONE and not self._reconnected:
-            self._reconnected = True
-            self._hosts.insert(0, host)
-        elif fault.kind == server.READ_ONLY:
+        if fault.kind == server.READ_ONLY:
             self._mark(host, STUCK, str(fault))
-        elif fault.kind != server.SILENT or self._given >= self._patience * FAIR:
-            self._mark(host, kind, str(fault))
+        elif fault.kind != server.GONE or not self._comes_back():
+            self._blame(host, str(fault), fault.kind == server.SILENT)
+        self._writing = False
         return Again(self._reason) if self._hosts else StoreError(self._reason)
+
+    def _blame(self, host: Host, why: str, was_silent: bool = False) -> None:
+        """Marks HOST for what it did not do. Whoever WAS SILENT must have been given time."""
+        if was_silent and not self._is_fair(self._given):
+            return
+        if not self._writing:
+            self._mark(host, DOWN, why)
+        elif self._blaming:
+            self._mark(host, STUCK, why)
+
+    def _comes_back(self) -> bool:
+        """Whether the host whose connection was lost is to be asked once more."""
+        if self._reconnected or self._host is None:
+            return False
+        self._reconnected = True
+        self._hosts.insert(0, self._host)
+        return True
 
     def _explained(self, fault: Fault) -> StoreError:
         """FAULT, or what says more: that a table or column is not there because the schema is another program's."""
@@ -188,28 +216,31 @@ class Store:
                 return error
         return fault
 
-    def _after_others(self, fault: Fault, kind: str) -> StoreError:
+    def _after_others(self, fault: Fault) -> StoreError:
         """What to raise where somebody else was quicker, or holds a lock."""
-        host = self._host
+        host, writing = self._host, self._writing
         assert host is not None
         self._roll_back()
-        if fault.kind == server.LOCKED and not self._patient:
-            return StoreError(f"{host}: {fault}")
-        if self._left() < (self._lock_patience() if fault.kind == server.LOCKED else self._patience * FAIR):
-            if fault.kind == server.LOCKED:
-                self._mark(host, kind, str(fault))
-            return StoreError(f"{host}: {fault}")
-        # Who lost the same race must not come back at the same moment.
-        sleep(PAUSE * (posix.getpid() % 8 + 1) / 8)
-        return Again(f"{host}: {fault}")
+        wanted = self._lock_patience() if fault.kind == server.LOCKED else self._patience * FAIR
+        if self._left() >= wanted and (self._patient or fault.kind == server.CONFLICT):
+            self._writing = False
+            # Who lost the same race must not come back at the same moment.
+            sleep(PAUSE * (posix.getpid() % 8 + 1) / 8)
+            return Again(f"{host}: {fault}")
+        if fault.kind == server.LOCKED and (self._patient or not writing):
+            self._blame(host, str(fault))
+        self._writing = False
+        return StoreError(f"{host}: {fault}")
 
     def _roll_back(self) -> None:
         if self._in_transaction and self._connection is not None:
             self._in_transaction = False
             try:
                 self._connection.run("ROLLBACK", (), self._share())
-            except Fault:
+            except Fault as fault:
                 self._disconnect()
+                self._reason = f"{self._host}: {fault}"
+                self._comes_back()
 
     # --- hosts ------------------------------------------------------------------------------------------------------------
 
@@ -232,20 +263,30 @@ class Store:
                 self._reason = f"{host} has not answered for {self._since(host, DOWN)}: not asked"
                 del self._hosts[0]
                 continue
-            # Not before: loading a driver costs more than all that a check does without it.
-            driver = drivers.load(self._server)[1]
-            try:
-                self._connection = driver.Connection(self._server, host, self._share(), self._lock_patience())
-            except Fault as fault:
-                self._reason = f"{host}: {fault}"
-                if server.is_ours(fault):
-                    raise StoreError(self._reason) from None
-                if fault.kind == server.BUSY and self._left() > 2 * PAUSE:
-                    sleep(PAUSE)
-                    continue
-                self._mark(host, DOWN, str(fault))
+            self._connection = self._connection_to(host)
             del self._hosts[0]
         return self._connection
+
+    def _connection_to(self, host: Host) -> "Connection | None":
+        """A connection to HOST, or None after all has been done about it that can be. Raises StoreError where that is nobody's fault."""
+        # Not before: loading a driver costs more than all that a check does without it.
+        driver = drivers.load(self._server)[1]
+        until = monotonic() + self._share()
+        while True:
+            self._given = max(until - monotonic(), PAUSE)
+            self._asking_since = monotonic()
+            try:
+                return driver.Connection(self._server, host, self._given, self._lock_patience())
+            except Fault as fault:
+                self._reason = f"{host}: {fault}"
+                if fault.kind == server.OURS:
+                    raise StoreError(self._reason) from None
+                if fault.kind != server.BUSY or monotonic() + PAUSE >= until:
+                    self._blame(host, str(fault), fault.kind == server.SILENT)
+                    return None
+            finally:
+                self._asking_since = 0.0
+            sleep(PAUSE)
 
     def _disconnect(self) -> None:
         assert self._connection is not None
@@ -261,19 +302,29 @@ class Store:
         """What one host may take of it."""
         return max(self._left(), PAUSE) / max(1, len(self._hosts) + (self._connection is not None))
 
+    def _is_fair(self, seconds: float) -> bool:
+        """Whether a host that was given so many SECONDS had time enough to answer."""
+        return seconds >= self._patience * min(FAIR, 0.5 / len(self._server.hosts))
+
     def _lock_patience(self) -> int:
         return max(1, int(self._patience * LOCK_PATIENCE))
 
     # --- what other checks are told ---------------------------------------------------------------------------------------
 
-    def _claim_writes(self) -> None:
-        """Raises StoreError where the host takes no writes, and this is not the check that tries it again."""
+    def _claim_writes(self, patient: bool) -> None:
+        """Raises where the host takes no writes, and this is not the check that tries it again: Again where there is another host."""
         self._connected()
         host = self._host
         assert host is not None
-        if not self._breaker.claim(host, STUCK):
-            self._roll_back()
-            raise StoreError(f"{host} has taken no writes for {self._since(host, STUCK)}: not tried")
+        if self._breaker.claim(host, STUCK):
+            return
+        self._roll_back()
+        self._reason = f"{host} has taken no writes for {self._since(host, STUCK)}: not tried"
+        if not patient or not self._hosts:
+            raise StoreError(self._reason)
+        if self._connection is not None:
+            self._disconnect()
+        raise Again(self._reason)
 
     def _mark(self, host: Host, kind: str, why: str) -> None:
         what = f"{host} {'takes no writes' if kind == STUCK else 'is not asked any more'}: {why}"

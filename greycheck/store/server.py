@@ -30,8 +30,23 @@ SSL_MODES = ("DISABLED", "PREFERRED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY"
 # What counts here and not in a URL: the deadline, and the encoding.
 IGNORED = frozenset(("charset", "client_encoding", "connect_timeout"))
 
-# What each session of a check begins with: a server may be set not to commit, and lets statements wait for a lock for a day.
-MYSQL_SESSION = "SET SESSION autocommit = 1, lock_wait_timeout = {0}, innodb_lock_wait_timeout = {0}"
+# What each session of a check begins with. A server may speak another character set than the one it is spoken to in, read statements in
+# another dialect, not commit, let statements wait for a lock for a day, and keep for hours what a client that is no more has locked.
+MYSQL_SESSION = (
+    "SET NAMES utf8mb4, SESSION sql_mode = 'STRICT_ALL_TABLES', SESSION autocommit = 1, SESSION wait_timeout = {1},"
+    " SESSION lock_wait_timeout = {0}, SESSION innodb_lock_wait_timeout = {0}"
+)
+
+# How long an operator's command waits for one answer of MySQL's dialect, in seconds; libpq keeps connections alive by itself.
+READING = 600
+
+# After how many seconds a server gives up a client that does nothing.
+IDLE = 10
+
+
+def mysql_session(patience: int) -> str:
+    """The statement that a session begins with; PATIENCE is how long to wait for a lock, in seconds."""
+    return MYSQL_SESSION.format(patience, IDLE)
 
 
 class Host:
@@ -92,7 +107,7 @@ def parse(url: str) -> Server:
     user, password, rest = _credentials(rest)
     rest, _, query = rest.partition("?")
     authority, _, database = rest.partition("/")
-    if "@" in authority:
+    if "@" in authority + "/" + database:
         raise ValueError("an @ in a user's name or a password is written %40")
     if not database:
         raise ValueError(f"{scheme}: which database? Its name follows the hosts, as {scheme}://user@host/greycheck")
@@ -227,7 +242,8 @@ def libpq_dsn(server: Server, host: Host, seconds: float, patience: int | None =
     }
     session = options.pop("options", "")
     if patience is not None:
-        session += f" -c statement_timeout={int(seconds * 1000)} -c lock_timeout={patience * 1000}"
+        limits = {"statement": seconds, "lock": patience, "idle_in_transaction_session": IDLE}
+        session += "".join(f" -c {name}_timeout={int(limit * 1000)}" for name, limit in limits.items())
     given |= {"options": session.strip(), **options}
     return " ".join(f"{name}={_quoted(str(value))}" for name, value in given.items() if value not in (None, ""))
 
@@ -246,6 +262,7 @@ READ_ONLY = "read-only"
 LOCKED = "locked"  # somebody else's lock was waited for in vain
 CONFLICT = "conflict"  # a deadlock, or a change that another host was quicker to make: to be decided again
 SCHEMA = "schema"  # there is no such table or column: its revision says whose schema it is
+OURS = "ours"  # this process is short of memory: then drivers say that there is no connection
 OTHER = "other"
 
 MYSQL_KINDS = {
@@ -267,9 +284,13 @@ POSTGRESQL_KINDS = {
     "42703": SCHEMA,
 }
 MISSING = (1146, "42P01")
+NO_SCHEMA = "the database has no schema: run greycheck db upgrade"
 
-# How PostgreSQL says "53300" to a connection that it does not take: libpq hands on the words alone.
-TOO_MANY = ("too many ", "remaining connection slots")
+# How PostgreSQL says "53300" to a connection that it does not take, and the kernel to one too many on a socket: libpq hands on the words.
+TOO_MANY = ("too many ", "remaining connection slots", "Resource temporarily unavailable")
+
+# Error numbers of MySQL's dialect from here on are its client's own.
+CLIENT_ERRORS = range(2000, 3000)
 
 
 class Fault(StoreError):
@@ -283,25 +304,28 @@ class Fault(StoreError):
 def mysql_fault(code: object, message: str) -> Fault:
     """The fault of an error CODE (an int, or whatever a driver gives instead) of MySQL's dialect."""
     if code in MISSING:
-        return Fault(SCHEMA, "the database has no schema: run greycheck db upgrade")
+        return Fault(SCHEMA, NO_SCHEMA)
     kind = MYSQL_KINDS.get(code, OTHER) if isinstance(code, int) else OTHER
+    if code in CLIENT_ERRORS and _is_short_of_memory(message):
+        kind = OURS
+    elif code in CLIENT_ERRORS and "Errno 11]" in message:
+        kind = BUSY
     return Fault(kind, one_line(message) + (f" ({code})" if isinstance(code, int) else ""))
 
 
 def postgresql_fault(code: str | None, message: str) -> Fault:
     """The fault of an SQLSTATE of PostgreSQL; None where there is none, because there is no connection."""
     if code in MISSING:
-        return Fault(SCHEMA, "the database has no schema: run greycheck db upgrade")
+        return Fault(SCHEMA, NO_SCHEMA)
     if code is None:
-        return Fault(BUSY if any(words in message for words in TOO_MANY) else GONE, one_line(message))
+        kind = BUSY if any(words in message for words in TOO_MANY) else GONE
+        return Fault(OURS if _is_short_of_memory(message) and "FATAL" not in message else kind, one_line(message))
     kind = GONE if code.startswith("08") else POSTGRESQL_KINDS.get(code, OTHER)
     return Fault(kind, f"{one_line(message)} ({code})")
 
 
-def is_ours(fault: Fault) -> bool:
-    """Whether this process is what FAULT comes from: short of memory, drivers say that there is no connection."""
-    said = str(fault)
-    return "memory" in said or "malloc" in said
+def _is_short_of_memory(message: str) -> bool:
+    return "memory" in message.lower() or "malloc" in message
 
 
 def silent(seconds: float) -> Fault:

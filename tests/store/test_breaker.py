@@ -1,5 +1,6 @@
 """Marks of hosts: what they say, who may ask in spite of them, and that no kill can spoil them."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -140,7 +141,9 @@ def test_an_ordinary_users_mark_is_his_own(tmp_path: Path, monkeypatch: pytest.M
     assert Breaker(str(tmp_path), SERVER).set(ONE, DOWN)
 
 
-def test_a_mark_in_a_directory_of_somebody_else_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mark_that_nobody_can_take_away_keeps_nobody_from_asking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     marks = Breaker(str(tmp_path), SERVER)
     Path(marks.path(ONE, DOWN)).symlink_to("/dev/null")
     os.utime(marks.path(ONE, DOWN), (time.time() - 60,) * 2, follow_symlinks=False)
@@ -149,7 +152,53 @@ def test_a_mark_in_a_directory_of_somebody_else_stays(tmp_path: Path, monkeypatc
         raise PermissionError
 
     monkeypatch.setattr("posix.unlink", refuse)
-    assert not marks.claim(ONE, DOWN)
+    assert marks.claim(ONE, DOWN)
+    assert marks.clear(ONE, DOWN) is None
+
+
+def test_where_nothing_can_be_locked_more_than_one_may_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_descriptor: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    Breaker(str(tmp_path), SERVER).set(ONE, DOWN)
+    monkeypatch.setattr("fcntl.flock", refuse)
+    for _ in range(2):
+        marks = Breaker(str(tmp_path), SERVER)
+        age(marks.path(ONE, DOWN), 60, 60)
+        assert marks.claim(ONE, DOWN)
+
+
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_a_mark_that_went_between_two_looks_is_not_the_one_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_anew: bool
+) -> None:
+    marks = Breaker(str(tmp_path), SERVER)
+    path = Path(marks.path(ONE, DOWN))
+
+    def meanwhile(_descriptor: int, _how: int) -> None:
+        path.rename(tmp_path / "gone")
+        if made_anew:
+            path.write_text(f"{int(time.time())}\n")
+
+    marks.set(ONE, DOWN)
+    age(str(path), 60, 60)
+    monkeypatch.setattr("fcntl.flock", meanwhile)
+    assert marks.claim(ONE, DOWN) == (not made_anew)
+    assert marks.clear(ONE, DOWN) is None
+    assert path.exists() == made_anew
+
+
+def test_only_the_mark_that_was_claimed_is_cleared(tmp_path: Path) -> None:
+    marks = Breaker(str(tmp_path), SERVER)
+    path = Path(marks.path(ONE, DOWN))
+    marks.set(ONE, DOWN)
+    age(str(path), 60, 60)
+    assert marks.claim(ONE, DOWN)
+    path.rename(tmp_path / "gone")
+    marks.set(OTHER, DOWN)
+    path.write_text("")
+    assert marks.clear(ONE, DOWN) is None
+    assert path.exists()
 
 
 def test_a_mark_that_somebody_else_took_away_is_gone(tmp_path: Path) -> None:

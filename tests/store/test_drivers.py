@@ -310,12 +310,13 @@ def test_what_a_server_waits_for_does_not_outlive_its_client(named: tuple[Server
     connection = connected(found.url(driver=driver))
     if isinstance(found, Postgres):
         found_limits = [
-            value(connection, f"SELECT current_setting('{name}')") for name in ("lock_timeout", "statement_timeout")
+            value(connection, f"SELECT current_setting('{name}')")
+            for name in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout")
         ]
-        assert found_limits == ["1s", "20s"]
+        assert found_limits == ["1s", "20s", "10s"]
     else:
-        rows, _ = connection.run("SELECT @@lock_wait_timeout, @@innodb_lock_wait_timeout, @@autocommit", (), 20)
-        assert [int(str(limit)) for limit in rows[0]] == [1, 1, 1]
+        sql = "SELECT @@lock_wait_timeout, @@innodb_lock_wait_timeout, @@autocommit, @@wait_timeout"
+        assert list(connection.run(sql, (), 20)[0][0]) == [1, 1, 1, 10]
     connection.close()
 
 
@@ -324,6 +325,33 @@ def test_an_option_that_libpq_does_not_know_is_named(driver: str) -> None:
     with pytest.raises(Fault, match="sslmode") as error:
         connected(f"postgresql+{driver}://user:secret@127.0.0.1/g?sslmode=perhaps")
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"character_set_client_handshake": "OFF", "character_set_server": "gbk"},
+        {"character_set_client_handshake": "OFF", "character_set_server": "utf8mb3"},
+        {"init_connect": "SET NAMES latin1", "session_track_system_variables": ""},
+        {"sql_mode": "ORACLE"},
+        {"sql_mode": "EMPTY_STRING_IS_NULL,NO_BACKSLASH_ESCAPES"},
+        {"autocommit": "OFF"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("driver", ["mysqldb", "pymysql"])
+def test_no_setting_of_the_server_changes_what_is_said_to_it(
+    mariadb: MariaDB, settings: dict[str, str], driver: str
+) -> None:
+    """In some character sets a backslash may be half of a letter, and the quote behind it the end of the text."""
+    mariadb.restart(**settings)
+    try:
+        connection = connected(mariadb.url(driver=driver))
+        for text in ("", "€'@x", "\u00bf\\' OR 1 -- ", '"; DROP TABLE x', "\N{ELEPHANT}%s", "a\\"):
+            assert value(connection, "SELECT CONCAT(%s, '')", text) in (text, text.encode())
+    finally:
+        mariadb.stop()
+        mariadb.start()
 
 
 def test_a_statement_longer_than_the_kernel_takes_at_once(postgres: Postgres) -> None:

@@ -14,7 +14,7 @@ from greycheck.envelope import Envelope, triplet
 from greycheck.policy import Change, TripletRow, Verdict
 from greycheck.settings import Settings, read
 from greycheck.store import connect, drivers, lean_server, schema, server
-from greycheck.store.lean import Again, Asked, StoreError
+from greycheck.store.lean import Again, Asked, NoSchema, StoreError
 from greycheck.store.server import Fault
 from tests.servers import ELSEWHERE, PASSWORD, USER, Galera, MariaDB, Postgres, Server
 
@@ -342,7 +342,7 @@ def test_a_check_without_memory_blames_no_host(found: Server, tmp_path: Path, mo
     store = store_at(found.url("lean"), tmp_path)
 
     def fail(*_arguments: object) -> None:
-        raise Fault(server.GONE, "connection to server failed: out of memory")
+        raise Fault(server.OURS, "connection to server failed: out of memory")
 
     monkeypatch.setattr(drivers.load(store._server)[1], "Connection", fail)
     with pytest.raises(StoreError, match="out of memory"):
@@ -355,7 +355,7 @@ def test_a_check_without_memory_blames_no_host(found: Server, tmp_path: Path, mo
 
 
 class Failing:
-    """A connection whose statements that contain WORDS fail with FAULT, the first TIMES times."""
+    """A connection whose statements that begin with WORDS fail with FAULT, the first TIMES times."""
 
     def __init__(self, store: lean_server.Store, words: str, fault: Fault, times: int = 1) -> None:
         self.connection = store._connected()
@@ -368,7 +368,7 @@ class Failing:
 
     def run(self, sql: str, values: Sequence[object], seconds: float) -> tuple[Sequence[Sequence[object]], int]:
         self.said.append(sql.partition(" ")[0])
-        if self.words in sql and self.times:
+        if sql.startswith(self.words) and self.times:
             self.times -= 1
             raise self.fault
         return self.connection.run(sql, values, seconds)
@@ -502,10 +502,90 @@ def test_a_rollback_that_fails_ends_the_connection(found: Server, tmp_path: Path
 def test_the_deadline_marks_the_host_that_was_being_asked(found: Server, tmp_path: Path) -> None:
     store = store_at(found.url("lean"), tmp_path)
     store.overdue()
-    assert store.notes == []
     store.lookup(ASKED, NOW)
     store.overdue()
-    assert "is not asked any more: no answer for 4.0s" in store.notes[0]
+    assert store.notes == [], "it is not being asked"
+    store._asking_since = time.monotonic()
+    store.overdue()
+    assert store.notes == [], "it has had no time"
+    store._asking_since = time.monotonic() - 3.9
+    store.overdue()
+    assert "is not asked any more: no answer for 3.9s" in store.notes[0]
+
+
+def test_an_empty_table_of_revisions_is_no_schema(found: Server, tmp_path: Path) -> None:
+    found.sql("DELETE FROM alembic_version", "lean")
+    with pytest.raises(StoreError, match="has no schema: run greycheck db upgrade") as error:
+        store_at(found.url("lean"), tmp_path).lookup(ASKED, NOW)
+    assert not isinstance(error.value, NoSchema), "no check makes a server's"
+
+
+def test_a_check_says_good_bye(found: Server, tmp_path: Path) -> None:
+    """Servers log a line for each client who does not."""
+    before = found.log.read_text()
+    for driver in ("psycopg2", "psycopg") if isinstance(found, Postgres) else ("mysqldb", "pymysql"):
+        url = found.url("lean", driver=driver)
+        store = store_at(url, tmp_path)
+        decide(store, url, tmp_path)
+        store.tidy()
+        store.tidy()
+    found.sql("SELECT 1")
+    said = found.log.read_text().removeprefix(before)
+    assert "Aborted" not in said
+    assert "could not receive data" not in said
+
+
+def hold_a_row(found: Server) -> lean_server.Store:
+    """A check that stopped for ever where it held its triplet's row."""
+    holding = store_at(found.url("lean"), Path("/nonexistent"))
+    holding.lock(ASKED)
+    return holding
+
+
+def test_a_row_that_somebody_holds_does_not_stop_other_rows(found: Server, tmp_path: Path) -> None:
+    url = found.url("lean")
+    decide(store_at(url, tmp_path), url, tmp_path)
+    holding = hold_a_row(found)
+    store = store_at(url, tmp_path, 1.5)
+    held = decide(store, url, tmp_path, NOW + 60)
+    assert (held.reason, store.notes) == ("early", [])
+    assert held.unrecorded
+    other = Envelope("smtpextfork", "198.51.100.1", b"a@example.org", b"b@example.net")
+    assert check(store_at(url, tmp_path), other, set_up(url, tmp_path), NOW).reason == "new"
+    holding.tidy()
+
+
+def test_who_tries_to_write_again_does_not_keep_others_from_another_host(found: Server, tmp_path: Path) -> None:
+    here = f"127.0.0.1:{found.port}"
+    url = with_hosts(found.url("lean"), here, here.replace("127.0.0.1", ELSEWHERE))
+    trying, other = store_at(url, tmp_path), store_at(url, tmp_path)
+    trying._breaker.set(trying._hosts[0], "stuck")
+    make_due(tmp_path)
+    assert trying._breaker.claim(trying._hosts[0], "stuck")
+    assert decide(other, url, tmp_path).reason == "new"
+    assert str(other._host).startswith(ELSEWHERE)
+
+
+def test_a_host_without_a_connection_left_gets_its_share_of_time(found: Server, tmp_path: Path) -> None:
+    limit(found, 1)
+    try:
+        here = f"127.0.0.1:{found.port}"
+        keeping = store_at(found.url("lean"), tmp_path)
+        keeping.lookup(ASKED, NOW)
+        url = with_hosts(found.url("lean"), here, "127.0.0.1:1")
+        store = store_at(url, tmp_path, 1)
+        with pytest.raises(StoreError, match=r"127\.0\.0\.1:1: "):
+            store.lookup(ASKED, NOW)
+        assert store._left() > 0.2
+    finally:
+        limit(found, -1)
+
+
+@pytest.mark.parametrize("hosts", [1, 3, 8])
+def test_a_share_of_the_time_is_fair_however_many_hosts_there_are(tmp_path: Path, hosts: int) -> None:
+    store = store_at("mysql://u@/g?" + "&".join(f"host=db{number}" for number in range(hosts)), tmp_path, 4)
+    assert store._is_fair(store._share())
+    assert not store._is_fair(0.01)
 
 
 def test_a_database_without_a_schema_says_what_to_do(found: Server, tmp_path: Path) -> None:

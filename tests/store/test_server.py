@@ -84,7 +84,7 @@ def test_a_password_that_was_not_encoded_is_not_shown(password: str) -> None:
     assert "§" not in said
 
 
-@pytest.mark.parametrize("password", ["a@§1", "§:2@3", "§/x@§?y=1", "@§", "§@h/d?§=2"])
+@pytest.mark.parametrize("password", ["a@§1", "§:2@3", "§/x@§?y=1", "@§", "§@h/d?§=2", "a@h/§", "p@§:§/x", "§@h:1/§"])
 def test_nor_where_it_looks_like_something_else(password: str) -> None:
     with pytest.raises(ValueError, match=r"@|database|option|port") as error:
         server.parse(f"mysql://user:{password}@host/db")
@@ -132,7 +132,8 @@ def test_libpq_is_told_what_it_understands() -> None:
     assert said == (
         "host='h' port='1' user='us\\'er' password='p\\\\\\'w' dbname='g' client_encoding='UTF8' connect_timeout='2'"
         " gssencmode='prefer' target_session_attrs='read-write' application_name='greycheck'"
-        " options='-c geqo=off -c statement_timeout=1500 -c lock_timeout=1000' sslmode='verify-full'"
+        " options='-c geqo=off -c statement_timeout=1500 -c lock_timeout=1000 -c idle_in_transaction_session_timeout=10000'"
+        " sslmode='verify-full'"
     )
 
 
@@ -146,6 +147,8 @@ def test_libpq_is_told_what_it_understands() -> None:
         (1205, server.LOCKED),
         (1213, server.CONFLICT),
         (1064, server.OTHER),
+        (1041, server.OTHER),
+        (2008, server.OTHER),
         ("no code", server.OTHER),
     ],
 )
@@ -171,6 +174,26 @@ def test_errors_of_mysql_have_their_kinds(code: object, kind: str) -> None:
 )
 def test_errors_of_postgresql_have_their_kinds(code: str | None, message: str, kind: str) -> None:
     assert server.postgresql_fault(code, message).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (server.mysql_fault(2008, "MySQL client ran out of memory"), server.OURS),
+        (server.mysql_fault(2026, "TLS/SSL error: malloc failure"), server.OURS),
+        (server.mysql_fault(2005, "Unknown server host 'db' (Memory allocation failure)"), server.OURS),
+        (server.mysql_fault(1041, "Out of memory."), server.OTHER),
+        (
+            server.mysql_fault(2003, "Can't connect to MySQL server on 'x' ([Errno 11] Resource temporarily ...)"),
+            server.BUSY,
+        ),
+        (server.postgresql_fault(None, "out of memory"), server.OURS),
+        (server.postgresql_fault(None, "FATAL:  could not fork new process: Cannot allocate memory"), server.GONE),
+        (server.postgresql_fault(None, "connection on socket failed: Resource temporarily unavailable"), server.BUSY),
+    ],
+)
+def test_who_is_short_of_what(fault: Fault, kind: str) -> None:
+    assert fault.kind == kind
 
 
 @pytest.mark.parametrize("fault", [server.mysql_fault(1146, "Table"), server.postgresql_fault("42P01", "relation")])

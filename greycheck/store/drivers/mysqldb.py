@@ -61,7 +61,7 @@ class Connection:
                 conv=INTEGERS,
                 read_timeout=self._limit,
                 write_timeout=self._limit,
-                init_command=servers.MYSQL_SESSION.format(patience),
+                init_command=servers.mysql_session(patience),
             )
         except _mysql.Error as error:
             raise self._fault(error, monotonic() - started) from None
@@ -77,7 +77,8 @@ class Connection:
         except _mysql.Error as error:
             raise self._fault(error, monotonic() - started) from None
 
-    def _literal(self, value: object) -> bytes:
+    @staticmethod
+    def _literal(value: object) -> bytes:
         """VALUE as it stands in SQL."""
         if value is None:
             return b"NULL"
@@ -85,8 +86,8 @@ class Connection:
             return b"%d" % value
         if isinstance(value, bytes):
             return b"X'" + value.hex().encode() + b"'"
-        found: bytes = self._connection.string_literal(str(value))
-        return found
+        # In digits, so that no character set and no mode of the server can end it before its end.
+        return b"_utf8mb4 X'" + str(value).encode().hex().encode() + b"'"
 
     def _fault(self, error: Exception, seconds: float) -> Fault:
         fault = servers.mysql_fault(error.args[0] if error.args else None, str(error.args[-1] if error.args else error))
@@ -103,5 +104,7 @@ def connect(server: Server, host: Host, seconds: float) -> "DBAPIConnection":
     import MySQLdb
     from MySQLdb.constants import CLIENT
 
-    found: DBAPIConnection = MySQLdb.connect(**arguments(server, host, seconds), client_flag=CLIENT.FOUND_ROWS)  # type: ignore[assignment]
+    found: DBAPIConnection = MySQLdb.connect(  # type: ignore[assignment]
+        **arguments(server, host, seconds), client_flag=CLIENT.FOUND_ROWS, read_timeout=servers.READING
+    )
     return found

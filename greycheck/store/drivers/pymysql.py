@@ -66,7 +66,7 @@ class Connection:
                 read_timeout=self._limit,
                 write_timeout=self._limit,
                 autocommit=None,
-                init_command=servers.MYSQL_SESSION.format(patience),
+                init_command=servers.mysql_session(patience),
             )
         except (Error, OSError) as error:
             raise self._fault(error, monotonic() - started) from None
@@ -88,13 +88,13 @@ class Connection:
 
     def close(self) -> None:
         """Leaves the server."""
-        self._connection._force_close()  # type: ignore[attr-defined]  # close() would say good-bye first
+        self._connection.close()
 
 
 def connect(server: Server, host: Host, seconds: float) -> "DBAPIConnection":
     """A connection for SQLAlchemy, which wants to know of rows found, not of rows changed."""
     made = pymysql.connect(**arguments(server, host, seconds), read_timeout=seconds, client_flag=CLIENT.FOUND_ROWS)
     # Its limit for connecting does not cover the server's greeting; that for reading does, and ends with it.
-    made._read_timeout = None  # type: ignore[attr-defined]
+    made._read_timeout = servers.READING  # type: ignore[attr-defined]
     found: DBAPIConnection = made  # type: ignore[assignment]
     return found
