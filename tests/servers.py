@@ -448,6 +448,7 @@ class Postgres(Server):
         "shared_buffers": "16MB",
         "max_connections": 50,
         "max_wal_senders": 4,
+        "wal_keep_size": "1GB",  # whoever stops a standby for a while need not make another
         "autovacuum": "off",
         "checkpoint_timeout": "1h",  # one on a full disk ends the server
         "jit": "off",

@@ -16,7 +16,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from greycheck.store import drivers, server
 from greycheck.store.lean import StoreError
-from greycheck.store.server import Server
+from greycheck.store.server import Fault, Server
 
 if TYPE_CHECKING:
     from greycheck.store.drivers import Driver
@@ -61,7 +61,7 @@ def _first_usable(asked: Server, driver: "Driver") -> DBAPIConnection:
             if asked.dialect != "mysql" or _takes_writes(connection, driver):
                 return connection
             reader = reader or connection
-        except driver.Error as error:
+        except (driver.Error, Fault) as error:
             reasons.append(f"{host}: {server.one_line(str(error.args[-1] if error.args else error))}")
     if reader is None:
         raise StoreError("; ".join(reasons))

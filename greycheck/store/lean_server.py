@@ -318,12 +318,11 @@ class Store:
         assert host is not None
         if self._breaker.claim(host, STUCK):
             return
-        self._roll_back()
         self._reason = f"{host} has taken no writes for {self._since(host, STUCK)}: not tried"
         if not patient or not self._hosts:
+            self._roll_back()
             raise StoreError(self._reason)
-        if self._connection is not None:
-            self._disconnect()
+        self._disconnect()
         raise Again(self._reason)
 
     def _mark(self, host: Host, kind: str, why: str) -> None:

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from greycheck.store import drivers, server
+from greycheck.store.engine import open_engine
 from greycheck.store.lean import StoreError
 from greycheck.store.server import Fault
 from tests.servers import ELSEWHERE, PASSWORD, USER, MariaDB, Postgres, Server
@@ -115,6 +116,30 @@ def test_mysqls_tls_may_be_asked_for_without_verifying_or_not_at_all(mariadb: Ma
     for driver in ("mysqldb", "pymysql"):
         assert is_encrypted(mariadb, connected(mariadb.url(driver=driver, ssl_mode="REQUIRED")))
         assert not is_encrypted(mariadb, connected(mariadb.url(driver=driver, ssl_mode="DISABLED")))
+
+
+def test_a_driver_that_would_go_on_without_tls_is_not_used_for_it(
+    mariadb: MariaDB, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mariadb.start()
+    monkeypatch.setattr("pymysql.VERSION", (1, 1, 2, "final", 1))
+    with pytest.raises(Fault, match=r"PyMySQL 1\.1\.2 goes on without TLS"):
+        connected(mariadb.url(driver="pymysql", ssl_ca=str(mariadb.ca)))
+    assert value(connected(mariadb.url(driver="pymysql")), "SELECT 1") == 1
+
+
+@pytest.mark.parametrize("driver", ["mysqldb", "pymysql"])
+def test_a_server_without_tls_is_not_spoken_to_without_it(mariadb: MariaDB, driver: str) -> None:
+    mariadb.restart(ssl="OFF")
+    try:
+        for mode in ("REQUIRED", "VERIFY_IDENTITY"):
+            with pytest.raises(Fault, match=r"(?i)ssl|tls"):
+                connected(mariadb.url(driver=driver, ssl_mode=mode))
+            with pytest.raises(StoreError, match=r"(?i)ssl|tls"):
+                open_engine(mariadb.url(driver=driver, ssl_mode=mode)).connect()
+    finally:
+        mariadb.stop()
+        mariadb.start()
 
 
 def test_a_name_that_does_not_count_counts_for_mysqldb_all_the_same(mariadb: MariaDB) -> None:

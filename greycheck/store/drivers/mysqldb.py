@@ -12,6 +12,7 @@ from greycheck.store.server import Fault, Host, Server
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from sqlalchemy.engine.interfaces import DBAPIConnection
 
@@ -65,6 +66,7 @@ class Connection:
             )
         except _mysql.Error as error:
             raise self._fault(error, monotonic() - started) from None
+        _insist_on_tls(server, self._connection)
 
     def run(self, sql: str, values: "Sequence[object]", _seconds: float) -> "tuple[Sequence[Sequence[object]], int]":
         """The rows, or how many rows were changed."""
@@ -99,12 +101,24 @@ class Connection:
         self._connection.close()
 
 
+def _insist_on_tls(server: Server, connection: "Any") -> None:
+    """Raises Fault where TLS is wanted and not there: unless it is to verify the server, MariaDB's library goes on without."""
+    if servers.ssl_mode(server) != "REQUIRED":
+        return
+    connection.query(b"SHOW SESSION STATUS LIKE 'Ssl_cipher'")
+    if not connection.store_result().fetch_row(0)[0][1]:
+        connection.close()
+        raise Fault(servers.OTHER, "ssl_mode=REQUIRED, and the server speaks no TLS")
+
+
 def connect(server: Server, host: Host, seconds: float) -> "DBAPIConnection":
     """A connection for SQLAlchemy, which wants to know of rows found, not of rows changed."""
     import MySQLdb
     from MySQLdb.constants import CLIENT
 
-    found: DBAPIConnection = MySQLdb.connect(  # type: ignore[assignment]
+    made = MySQLdb.connect(
         **arguments(server, host, seconds), client_flag=CLIENT.FOUND_ROWS, read_timeout=servers.READING
     )
+    _insist_on_tls(server, made)
+    found: DBAPIConnection = made  # type: ignore[assignment]
     return found

@@ -12,9 +12,14 @@ from greycheck.store.server import Fault, Host, Server
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from ssl import SSLContext
     from typing import Any
 
     from sqlalchemy.engine.interfaces import DBAPIConnection
+
+
+# The first version that does not go on without TLS where the server, or somebody in between, says that there is none.
+INSISTS = (1, 2)
 
 
 def arguments(server: Server, host: Host, seconds: float) -> "dict[str, Any]":
@@ -44,14 +49,30 @@ def _tls(server: Server, host: Host) -> "dict[str, Any]":
         return {"ssl_disabled": True}
     if mode == "PREFERRED":
         return {}
+    if pymysql.VERSION[:2] < INSISTS:
+        installed = ".".join(map(str, pymysql.VERSION[:3]))
+        raise Fault(
+            servers.OTHER, f"PyMySQL {installed} goes on without TLS where somebody wants that: install 1.2 or newer"
+        )
+    if mode == "REQUIRED":
+        return {"ssl": _unverified()}
     options = server.options
     return {
         "ssl_ca": options.get("ssl_ca"),
         "ssl_cert": options.get("ssl_cert"),
         "ssl_key": options.get("ssl_key"),
-        "ssl_verify_cert": mode.startswith("VERIFY"),
+        "ssl_verify_cert": True,
         "ssl_verify_identity": mode == "VERIFY_IDENTITY",
     }
+
+
+def _unverified() -> "SSLContext":
+    import ssl
+
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 class Connection:
