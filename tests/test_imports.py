@@ -49,7 +49,7 @@ OF_DRIVERS = {
     "psycopg2": {"psycopg2._psycopg", "psycopg2.errors", "_datetime", "select"},
     "mysqldb": {"MySQLdb._mysql", "MySQLdb._exceptions"},
 }
-BUILT_IN_OF_SERVERS = {"_blake2", "fcntl"}
+BUILT_IN_OF_SERVERS = {"_blake2"}
 
 LISTING = """
 import posix, sys

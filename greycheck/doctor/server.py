@@ -20,8 +20,8 @@ from greycheck.store.server import DRIVERS, LOCKED, SILENT, Fault, Server, ssl_m
 if TYPE_CHECKING:
     from greycheck.store.drivers import Connection
 
-# Milliseconds of a process that connects and asks SELECT 1, as measured, and what the drivers are called where they are installed.
-COSTS = {"psycopg2": 16, "psycopg": 106, "mysqldb": 9, "pymysql": 29}
+# Milliseconds of a check of a known triplet, as benchmarks/databases.py measured it, and what the drivers are called where they come from.
+COSTS = {"psycopg2": 24, "psycopg": 102, "mysqldb": 12, "pymysql": 31}
 PACKAGES = {"psycopg2": "psycopg2", "psycopg": "psycopg 3", "mysqldb": "mysqlclient", "pymysql": "PyMySQL"}
 
 # Seconds that a server's clock may be away from this host's. Checks take all times from their own.
@@ -82,7 +82,7 @@ def look_at_driver(asked: Server, driver: server.Found) -> Finding:
         return Finding("ok", "driver", f"{PACKAGES[driver.name]}, the quickest here")
     why = f"; that one is not found: {safe(driver.why)}" if driver.why else ""
     found = (
-        f"{PACKAGES[driver.name]}: a process that connects and asks takes some {COSTS[driver.name]} ms with it,"
+        f"{PACKAGES[driver.name]}: a check takes some {COSTS[driver.name]} ms with it,"
         f" {COSTS[quickest]} ms with {PACKAGES[quickest]}{why}"
     )
     named = f", and leave +{driver.name} out of the database's URL" if asked.driver else ""

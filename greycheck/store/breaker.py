@@ -9,7 +9,6 @@ Two kinds: ``DOWN`` (nothing is asked of the host) and ``STUCK`` (it answers, bu
 Bugs: without a directory that it may write to there are no marks, and each check finds out by itself.
 """
 
-import fcntl
 import posix
 from time import time
 
@@ -62,6 +61,8 @@ class Breaker:
                 return False
             _is_removed(path)
             return True
+        import fcntl
+
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

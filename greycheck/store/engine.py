@@ -14,9 +14,9 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from greycheck.store import drivers, server
+from greycheck.store import compiled_mysql, drivers, server
 from greycheck.store.lean import StoreError
-from greycheck.store.server import Fault, Server
+from greycheck.store.server import Fault, Host, Server
 
 if TYPE_CHECKING:
     from greycheck.store.drivers import Driver
@@ -54,25 +54,34 @@ def _server_engine(url: str) -> Engine:
 def _first_usable(asked: Server, driver: "Driver") -> DBAPIConnection:
     """A connection to the first host that can be used; to one that takes no writes only where no other can."""
     reasons = []
-    reader: DBAPIConnection | None = None
+    readers: list[Host] = []
     for host in asked.hosts:
         try:
             connection = driver.connect(asked, host, CONNECTING)
+        except (driver.Error, Fault) as error:
+            reasons.append(_why(host, error))
+            continue
+        try:
             if asked.dialect != "mysql" or _takes_writes(connection, driver):
                 return connection
-            reader = reader or connection
-        except (driver.Error, Fault) as error:
-            reasons.append(f"{host}: {server.one_line(str(error.args[-1] if error.args else error))}")
-    if reader is None:
+            readers.append(host)
+        except driver.Error as error:
+            reasons.append(_why(host, error))
+        connection.close()
+    if not readers:
         raise StoreError("; ".join(reasons))
-    return reader
+    return driver.connect(asked, readers[0], CONNECTING)
+
+
+def _why(host: Host, error: Exception) -> str:
+    return f"{host}: {server.one_line(str(error.args[-1] if error.args else error))}"
 
 
 def _takes_writes(connection: DBAPIConnection, driver: "Driver") -> bool:
     """Whether the host of CONNECTION does. Raises the driver's error where it has no quorum, which only a table's own words tell."""
     cursor = connection.cursor()
     try:
-        cursor.execute("SELECT version_num FROM alembic_version")
+        cursor.execute(compiled_mysql.SCHEMA[0])
         cursor.fetchall()
     except driver.Error as error:
         if error.args[0] != NO_SUCH_TABLE:

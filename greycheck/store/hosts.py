@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter, time
 from typing import TYPE_CHECKING
 
+from greycheck.store import compiled_postgresql
 from greycheck.store.server import Fault, Host, Server
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def _revision(connection: "Connection", dialect: str) -> str | None:
     """Raises Fault where a node has no quorum, which only a table's own words tell."""
     if not _rows(connection, HAS_SCHEMA[dialect]):
         return None
-    found = _rows(connection, "SELECT version_num FROM alembic_version")
+    found = _rows(connection, compiled_postgresql.SCHEMA[0])  # the same in every dialect
     return found[0][0] if found else None
 
 

@@ -14,7 +14,7 @@ from greycheck.policy import Change, ClientRow, Found, RuleRow, TripletRow, Wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import ModuleType
     from typing import Protocol, TypeVar
 
@@ -114,17 +114,48 @@ class Asked:
         self.key = digest(b"\0".join((triplet.network.encode(), triplet.sender, triplet.recipient)))
         self.pair = digest(triplet.sender + b"\0" + triplet.recipient) if triplet.sender else None
 
-    def rule_keys(self) -> list[bytes]:
-        """The keys of rules that would match, by falling precedence."""
+
+class RuleKeys:
+    """The keys of all rules, and of all expectations, that would match what is ASKED, each by falling precedence."""
+
+    __slots__ = ("_expectations", "_rules")
+
+    def __init__(self, asked: Asked) -> None:
         from greycheck import rules
 
-        return [digest(key) for key in rules.keys(self.envelope, self.triplet.sender, self.triplet.recipient)]
+        sender, recipient = asked.triplet.sender, asked.triplet.recipient
+        self._rules = [digest(key) for key in rules.keys(asked.envelope, sender, recipient)]
+        self._expectations = [digest(key) for key in rules.expectation_keys(sender, recipient)]
 
-    def expectation_keys(self) -> list[bytes]:
-        """The keys under which this mail may be expected, that of the longest domain first."""
-        from greycheck import rules
+    def padded(self, length: int) -> list[bytes]:
+        """All of them, filled up with a key that nothing has to the LENGTH that a statement wants."""
+        keys = self._rules + self._expectations
+        return keys + [b""] * (length - len(keys))
 
-        return [digest(key) for key in rules.expectation_keys(self.triplet.sender, self.triplet.recipient)]
+    def pick(
+        self, rows: "Iterable[tuple[bytes, str, str, str, int | None, int | None]]", now: int
+    ) -> tuple[list[RuleRow], RuleRow | None]:
+        """Of the ROWS of rules that were found those that are not over at NOW, the deciding one first; and the expectation, or None."""
+        matching = {
+            key: RuleRow(key, kind, pattern, action, delay)
+            for key, kind, pattern, action, delay, expires in rows
+            if expires is None or expires > now
+        }
+        expected = next((matching[key] for key in self._expectations if key in matching), None)
+        return [matching[key] for key in self._rules if key in matching], expected
+
+
+def waiting_parameters(asked: "Asked", since: int, limit: int) -> tuple[dict[str, object], int]:
+    """The parameters of WAITING, by name, and by what its total is to be multiplied."""
+    low, high, times = sample(asked.key, limit) if limit else (b"", b"", 0)
+    values: dict[str, object] = {
+        "pair_digest": asked.pair,
+        "network": asked.triplet.network,
+        "since": since,
+        "low": low,
+        "high": high,
+    }
+    return values, times
 
 
 # How many waiting triplets an estimate of their number is to be made from.

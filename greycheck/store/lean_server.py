@@ -11,10 +11,20 @@ Diagnostics: ``Again`` where the check is to be decided again (a lost race, anot
 import posix
 from time import monotonic, sleep
 
-from greycheck.policy import Change, Found, RuleRow, Waiting
+from greycheck.policy import Change, Found, Waiting
 from greycheck.store import drivers, server
 from greycheck.store.breaker import DOWN, STUCK, Breaker
-from greycheck.store.lean import Again, Asked, StoreError, check_revision, parameters, rows, sample, statement
+from greycheck.store.lean import (
+    Again,
+    Asked,
+    RuleKeys,
+    StoreError,
+    check_revision,
+    parameters,
+    rows,
+    statement,
+    waiting_parameters,
+)
 from greycheck.store.server import Fault, Host
 
 TYPE_CHECKING = False
@@ -50,7 +60,7 @@ class Store:
         self._until = monotonic() + patience
         self._breaker = Breaker(settings.state_directory, self._server)
         self.notes: list[str] = []
-        self._reason = ""
+        self._reason = "there was no time left to ask the database"
         self._hosts = self._in_order()
         self._host: Host | None = None
         self._connection: Connection | None = None
@@ -69,34 +79,18 @@ class Store:
         """The rows of the triplet and the client, and the rules that match."""
         compiled = self._compiled
         sql, names = compiled.LOOKUP_IPV6 if ":" in asked.triplet.client else compiled.LOOKUP_IPV4
-        rule_keys, expectation_keys = asked.rule_keys(), asked.expectation_keys()
-        values = [asked.key, asked.triplet.client, *rule_keys, *expectation_keys]
-        found = self._run(sql, values + [b""] * (len(names) - len(values)))
+        keys = RuleKeys(asked)
+        found = self._run(sql, [asked.key, asked.triplet.client, *keys.padded(len(names) - 2)])
         self._answered(DOWN)
-        matching = {
-            key: RuleRow(key, _text(kind), _text(pattern), _text(action), delay)
-            for key, kind, pattern, action, delay, expires in map(_rule, found)
-            if key and (expires is None or expires > now)
-        }
         if found[0][0] is None:
             raise StoreError(server.NO_SCHEMA)
-        return Found(
-            *rows((_text(found[0][0]), *found[0][1:]), compiled.REVISION),
-            [matching[key] for key in rule_keys if key in matching],
-            next((matching[key] for key in expectation_keys if key in matching), None),
-        )
+        there = rows((_text(found[0][0]), *found[0][1:]), compiled.REVISION)
+        return Found(*there, *keys.pick(map(_rule, found), now))
 
     def waiting(self, asked: Asked, since: int, limit: int) -> Waiting:
         """What waits besides."""
-        low, high, times = sample(asked.key, limit) if limit else (b"", b"", 0)
         sql, names = self._compiled.WAITING
-        values: dict[str, object] = {
-            "pair_digest": asked.pair,
-            "network": asked.triplet.network,
-            "since": since,
-            "low": low,
-            "high": high,
-        }
+        values, times = waiting_parameters(asked, since, limit)
         others, oldest, total = self._run(sql, [values[name] for name in names])[0]
         return Waiting(others, oldest, total * times)
 
@@ -345,10 +339,10 @@ class Store:
         return f"{self._breaker.since(host, kind) or 0:.0f}s"
 
 
-def _rule(row: "Sequence[Any]") -> tuple[bytes, object, object, object, int | None, int | None]:
+def _rule(row: "Sequence[Any]") -> tuple[bytes, str, str, str, int | None, int | None]:
     """The columns of a rule in a ROW of LOOKUP; an empty key where there is none."""
     key, kind, pattern, action, delay, expires = row[11:]
-    return bytes(key or b""), kind, pattern, action, delay, expires
+    return bytes(key or b""), _text(kind), _text(pattern), _text(action), delay, expires
 
 
 def _text(value: object) -> str:

@@ -15,13 +15,14 @@ from greycheck.store.lean import (
     MAKE_IT,
     Asked,
     NoSchema,
+    RuleKeys,
     StoreError,
     check_revision,
     imported,
     parameters,
     rows,
-    sample,
     statement,
+    waiting_parameters,
 )
 
 # Bytes of write-ahead log after which it is written back. A child that comes alone reads the log first, 0.15 ms for each 100 pages.
@@ -74,28 +75,13 @@ class Store:
     def _rules(self, asked: Asked, now: int) -> tuple[list[RuleRow], RuleRow | None]:
         """The rules that match, the deciding one first, and the expectation, if there is one."""
         sql, names = compiled.RULES_IPV6 if ":" in asked.triplet.client else compiled.RULES_IPV4
-        rule_keys, expectation_keys = asked.rule_keys(), asked.expectation_keys()
-        keys = rule_keys + expectation_keys
-        padded = keys + [b""] * (len(names) - len(keys))
-        matching = {
-            key: RuleRow(key, kind, pattern, action, delay)
-            for key, kind, pattern, action, delay, expires in self._run(sql, padded).fetchall()
-            if expires is None or expires > now
-        }
-        expected = next((matching[key] for key in expectation_keys if key in matching), None)
-        return [matching[key] for key in rule_keys if key in matching], expected
+        keys = RuleKeys(asked)
+        return keys.pick(self._run(sql, keys.padded(len(names))), now)
 
     def waiting(self, asked: Asked, since: int, limit: int) -> Waiting:
         """What waits besides."""
         sql, names = compiled.WAITING
-        low, high, times = sample(asked.key, limit) if limit else (b"", b"", 0)
-        values: dict[str, object] = {
-            "pair_digest": asked.pair,
-            "network": asked.triplet.network,
-            "since": since,
-            "low": low,
-            "high": high,
-        }
+        values, times = waiting_parameters(asked, since, limit)
         others, oldest, total = self._execute(sql, names, values).fetchone()
         return Waiting(others, oldest, total * times)
 

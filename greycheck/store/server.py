@@ -44,6 +44,20 @@ READING = 600
 IDLE = 10
 
 
+def mysql_arguments(server: "Server", host: "Host") -> "dict[str, object]":
+    """What both drivers of MySQL's dialect are told alike: who asks, for what, where."""
+    where = {"unix_socket": host.name} if host.is_socket else {"host": host.name, "port": host.port}
+    return {
+        "user": server.user,
+        "password": server.password,
+        "database": server.database,
+        "charset": "utf8mb4",
+        "read_default_file": server.options.get("read_default_file"),
+        "read_default_group": server.options.get("read_default_group"),
+        **where,
+    }
+
+
 def mysql_session(patience: int) -> str:
     """The statement that a session begins with; PATIENCE is how long to wait for a lock, in seconds."""
     return MYSQL_SESSION.format(patience, IDLE)
@@ -299,6 +313,13 @@ class Fault(StoreError):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+def mysql_driver_fault(error: Exception, seconds: float, limit: float) -> Fault:
+    """The fault of a driver's ERROR after SECONDS, of a LIMIT: to the driver, one that is over looks like a connection that is lost."""
+    arguments = error.args or (None, error)
+    fault = mysql_fault(arguments[0], str(arguments[-1]))
+    return silent(seconds) if fault.kind == GONE and seconds >= 0.9 * limit else fault
 
 
 def mysql_fault(code: object, message: str) -> Fault:

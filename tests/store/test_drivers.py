@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -116,6 +117,36 @@ def test_mysqls_tls_may_be_asked_for_without_verifying_or_not_at_all(mariadb: Ma
     for driver in ("mysqldb", "pymysql"):
         assert is_encrypted(mariadb, connected(mariadb.url(driver=driver, ssl_mode="REQUIRED")))
         assert not is_encrypted(mariadb, connected(mariadb.url(driver=driver, ssl_mode="DISABLED")))
+
+
+@pytest.mark.parametrize("driver", ["mysqldb", "pymysql"])
+def test_authorities_may_be_a_directory(mariadb: MariaDB, driver: str, tmp_path: Path) -> None:
+    mariadb.start()
+    (tmp_path / "none").mkdir()
+    (tmp_path / "ours").mkdir()
+    words = ["openssl", "x509", "-hash", "-noout", "-in", str(mariadb.ca)]
+    name = subprocess.run(words, capture_output=True, check=True, encoding="ascii").stdout.strip()
+    (tmp_path / "ours" / f"{name}.0").write_bytes(mariadb.ca.read_bytes())
+    ours: dict[str, Any] = {"ssl_capath": str(tmp_path / "ours")}
+    assert is_encrypted(mariadb, connected(mariadb.url(driver=driver, **ours)))
+    none: dict[str, Any] = {"ssl_capath": str(tmp_path / "none")}
+    with pytest.raises(Fault, match=r"(?i)certificate"):
+        connected(mariadb.url(driver=driver, **none))
+
+
+@pytest.mark.parametrize("driver", ["mysqldb", "pymysql"])
+def test_ciphers_and_a_certificate_of_ones_own_are_used(mariadb: MariaDB, driver: str) -> None:
+    mariadb.start()
+    mariadb.sql(f"ALTER USER {USER} REQUIRE X509")
+    own: dict[str, Any] = {"ssl_ca": str(mariadb.ca), "ssl_cert": str(mariadb.certificate), "ssl_key": str(mariadb.key)}
+    try:
+        with pytest.raises(Fault, match="denied"):
+            connected(mariadb.url(driver=driver, ssl_ca=str(mariadb.ca)))
+        assert value(connected(mariadb.url(driver=driver, **own)), "SELECT 1") == 1
+    finally:
+        mariadb.sql(f"ALTER USER {USER} REQUIRE NONE")
+    with pytest.raises(Fault, match=r"(?i)ssl|tls|cipher"):
+        connected(mariadb.url(driver=driver, ssl_ca=str(mariadb.ca), ssl_cipher="NO-SUCH-CIPHER"))
 
 
 def test_a_driver_that_would_go_on_without_tls_is_not_used_for_it(

@@ -26,19 +26,7 @@ INTEGERS = dict.fromkeys((1, 2, 3, 8, 9), int)
 def arguments(server: Server, host: Host, seconds: float) -> dict[str, object]:
     """What the driver is told, beside the limits of statements."""
     options = server.options
-    found: dict[str, object] = {
-        "user": server.user,
-        "password": server.password,
-        "database": server.database,
-        "connect_timeout": max(1, int(seconds)),
-        "charset": "utf8mb4",
-        "read_default_file": options.get("read_default_file"),
-        "read_default_group": options.get("read_default_group"),
-    }
-    if host.is_socket:
-        found["unix_socket"] = host.name
-    else:
-        found |= {"host": host.name, "port": host.port}
+    found = servers.mysql_arguments(server, host) | {"connect_timeout": max(1, int(seconds))}
     mode = servers.ssl_mode(server)
     if mode != "PREFERRED":
         found["ssl_mode"] = mode
@@ -64,9 +52,9 @@ class Connection:
                 write_timeout=self._limit,
                 init_command=servers.mysql_session(patience),
             )
+            _insist_on_tls(server, self._connection)
         except _mysql.Error as error:
-            raise self._fault(error, monotonic() - started) from None
-        _insist_on_tls(server, self._connection)
+            raise servers.mysql_driver_fault(error, monotonic() - started, self._limit) from None
 
     def run(self, sql: str, values: "Sequence[object]", _seconds: float) -> "tuple[Sequence[Sequence[object]], int]":
         """The rows, or how many rows were changed."""
@@ -77,7 +65,7 @@ class Connection:
             result = self._connection.store_result()
             return (result.fetch_row(0), 0) if result else ((), self._connection.affected_rows())
         except _mysql.Error as error:
-            raise self._fault(error, monotonic() - started) from None
+            raise servers.mysql_driver_fault(error, monotonic() - started, self._limit) from None
 
     @staticmethod
     def _literal(value: object) -> bytes:
@@ -90,11 +78,6 @@ class Connection:
             return b"X'" + value.hex().encode() + b"'"
         # In digits, so that no character set and no mode of the server can end it before its end.
         return b"_utf8mb4 X'" + str(value).encode().hex().encode() + b"'"
-
-    def _fault(self, error: Exception, seconds: float) -> Fault:
-        fault = servers.mysql_fault(error.args[0] if error.args else None, str(error.args[-1] if error.args else error))
-        # A limit that is over looks like a connection that is lost.
-        return servers.silent(seconds) if fault.kind == servers.GONE and seconds >= self._limit - 0.1 else fault
 
     def close(self) -> None:
         """Leaves the server."""

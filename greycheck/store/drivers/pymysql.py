@@ -24,22 +24,10 @@ INSISTS = (1, 2)
 
 def arguments(server: Server, host: Host, seconds: float) -> "dict[str, Any]":
     """What the driver is told, beside the limits of statements."""
-    options = server.options
-    found: dict[str, Any] = {
-        "user": server.user,
-        "password": None if server.password is None else server.password.encode(),
-        "database": server.database,
-        "connect_timeout": max(0.1, seconds),
-        "charset": "utf8mb4",
-        "read_default_file": options.get("read_default_file"),
-        "read_default_group": options.get("read_default_group"),
-    }
-    if host.is_socket:
-        found["unix_socket"] = host.name
-    else:
-        found |= {"host": host.name, "port": host.port}
-    found = {name: value for name, value in found.items() if value}
-    return found | _tls(server, host)
+    found: dict[str, Any] = servers.mysql_arguments(server, host) | {"connect_timeout": max(0.1, seconds)}
+    # Text would be sent in Latin 1, and what has no place there be an error that shows it.
+    found["password"] = None if server.password is None else server.password.encode()
+    return {name: value for name, value in found.items() if value} | _tls(server, host)
 
 
 def _tls(server: Server, host: Host) -> "dict[str, Any]":
@@ -54,24 +42,20 @@ def _tls(server: Server, host: Host) -> "dict[str, Any]":
         raise Fault(
             servers.OTHER, f"PyMySQL {installed} goes on without TLS where somebody wants that: install 1.2 or newer"
         )
-    if mode == "REQUIRED":
-        return {"ssl": _unverified()}
-    options = server.options
-    return {
-        "ssl_ca": options.get("ssl_ca"),
-        "ssl_cert": options.get("ssl_cert"),
-        "ssl_key": options.get("ssl_key"),
-        "ssl_verify_cert": True,
-        "ssl_verify_identity": mode == "VERIFY_IDENTITY",
-    }
+    return {"ssl": _context(server.options, mode)}
 
 
-def _unverified() -> "SSLContext":
+def _context(options: dict[str, str], mode: str) -> "SSLContext":
+    """What is verified in MODE, one of SSL_MODES from REQUIRED on."""
     import ssl
 
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
+    context = ssl.create_default_context(cafile=options.get("ssl_ca"), capath=options.get("ssl_capath"))
+    context.check_hostname = mode == "VERIFY_IDENTITY"
+    context.verify_mode = ssl.CERT_REQUIRED if mode.startswith("VERIFY") else ssl.CERT_NONE
+    if "ssl_cert" in options:
+        context.load_cert_chain(options["ssl_cert"], options.get("ssl_key"))
+    if "ssl_cipher" in options:
+        context.set_ciphers(options["ssl_cipher"])
     return context
 
 
@@ -90,7 +74,7 @@ class Connection:
                 init_command=servers.mysql_session(patience),
             )
         except (Error, OSError) as error:
-            raise self._fault(error, monotonic() - started) from None
+            raise servers.mysql_driver_fault(error, monotonic() - started, self._limit) from None
 
     def run(self, sql: str, values: "Sequence[object]", _seconds: float) -> "tuple[Sequence[Sequence[object]], int]":
         """The rows, or how many rows were changed."""
@@ -100,12 +84,7 @@ class Connection:
                 cursor.execute(sql, tuple(values))
                 return cursor.fetchall(), cursor.rowcount
         except (Error, OSError) as error:
-            raise self._fault(error, monotonic() - started) from None
-
-    def _fault(self, error: Exception, seconds: float) -> Fault:
-        fault = servers.mysql_fault(error.args[0] if error.args else None, str(error.args[-1] if error.args else error))
-        # A limit that is over looks like a connection that is lost.
-        return servers.silent(seconds) if fault.kind == servers.GONE and seconds >= self._limit else fault
+            raise servers.mysql_driver_fault(error, monotonic() - started, self._limit) from None
 
     def close(self) -> None:
         """Leaves the server."""
