@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from ssl import CERT_REQUIRED, SSLContext
 from time import time
 from typing import Any, NamedTuple
 
@@ -225,7 +226,7 @@ def script(directory: Path, name: str, texts: dict[str, str], way: Way) -> str:
         told = server.libpq_dsn(asked_server, host, PATIENCE)
     else:
         driver: Any = drivers.load(asked_server)[1]
-        told = driver.arguments(asked_server, host, PATIENCE)
+        told = written(driver.arguments(asked_server, host, PATIENCE), asked_server.options)
     places = driver_directories()
     packages = [str(path) for path in (Path(place) / PACKAGES[way.driver] for place in places) if path.is_dir()]
     path = directory / name
@@ -233,3 +234,12 @@ def script(directory: Path, name: str, texts: dict[str, str], way: Way) -> str:
     path.write_text(SCRIPT.format(interpreter=BARE[0], drivers=places, body=body))
     path.chmod(0o700)
     return str(path)
+
+
+def written(told: dict[str, object], options: dict[str, str]) -> dict[str, object]:
+    """What a driver of MySQL's dialect is TOLD, as a script's text can hold it: of a context, what PyMySQL makes the same one from."""
+    context = told.get("ssl")
+    if not isinstance(context, SSLContext):
+        return told
+    verified = {"check_hostname": context.check_hostname, "verify_mode": context.verify_mode is CERT_REQUIRED}
+    return told | {"ssl": {"ca": options.get("ssl_ca"), "capath": options.get("ssl_capath"), **verified}}

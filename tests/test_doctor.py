@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from greycheck import __version__, doctor, settings
-from greycheck.cli import install, launcher
+from greycheck.cli import install, launcher, native
 from greycheck.doctor import finding, host, launchers, processes, service, store
 from greycheck.doctor.finding import Finding, Installation
 from greycheck.store import schema
+from tests.native.resident import Resident, Script
 from tests.support import ROOT
 from tests.test_imports import OF_THE_STORE, OURS
 
@@ -30,8 +31,9 @@ Look = Callable[[Installation], Iterator[Finding]]
 
 
 @pytest.fixture
-def installed(place: Path, request: pytest.FixtureRequest) -> Installation:
+def installed(place: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Installation:
     """A sound installation: launchers and a store in a place of its own, and no service."""
+    monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
     programs: Path = request.getfixturevalue("launchers")
     (place / "bin").mkdir()
     (place / "proc").mkdir()
@@ -108,7 +110,7 @@ def test_what_the_system_refuses_becomes_a_note(installed: Installation, monkeyp
 
 def test_launchers_are_this_programs_and_run(installed: Installation) -> None:
     found = list(launchers.look_at_launchers(installed))
-    assert [one.level for one in found] == ["ok", "ok"]
+    assert [one.level for one in found] == ["ok"] * 4
     assert str(installed.directory / "greycheck") in found[0].found
 
 
@@ -124,7 +126,15 @@ def test_no_launchers_are_a_fault(installed: Installation) -> None:
     assert "no launcher here" in only(launchers.look_at_launchers, installed, "fault").found
 
 
-@pytest.mark.parametrize(("name", "hook"), [("greycheck", "SMTPEXTFORK"), ("qmail-checkenv", "CHECKENV")])
+@pytest.mark.parametrize(
+    ("name", "hook"),
+    [
+        ("greycheck", "SMTPEXTFORK"),
+        ("qmail-checkenv", "CHECKENV"),
+        ("greycheck-rcptcheck", "RCPTCHECK"),
+        ("greycheck-spp", "qmail-spp"),
+    ],
+)
 def test_one_launcher_that_is_missing_costs_its_hook(installed: Installation, name: str, hook: str) -> None:
     (installed.directory / name).unlink()
     assert f"not there; the hook {hook} cannot use it" in only(launchers.look_at_launchers, installed, "warning").found
@@ -196,11 +206,98 @@ def test_a_launcher_that_cannot_be_read_is_told(installed: Installation, monkeyp
     def refuse(_path: Path) -> bool:
         raise PermissionError(13, "Permission denied")
 
+    def refuse_marks(_path: Path) -> dict[str, str]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(native, "marks_of", refuse_marks)
+    assert not launchers.is_compiled(installed.programs[0])
     monkeypatch.setattr(launcher, "is_ours", refuse)
     monkeypatch.setattr(launchers.os, "access", lambda _path, _mode: False)
-    found = launchers.look_at_launcher(installed.programs[0], "again")
+    found = launchers.look_at_launcher(installed.programs[0], "again", installed.settings)
     assert (found.level, found.advice) == ("warning", "again")
     assert f"cannot be read by {ME.pw_name}" in found.found
+
+
+# --- launchers in C ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compiled(installed: Installation, place: Path) -> Installation:
+    """A sound installation of launchers in C; the resident's socket is theirs alone."""
+    found = read(database(installed), SOCKET=f"{place}/socket")
+    install.put_native(installed.programs, native.compile_program(installed.directory / native.BEHIND, found)[0])
+    return replace(installed, settings=found)
+
+
+def test_launchers_in_c_and_in_python_are_both_looked_at(compiled: Installation, place: Path) -> None:
+    with Resident(place / "socket", b"action=DUNNO\n\n") as resident:
+        found = list(launchers.look_at_launchers(compiled))
+    assert [(one.level, one.about) for one in found] == [("ok", "launchers")] * 8 + [("ok", "resident")]
+    assert found[0].found == f"{compiled.directory}/greycheck: version {__version__}, compiled, runs"
+    assert found[4].found == f"{compiled.directory}/greycheck.d/greycheck: version {__version__}, runs"
+    assert f"{place}/socket: answers after " in found[8].found
+    assert resident.asked["protocol_state"] == "CONNECT", "a resident must have nothing to decide"
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [(b"", "no answer"), (None, ""), (b"HTTP/1.1 400\n\n", "no answer"), (Resident.hang, "no answer")],
+)
+def test_a_resident_that_gives_no_answer_costs_time(
+    compiled: Installation, place: Path, said: bytes | Script | None, complaint: str
+) -> None:
+    with Resident(place / "socket", said):
+        found = only(launchers.look_at_launchers, compiled, "warning")
+    assert found.about == "resident"
+    assert f"{place}/socket: {complaint}" in found.found
+    assert found.found.endswith(": every check takes as long as Python takes to start")
+    assert "Run greycheck serve" in found.advice
+
+
+@pytest.mark.parametrize(("mode", "level"), [(0o666, "ok"), (0o600, "warning")])
+def test_the_resident_is_asked_as_the_user_of_checks(
+    compiled: Installation, place: Path, mode: int, level: str
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    with Resident(place / "socket", b"action=DUNNO\n\n"):
+        (place / "socket").chmod(mode)
+        found = launchers.look_at_resident(f"{place}/socket", replace(compiled, account=NOBODY))
+    assert found.level == level
+
+
+def test_a_launcher_in_c_that_differs_is_told_how(compiled: Installation, place: Path) -> None:
+    other = read(database(compiled), SOCKET="/other", SOCKET_PATIENCE="2s")
+    found = [one for one in launchers.look_at_launchers(replace(compiled, settings=other)) if one.level == "warning"]
+    assert found[0].found == (
+        f"{compiled.directory}/greycheck: compiled, runs, but its socket is {place}/socket, and would be /other now;"
+        " its patience is 1, and would be 2 now"
+    )
+    assert found[0].advice == f"Run: greycheck install --native {compiled.directory}"
+
+
+def test_a_launcher_in_c_from_another_source_is_told(compiled: Installation, place: Path) -> None:
+    path = compiled.programs[0]
+    content = path.read_bytes()
+    digest = native.marks_of(path)["source"]
+    path.write_bytes(content.replace(digest.encode(), b"0" * len(digest)))
+    assert native.differences(path, compiled.settings) == [f"its source is {'0' * 16}, and would be {digest} now"]
+    path.write_bytes(content.replace(f"\nversion {__version__}\n".encode(), b"\n" * (len(__version__) + 10)))
+    assert native.differences(path, compiled.settings) == [f"its version is unknown, and would be {__version__} now"]
+
+
+def test_a_launcher_in_c_without_the_one_in_python_is_a_fault(compiled: Installation) -> None:
+    behind = compiled.directory / native.BEHIND / "greycheck-spp"
+    behind.unlink()
+    faults = [one.found for one in launchers.look_at_launchers(compiled) if one.level == "fault"]
+    assert faults[0].startswith(f"{compiled.directory}/greycheck-spp: does not run: exit code 0: ")
+    assert faults[1:] == [f"{behind}: not there; no check is made where the resident fails"]
+
+
+def test_permissions_of_launchers_in_python_count_too(compiled: Installation) -> None:
+    (compiled.directory / native.BEHIND).chmod(0o700)
+    found = [one.found for one in launchers.look_at_permissions(replace(compiled, account=NOBODY))]
+    assert any(f"nobody cannot pass {compiled.directory}/greycheck.d " in one for one in found), found
 
 
 # --- modules ----------------------------------------------------------------------------------------------------------

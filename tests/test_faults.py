@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from greycheck import settings
-from greycheck.cli.install import launcher
+from greycheck.cli.install import interpreter, launcher
 from greycheck.store import schema
 from tests.support import ACCEPTED, DEFERRED, ROOT, Child, Ran
 
@@ -88,15 +87,30 @@ def test_the_stores_directory_cannot_be_entered(child: Child) -> None:
         child.database.parent.chmod(0o755)
 
 
-def test_an_ordinary_users_first_mail_makes_his_state_directory(child: Child, launchers: Path) -> None:
+# The child of a machine that has no system's directory.
+WITHOUT_SYSTEM_DIRECTORY = """
+import sys
+sys.path.insert(0, {root!r})
+sys.argv[:] = ["greycheck"]
+from greycheck import settings
+settings.SYSTEM_DIRECTORY = {none!r}
+from greycheck.child import main
+main({operator!r})
+"""
+
+
+def test_an_ordinary_users_first_mail_makes_his_state_directory(child: Child) -> None:
     home = child.database.parent / "home"
     home.mkdir()
     if os.geteuid() == 0:
         os.chown(home, NOBODY, NOBODY)
     environ = child.environ(REMOTEMF=b"a", REMOTERCPT=b"b", HOME=str(home), GREYCHECK_DEADLINE="60s")
     del environ[b"GREYCHECK_DATABASE"]
-    assert not Path(settings.SYSTEM_DIRECTORY).exists(), f"{settings.SYSTEM_DIRECTORY} is there: it would be used"
-    assert child.run([launchers / "greycheck"], environ, **as_nobody()).verdict == (DEFERRED, "new")
+    script = WITHOUT_SYSTEM_DIRECTORY.format(
+        root=str(ROOT), none=f"{home}/none", operator=(sys.executable, "-I", "-m", "greycheck")
+    )
+    ran = child.run([interpreter(), "-IS", "-c", script], environ, **as_nobody())
+    assert ran.verdict == (DEFERRED, "new")
     made = home / ".local" / "state" / "greycheck"
     assert (made.stat().st_mode & 0o777, (made / "greycheck.db").stat().st_mode & 0o777) == (0o700, 0o600)
 

@@ -262,14 +262,15 @@ def test_the_version_is_the_packages() -> None:
     assert run("--version").stdout == f"greycheck {__version__}\n"
 
 
-@pytest.mark.parametrize("hook", ["smtpextfork", "checkenv"])
-def test_demo_shows_a_mail_deferred_then_accepted(hook: str) -> None:
+@pytest.mark.parametrize(
+    ("hook", "refusal"), [("smtpextfork", "454"), ("checkenv", "421"), ("rcptcheck", "421"), ("spp", "451")]
+)
+def test_demo_shows_a_mail_deferred_then_accepted(hook: str, refusal: str) -> None:
     """In a terminal of 80 columns; the one test here that waits."""
     command = [sys.executable, "-m", "greycheck", "demo", "--delay", "4", "--hook", hook]
     ran = subprocess.run(
         command, capture_output=True, text=True, timeout=120, check=True, env=os.environ | {"COLUMNS": "80"}
     )
-    refusal = "454" if hook == "smtpextfork" else "421"
     replies = [line.split()[1] for line in ran.stdout.splitlines() if line.startswith("  S: ")]
     assert replies.count(refusal) == 2
     assert replies.count("354") == 1
@@ -285,4 +286,7 @@ def test_demo_says_in_one_line_why_it_cannot_start(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(demo.pwd, "getpwuid", lambda _uid: type("", (), {"pw_name": "nosuchuser"})())
     with pytest.raises(ClickException, match="no such user"):
-        demo.install(tmp_path, dict(os.environ))
+        demo.install(
+            tmp_path,
+            os.environ | {"GREYCHECK_CONFIG": "/dev/null", "GREYCHECK_DATABASE": f"{tmp_path}/greycheck.db"},
+        )
