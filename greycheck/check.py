@@ -4,21 +4,35 @@ The same for everybody who decides. Time and the connection are handed in.
 """
 
 from greycheck import policy
-from greycheck.envelope import Envelope, triplet
+from greycheck.envelope import Envelope, message_triplet, triplet
 from greycheck.store.lean import Again, Asked, StoreError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from greycheck.policy import Change, Verdict
     from greycheck.settings import Settings
     from greycheck.store.lean import Store
+
+    # Whether the first recipient of the message of what is asked passed a moment ago.
+    FirstPassed = Callable[[Store, Asked, int], bool]
 
 # How often a race may be lost. From the second time on the row is locked first, so that SQLite never loses twice, and others seldom.
 ATTEMPTS = 20
 
 
-def check(store: "Store", envelope: Envelope, settings: "Settings", now: int) -> "Verdict":
-    """The verdict on ENVELOPE at NOW (seconds since 1970), committed to STORE.
+def first_passed(store: "Store", asked: Asked, now: int) -> bool:
+    """Whether STORE was told by ``remember`` of the first recipient of the message of what is ASKED. Raises StoreError."""
+    return policy.is_remembered(store.lookup(_of_message(asked), now).triplet, now)
+
+
+def check(
+    store: "Store", envelope: Envelope, settings: "Settings", now: int, first_passed: "FirstPassed" = first_passed
+) -> "Verdict":
+    """The verdict on ENVELOPE at NOW (seconds since 1970), committed to STORE; where it vouches, ``remember`` is still to be called.
+
+    FIRST_PASSED is for those who keep elsewhere which messages have a first recipient that passed.
 
     Where the change cannot be written, an acceptance stands, and so does a deferral whose triplet is recorded already; the verdict
     says so in ``unrecorded``. Raises StoreError where a new triplet cannot be recorded: deferred now, it would be again for ever.
@@ -30,7 +44,7 @@ def check(store: "Store", envelope: Envelope, settings: "Settings", now: int) ->
         try:
             if verdict is not None:
                 store.lock(asked)
-            verdict, changes = _decide(store, asked, settings, now)
+            verdict, changes = decide(store, asked, settings, now, first_passed)
             if store.save(asked, changes, patient=verdict.reason not in ("client", "known")):
                 return verdict
         except Again as error:
@@ -40,15 +54,39 @@ def check(store: "Store", envelope: Envelope, settings: "Settings", now: int) ->
             break
     if verdict is None or verdict.reason == "new":
         raise fault
-    verdict.unrecorded = str(fault)
+    verdict.unrecorded, verdict.vouches = str(fault), False
     return verdict
 
 
-def _decide(store: "Store", asked: Asked, settings: "Settings", now: int) -> "tuple[Verdict, list[Change]]":
+def decide(
+    store: "Store", asked: Asked, settings: "Settings", now: int, first_passed: "FirstPassed" = first_passed
+) -> "tuple[Verdict, list[Change]]":
+    """The verdict on what is ASKED, and the changes to be written before it holds (see ``policy.decide``)."""
     found = store.lookup(asked, now)
     verdict, changes = policy.decide(found, settings, now)
-    if not policy.looks_around(verdict, settings):
-        return verdict, changes
-    terms = policy.Terms(settings, policy.deciding(found.rules, settings))
-    waiting = store.waiting(asked, now - terms.retry_window, settings.pending_limit)
-    return policy.look_around(verdict, changes, found, waiting, settings, now)
+    told = bool(asked.envelope.message)
+    is_later = told and not asked.envelope.first
+    if is_later and policy.may_follow(verdict, found, settings) and first_passed(store, asked, now):
+        return policy.followed()
+    if policy.looks_around(verdict, settings):
+        terms = policy.Terms(settings, policy.deciding(found.rules, settings))
+        waiting = store.waiting(asked, now - terms.retry_window, settings.pending_limit)
+        verdict, changes = policy.look_around(verdict, changes, found, waiting, settings, now)
+    if told and asked.envelope.first:
+        verdict.vouches = policy.vouches(verdict, changes, found, settings, now)
+    return verdict, changes
+
+
+def remember(store: "Store", envelope: Envelope, settings: "Settings", now: int) -> None:
+    """Tells STORE that ENVELOPE, a message's first recipient, vouches for later ones: a row among the triplets, for a moment.
+
+    Where the message before, from the same sender in the same session, has done so, nothing is written. Raises StoreError.
+    """
+    message = _of_message(Asked(envelope, triplet(envelope, settings.ipv4_prefix, settings.ipv6_prefix)))
+    row = store.lookup(message, now).triplet
+    if not policy.is_remembered(row, now, policy.MESSAGE_TIME // 2):
+        store.save(message, [policy.remembering(row, now)], patient=False)
+
+
+def _of_message(asked: Asked) -> Asked:
+    return Asked(asked.envelope, message_triplet(asked.triplet, asked.envelope.message))

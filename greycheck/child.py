@@ -1,7 +1,8 @@
 """The forked child, from first act to exit.
 
-A mail server runs it once per RCPT TO and acts on its exit code (contract.md). It makes its descriptors safe, takes the envelope from
-the hook, and lets the store be asked behind a deadline; every way out of here ends in 0, 100 or 101 and one log line.
+A mail server runs it once per RCPT TO and acts on its exit code, or on what it says (contract.md). It makes its descriptors safe, takes
+the envelope from the hook, and lets the store be asked behind a deadline; every way out of here ends in one of the hook's answers and one
+log line. The hook's words come first: where a line was said, nothing may go wrong after it that would be another answer.
 
 Interface: ``main(operator)``, called by a launcher that ``greycheck install`` wrote, or by ``__main__``.
 
@@ -9,12 +10,14 @@ Diagnostics: reason ``error`` with what failed, answered by ``on_error``.
 """
 
 import _signal
+import _thread
 import posix
 import sys
 from time import monotonic, time
 
 from greycheck import hooks, log, policy, settings
-from greycheck.policy import Verdict
+from greycheck.envelope import Envelope
+from greycheck.policy import ACCEPT, DEFER, Verdict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,34 +32,37 @@ PATIENCE = 0.8
 # What completion scripts set for the program that they ask.
 COMPLETION = b"_GREYCHECK_COMPLETE"
 
+# When a native child began that asked the resident in vain, in milliseconds of CLOCK_MONOTONIC; and how long ago that may be, in seconds.
+STARTED = b"_GREYCHECK_STARTED"
+OLDEST = 600
+
 # How long reading the settings may take, in seconds.
 SETTINGS_DEADLINE = 5
 
-# Codes for faults met before a hook and its settings are known.
-ON_ERROR = {b"defer": 101}
+# What is left to the store at least, in seconds, so that its patience is some.
+LEAST = 0.1
 
 
 def main(operator: tuple[str, ...]) -> "NoReturn":
-    """Checks the envelope of this process and exits; or, called with a command, becomes the command line OPERATOR."""
-    code = ON_ERROR.get(posix.environ.get(b"GREYCHECK_ON_ERROR", b"").strip().lower(), 0)
+    """Checks the envelope of this process and exits; or, called with a command, becomes the command line OPERATOR.
+
+    Raises what keeps it from knowing which hook has called: the launcher answers then.
+    """
+    argv = [_bytes(argument) for argument in sys.argv]
+    hook = hooks.called_by(argv)
+    if hook is None or asks_completion(argv):
+        _become(operator, argv[1:])
+    if _is_person(argv):
+        _become(operator, [b"--help"])
+    check = Check(hook, operator)
     try:
-        argv = [_bytes(argument) for argument in sys.argv]
-        hook = hooks.called_by(argv)
-        if hook is None or asks_completion(argv):
-            _become(operator, argv[1:])
-        if _is_person(argv):
-            _become(operator, [b"--help"])
-        safe_descriptors()
-        _limit_settings()
-        check = Check(hook, argv, operator)
-        code = hook.ANSWERS[check.settings.on_error]
-        code = check.run()
+        check.speaker = safe_descriptors(hook.says is not hooks.silence)
+        check.read(argv)
+        check.run()
     except BaseException as error:
-        action = policy.DEFER if code else policy.ACCEPT
-        fault = log.quoted(f"{type(error).__name__}: {error}")
-        log.write(f"greycheck: {action} reason=error error={fault}\n".encode(), code)
+        check.fail(error)
     finally:
-        posix._exit(code)
+        posix._exit(check.code)
 
 
 def _become(operator: tuple[str, ...], arguments: list[bytes]) -> "NoReturn":
@@ -81,38 +87,69 @@ def _limit_settings() -> None:
 
 
 class Check:
-    """The check of one envelope."""
+    """The check of one envelope for HOOK."""
 
-    def __init__(self, hook: "Hook", argv: list[bytes], operator: tuple[str, ...]) -> None:
-        self.started = monotonic()
+    def __init__(self, hook: "Hook", operator: tuple[str, ...]) -> None:
+        self.started = _started(monotonic())
         self.hook = hook
         self.operator = operator
         self.store: Store | None = None
-        self.envelope = hook.envelope(argv, posix.environ)
+        self.speaker = -1
+        # Nothing of these is known yet; a fault meets them as they are.
+        self.action = DEFER if posix.environ.get(b"GREYCHECK_ON_ERROR", b"").strip().lower() == b"defer" else ACCEPT
+        self.envelope = Envelope(hook.NAME, None, b"", b"", first=False)
+        self.settings = settings.Settings()
+        self._told = _thread.allocate_lock()
+
+    @property
+    def code(self) -> int:
+        """The exit code of the verdict, or until there is one, of ``on_error``."""
+        return self.hook.ANSWERS[self.action]
+
+    def read(self, argv: list[bytes]) -> None:
+        """Reads the envelope from ARGV or the environment, and the settings."""
+        _limit_settings()
+        self.envelope = self.hook.envelope(argv, posix.environ)
         self.settings = settings.read(posix.environ)
+        self.action = self.settings.on_error
         _signal.setitimer(_signal.ITIMER_REAL, 0)
 
-    def run(self) -> int:
-        """Finds the verdict, logs it, and gives its exit code."""
+    def run(self) -> None:
+        """Finds the verdict, tells it, and logs it."""
         verdict = policy.without_store(self.envelope, self.settings)
         if verdict is not None:
-            code = self.hook.ANSWERS[verdict.action]
-            log.write(self.lines(verdict), code)
-            return code
+            self.tell(verdict)
+            log.write(self.lines(verdict), self.code)
+            return
         from greycheck.guard import Guard
 
-        guard = Guard(self.settings.deadline - (monotonic() - self.started), self.expire)
+        guard = Guard(self.left(), self.expire)
         try:
             verdict = self.ask_store()
         except Exception as error:
             verdict = self.error(str(error) if is_foreseen(error) else f"{type(error).__name__}: {error}")
         verdict = policy.observe(verdict, self.envelope, self.settings)
-        code = self.hook.ANSWERS[verdict.action]
-        guard.settle(code)
-        log.write(self.lines(verdict), code)
+        guard.settle(self.hook.ANSWERS[verdict.action])
+        self.tell(verdict)
+        log.write(self.lines(verdict), self.code)
         if self.store is not None:
-            self.store.tidy()
-        return code
+            self.leave(self.store, verdict)
+
+    def tell(self, verdict: Verdict) -> None:
+        """Gives the hook VERDICT: its words, if it has any for it, and the exit code. Only the first one that it is given counts."""
+        if not self._told.acquire(blocking=False):
+            return
+        self.action = verdict.action
+        words = self.hook.says(verdict, self.envelope, self.settings)
+        if words:
+            try:
+                posix.write(self.speaker, words)
+            except OSError:
+                pass  # the session was killed
+
+    def left(self) -> float:
+        """What is left of the deadline, in seconds."""
+        return self.settings.deadline - (monotonic() - self.started)
 
     def ask_store(self) -> Verdict:
         """The verdict, from the store."""
@@ -120,7 +157,7 @@ class Check:
         from greycheck.store import connect
         from greycheck.store.lean import NoSchema
 
-        patience = self.settings.deadline * PATIENCE
+        patience = max(self.left(), LEAST) * PATIENCE
         now = int(time())
         try:
             self.store = connect(self.settings, patience)
@@ -131,17 +168,38 @@ class Check:
             self.store = first_use.make(self.settings, self.operator, patience)
             return check(self.store, self.envelope, self.settings, now)
 
+    def leave(self, store: "Store", verdict: Verdict) -> None:
+        """What may be put off until VERDICT is given. The next recipient is not asked about before this process has ended."""
+        if verdict.vouches:
+            from greycheck.check import remember
+            from greycheck.store.lean import StoreError
+
+            try:
+                remember(store, self.envelope, self.settings, int(time()))
+            except StoreError:
+                pass  # later recipients wait, as those of other hooks do
+        store.tidy()
+
     def expire(self) -> "NoReturn":
         """The deadline is over: the verdict of ``on_error``, from the guard's thread."""
-        verdict = policy.observe(
-            self.error(f"no answer within {self.settings.deadline}s"), self.envelope, self.settings
-        )
         try:
+            verdict = policy.observe(
+                self.error(f"no answer within {self.settings.deadline}s"), self.envelope, self.settings
+            )
+            self.tell(verdict)
             if self.store is not None:
                 self.store.overdue()
             log.write_beside(self.lines(verdict))
         finally:
-            posix._exit(self.hook.ANSWERS[verdict.action])
+            posix._exit(self.code)
+
+    def fail(self, error: BaseException) -> None:
+        """The verdict of ``on_error``, because of an ERROR that nobody foresaw, wherever it was met."""
+        _signal.signal(_signal.SIGALRM, lambda _number, _frame: posix._exit(self.code))
+        _signal.setitimer(_signal.ITIMER_REAL, SETTINGS_DEADLINE)
+        self.tell(Verdict(self.action, "error"))
+        fault = log.quoted(f"{type(error).__name__}: {error}")
+        log.write(f"greycheck: {self.action} reason=error error={fault}\n".encode(), self.code)
 
     def error(self, message: str) -> Verdict:
         """The verdict of ``on_error``, because of MESSAGE."""
@@ -163,17 +221,31 @@ def is_foreseen(error: Exception) -> bool:
     return isinstance(error, StoreError)
 
 
-def safe_descriptors() -> None:
-    """/dev/null on 0 and 1, which are the SMTP connection, and on 2 where it is closed (contract.md section 2)."""
+def safe_descriptors(speaks: bool = False) -> int:
+    """/dev/null on 0 and 1, which are the SMTP connection, and on 2 where it is closed (contract.md section 2).
+
+    Where the hook SPEAKS, what was on 1 is what it listens to. That moves out of the way of all that writes to 1 without being asked,
+    and is not handed on to other programs; its descriptor is returned, or -1.
+    """
     null = posix.open("/dev/null", posix.O_RDWR)
     posix.dup2(null, 0)
+    for descriptor in (1, 2):
+        try:
+            posix.fstat(descriptor)
+        except OSError:
+            posix.dup2(null, descriptor)
+    speaker = posix.dup(1) if speaks else -1
     posix.dup2(null, 1)
-    try:
-        posix.fstat(2)
-    except OSError:
-        posix.dup2(null, 2)
     if null > 2:
         posix.close(null)
+    return speaker
+
+
+def _started(now: float) -> float:
+    """When this check began, as seen NOW (``monotonic``): when its native child did, where one has asked the resident before."""
+    text = posix.environ.get(STARTED, b"")
+    began = int(text) / 1000 if text.isdigit() and len(text) < 20 else now
+    return began if 0 <= now - began < OLDEST else now
 
 
 def _bytes(argument: str) -> bytes:

@@ -12,9 +12,12 @@ class Envelope:
     ``client`` is the canonical client address, or None where the hook gave none that is usable; ``missing`` then says what was
     wrong. ``exempt`` names the variable that frees this client from checking, or is empty. ``sender`` and ``recipient`` are raw
     bytes; the null sender is empty. ``name`` is the client's name from DNS and ``helo`` what it calls itself, raw, empty if unknown.
+
+    ``message`` is the same for all recipients of a message from this client and sender, and empty where the hook does not tell, or no
+    earlier recipient has been accepted that could vouch for this one; ``first`` is whether this is the first recipient of a message.
     """
 
-    __slots__ = ("client", "exempt", "helo", "hook", "missing", "name", "recipient", "sender")
+    __slots__ = ("client", "exempt", "first", "helo", "hook", "message", "missing", "name", "recipient", "sender")
 
     def __init__(
         self,
@@ -26,6 +29,8 @@ class Envelope:
         missing: str = "",
         name: bytes = b"",
         helo: bytes = b"",
+        message: bytes = b"",
+        first: bool = True,
     ) -> None:
         self.hook = hook
         self.client = client
@@ -35,6 +40,8 @@ class Envelope:
         self.recipient = recipient
         self.exempt = exempt
         self.missing = missing
+        self.message = message
+        self.first = first
 
 
 # What frees a client from checking: a relay or an authenticated client (contract.md section 3, greylisting.md, reason `exempt`).
@@ -53,6 +60,17 @@ def from_tcpserver(
     exempt = next((name for name in EXEMPTING if name.encode() in environ), "")
     name = environ.get(b"TCPREMOTEHOST", b"")
     return Envelope(hook, client, sender, recipient, exempt, missing, name, helo)
+
+
+def from_variables(
+    hook: str, environ: dict[bytes, bytes], sender: bytes, recipient: bytes, helo: bytes = b""
+) -> Envelope:
+    """The envelope in those variables of ENVIRON that are called SENDER, RECIPIENT and HELO, and in tcpserver's."""
+    given = environ.get(sender), environ.get(recipient)
+    found = from_tcpserver(hook, environ, given[0] or b"", given[1] or b"", environ.get(helo, b""))
+    if given == (None, None):
+        found.missing = f"{sender.decode()},{recipient.decode()}" + (f",{found.missing}" if found.missing else "")
+    return found
 
 
 class Triplet:
@@ -76,3 +94,12 @@ def triplet(envelope: Envelope, ipv4_prefix: int, ipv6_prefix: int) -> Triplet:
         normalise.fold_sender(normalise.mail_address(envelope.sender)),
         normalise.mail_address(envelope.recipient),
     )
+
+
+# What begins a message's part of its key, where a triplet has its recipient: no address holds a NUL (contract.md section 4).
+OF_MESSAGE = b"\0"
+
+
+def message_triplet(asked: Triplet, message: bytes) -> Triplet:
+    """What stands for all later recipients of MESSAGE, one of whose triplets is ASKED: no triplet of a recipient is equal to it."""
+    return Triplet(asked.client, asked.network, asked.sender, OF_MESSAGE + message)

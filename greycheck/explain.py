@@ -17,9 +17,9 @@ from time import localtime, strftime
 from typing import TYPE_CHECKING
 
 from greycheck import patterns, policy
-from greycheck.check import check
+from greycheck.check import check, first_passed
 from greycheck.envelope import EXEMPTING, Envelope, Triplet, triplet
-from greycheck.hooks import CHECKENV_PROGRAM, checkenv, smtpextfork
+from greycheck.hooks import CHECKENV_PROGRAM, every
 from greycheck.log import show
 from greycheck.policy import Change, Found, RuleRow, Verdict, Waiting
 from greycheck.settings import Settings
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from greycheck.hooks import Hook
     from greycheck.store.lean import Store
 
-HOOKS: dict[str, "Hook"] = {hook.NAME: hook for hook in (smtpextfork, checkenv)}
+HOOKS: dict[str, "Hook"] = {hook.NAME: hook for hook in every()}
 
 # The order of the steps, and the reasons that each gives. Observing comes after them and gives none.
 REASONS = {
@@ -41,6 +41,7 @@ REASONS = {
     "known": ("known",),
     "retry": ("new", "early", "retry"),
     "expected": ("expected",),
+    "message": ("message",),
     "pool": ("pool",),
     "full": ("full",),
 }
@@ -124,6 +125,10 @@ class Witness:
         self.around = Waiting(0, None, 0) if self._store is None else self._store.waiting(asked, since, limit)
         return self.around
 
+    def first_passed(self, _witness: "Store", asked: Asked, now: int) -> bool:
+        """Whether the first recipient of the same message passed; that is no part of what was found of this one."""
+        return self._store is not None and first_passed(self._store, asked, now)
+
     def lock(self, asked: Asked) -> None:
         """Holds nobody off: nothing is written."""
 
@@ -156,6 +161,8 @@ def envelope_of(
     """The envelope that HOOK would hand over of a CLIENT's address, called NAME in DNS. ENVIRON may exempt it, as it may a child's."""
     given = {variable.encode(): environ[variable.encode()] for variable in EXEMPTING if variable.encode() in environ}
     given |= {b"TCPREMOTEIP": client, b"REMOTEMF": sender, b"REMOTERCPT": recipient, b"REMOTEHELO": helo}
+    given |= {b"SENDER": sender, b"RECIPIENT": recipient}
+    given |= {b"SMTPMAILFROM": sender, b"SMTPRCPTTO": recipient, b"SMTPHELOHOST": helo}
     if name:
         given[b"TCPREMOTEHOST"] = name
     return HOOKS[hook].envelope([CHECKENV_PROGRAM, sender, recipient], given)
@@ -179,10 +186,10 @@ def explain(store: "Store | None", envelope: Envelope, settings: Settings, now: 
     verdict = policy.without_store(envelope, settings)
     if verdict is None:
         try:
-            verdict = check(witness, envelope, settings, now)
+            verdict = check(witness, envelope, settings, now, witness.first_passed)
         except NoSchema:
             witness = Witness(None)
-            verdict = check(witness, envelope, settings, now)
+            verdict = check(witness, envelope, settings, now, witness.first_passed)
         verdict = policy.observe(verdict, envelope, settings)
     told = Explanation(envelope, asked, settings, now, witness.found, witness.around, verdict, witness.changes)
     told.steps = _steps(told)
@@ -369,6 +376,15 @@ def _expected(told: Explanation) -> tuple[str, str]:
     return looked_at, f"expected by {expected.pattern}" if expected else "nobody expects it"
 
 
+def _message(told: Explanation) -> tuple[str, str]:
+    looked_at = "whether the first recipient of the same message passed (qmail-spp)"
+    if told.found is None:
+        return looked_at, ""
+    if told.envelope.first or not told.envelope.message:
+        return looked_at, "taken for the first recipient"
+    return looked_at, "it did" if told.verdict.reason == "message" else "it does not count, or did not"
+
+
 def _pool(told: Explanation) -> tuple[str, str]:
     needed = told.settings.pool_networks
     looked_at = f"sender and recipient from other networks, pool_networks = {needed}"
@@ -403,6 +419,7 @@ _TELL: dict[str, Callable[[Explanation], tuple[str, str]]] = {
     "known": _known,
     "retry": _retry,
     "expected": _expected,
+    "message": _message,
     "pool": _pool,
     "full": _full,
 }
@@ -518,6 +535,13 @@ def _for_expected(told: Explanation) -> list[Remedy]:
     return _remove_rule(told.found.expected)
 
 
+def _for_message(told: Explanation) -> list[Remedy]:
+    return [
+        Remedy(command("greylist", f"to:{show(told.envelope.recipient)}"), "this recipient always waits"),
+        _reject(told),
+    ]
+
+
 def _for_pool(told: Explanation) -> list[Remedy]:
     return [Remedy("pool_networks = 0", "retries from other networks do not count", setting=True), _reject(told)]
 
@@ -540,6 +564,7 @@ _REMEDIES: dict[str, Callable[[Explanation], list[Remedy]]] = {
     "new": _for_deferred,
     "early": _for_deferred,
     "expected": _for_expected,
+    "message": _for_message,
     "pool": _for_pool,
     "full": _for_full,
 }

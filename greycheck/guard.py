@@ -47,6 +47,8 @@ class Guard:
         while not self._verdict.acquire(blocking=False):
             sleep(1)  # the thread is about to exit
         self._code = code
+        # The thread is enough from here on; to be killed would be another answer, behind what the hook may be told now.
+        _signal.setitimer(_signal.ITIMER_REAL, 0)
 
     def _watch(self) -> "NoReturn":
         sleep(self._seconds)

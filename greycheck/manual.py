@@ -12,7 +12,9 @@ from textwrap import wrap
 import click
 
 from greycheck import __version__, settings
+from greycheck.cli.launcher import PROGRAMS
 from greycheck.cli.main import cli
+from greycheck.hooks import every, policy
 
 PAGE = Path(__file__).parent.parent / "docs" / "greycheck.8"
 
@@ -28,7 +30,7 @@ VERBATIM = "\b\n"
 DESCRIPTION = (
     "greycheck decides whether a mail server takes a mail now. A mail from an unknown triplet of client network, sender and recipient"
     " is deferred; its sender tries again, and passes once the delay is over. Most spam is never tried again (RFC 6647).",
-    "Without an argument, or under the name qmail-checkenv, it is the program of one of two hooks of qmail-smtpd: forked for each RCPT TO,"
+    "Without an argument, or under the name qmail-checkenv, it is the program of one of the hooks of qmail-smtpd: forked for each RCPT TO,"
     " it reads one envelope, decides, writes one line to descriptor 2, and exits. With a command it is the tool of the operator.",
 )
 
@@ -44,6 +46,31 @@ HOOKS = (
         "Where it is set, to whatever it is, qmail-smtpd runs bin/qmail-checkenv below the qmail home with sender and recipient as"
         " arguments. A deferral is 421, a rejection 553, and the connection is closed. A checker that cannot run stops all mail.",
     ),
+    (
+        "RCPTCHECK",
+        "The path of greycheck-rcptcheck, in the environment of qmail-smtpd. It is run without arguments; the envelope is in"
+        " TCPREMOTEIP, SENDER and RECIPIENT. A deferral is 421, and the connection is closed; a rejection is 553, and the session goes on."
+        " A checker that cannot run stops all mail.",
+    ),
+    (
+        "qmail-spp",
+        "greycheck-spp is a plugin: its path is a line of control/smtpplugins, in the section [rcpt], before any plugin that accepts for"
+        " good (N, O, A). The envelope is in TCPREMOTEIP, SMTPMAILFROM, SMTPRCPTTO and SMTPHELOHOST. It prints a command for qmail-smtpd:"
+        " a deferral is 451, a rejection 553, with defer_text and reject_text, and the session goes on. With the null sender the first"
+        " recipient of a message is accepted, and DATA refused (LD), so that a sender callback, which stops before that, finds what it"
+        " looks for. Where the first recipient of a message passed by greylisting, later ones need not wait (RFC 6647, 5(1))."
+        " Recipients that qmail-smtpd is going to refuse by its rcpthosts are not checked. A plugin that crashes or cannot run is 451.",
+    ),
+    (
+        "Policy delegation protocol",
+        "Postfix (check_policy_service), Exim (readsocket) and s/qmail (qmail-postgrey) ask greycheck serve; or Postfix has greycheck"
+        " policy spawned. The envelope is in client_address, sender, recipient and helo_name; client_name is the client's verified name,"
+        " instance the same for all recipients of a message, sasl_username that of an authenticated client. Settings and variables that"
+        " tcprules would give to a client may be attributes too. Where protocol_state is not RCPT, the answer is DUNNO; else DUNNO"
+        " accepts, DEFER_IF_PERMIT and REJECT refuse with defer_text and reject_text, and with header = yes PREPEND accepts the first"
+        " recipient of a message and adds the header X-Greylist. What is no request is not answered. What a mail server does without an"
+        " answer is its own setting; s/qmail lets in what is rejected.",
+    ),
 )
 
 # The first that matches decides.
@@ -57,38 +84,46 @@ REASONS = (
     ("new", "defer", "The triplet was never seen, or its retry window or lifetime is over."),
     ("early", "defer", "A retry before the delay is over."),
     ("retry", "accept", "A retry after the delay: from now on triplet and client are known."),
+    ("expected", "accept", "Mail to this recipient was expected (greycheck expect)."),
+    ("message", "accept", "A later recipient of a message whose first one passed by greylisting (qmail-spp, policy)."),
     (
         "pool",
         "accept",
         "The same sender and recipient wait from enough other networks, the oldest longer than the delay.",
     ),
-    ("expected", "accept", "Mail to this recipient was expected (greycheck expect)."),
     ("full", "accept", "More triplets wait than pending_limit allows; this one is not recorded."),
     ("error", "accept", "The check could not be made; error= says why. With on_error = defer: defer."),
 )
+
+NAMES = [*(hook.NAME for hook in every()), policy.NAME]
 
 PAIRS = (
     ("wait", "Seconds until a retry would pass."),
     ("observed", "The verdict that would have been, where verdicts are only observed."),
     ("unrecorded", "The verdict stands, and the store could not be written; says why."),
-    ("hook", "smtpextfork or checkenv."),
+    ("hook", f"{', '.join(NAMES[:-1])} or {NAMES[-1]}."),
     ("ms", "How long the check took in milliseconds, the start of Python not counted."),
 )
 
 EXIT_OF_HOOKS = (
-    ("0", "Accept."),
+    ("0", "Accept; to qmail-spp, which reads the verdict instead, any verdict."),
     ("100", "Reject: refused for good."),
     ("101", "Defer: refused for now."),
+    ("111", "Defer, to RCPTCHECK, which takes 101 for an acceptance."),
 )
 
 EXIT_OF_COMMANDS = (
     ("0", "All went well."),
     ("1", "Something was wrong, and is named on descriptor 2; or what was asked for is not so."),
     ("2", "The command line was wrong."),
+    ("111", "From policy: a check was not done by its deadline, and on_error has answered."),
 )
 
 FILES = (
-    ("/var/qmail/bin/greycheck, /var/qmail/bin/qmail-checkenv", "The launchers, where greycheck install put them."),
+    (
+        "/var/qmail/bin/greycheck, qmail-checkenv, greycheck-rcptcheck, greycheck-spp",
+        "The launchers, one for each hook, where greycheck install put them.",
+    ),
     (settings.CONFIG_FILE, "Settings, as lines of the form name = value. A line that begins with # is a comment."),
     (
         f"{settings.SYSTEM_DIRECTORY}/{settings.DATABASE_FILE}",
@@ -109,6 +144,13 @@ ENVIRONMENT = (
     ("RELAYCLIENT, SMTPAUTHUSER", "Set, even to nothing: a relay or authenticated client, which is not checked."),
     ("TCPREMOTEIP, TCPREMOTEHOST", "The client's address, and its name, as tcpserver gives them."),
     ("REMOTEMF, REMOTERCPT, REMOTEHELO", "Sender, recipient and HELO, as SMTPEXTFORK gives them."),
+    ("SENDER, RECIPIENT", "Sender and recipient, as RCPTCHECK gives them."),
+    ("SMTPMAILFROM, SMTPRCPTTO, SMTPHELOHOST", "Sender, recipient and HELO, as qmail-spp gives them."),
+    (
+        "SMTPRCPTCOUNT, SMTPRCPTCOUNTALL, TCPREMOTEPORT",
+        "How many recipients qmail-spp has accepted, how many it was asked for, and in which session.",
+    ),
+    ("SMTPRCPTHOSTSOK", "With the value 0, from qmail-spp: qmail-smtpd refuses the recipient itself."),
     ("454SMTPEXTFORK, 554SMTPEXTFORK", "The text of a refusal: read by qmail-smtpd, not by greycheck."),
     ("XDG_STATE_HOME, HOME", "Where an ordinary user's store lives."),
 )
@@ -134,6 +176,15 @@ EXAMPLES = (
             "    /var/qmail/bin/qmail-smtpd",
         ),
     ),
+    (
+        "Postfix's main.cf, with socket_owner = :postfix in /etc/greycheck.conf:",
+        (
+            "smtpd_recipient_restrictions =",
+            "    permit_mynetworks, reject_unauth_destination,",
+            "    check_policy_service { unix:/run/greycheck/socket,",
+            "        default_action=DUNNO }",
+        ),
+    ),
     ("In the crontab of the store's owner:", ("7 * * * * /var/qmail/bin/greycheck expire",)),
     (
         "Look at the store that qmail-smtpd uses, where envdir says which:",
@@ -142,7 +193,15 @@ EXAMPLES = (
     ("Completion in bash:", ("greycheck completion bash > /etc/bash_completion.d/greycheck",)),
 )
 
-SEE_ALSO = (("envdir", 8), ("qmail-smtpd", 8), ("softlimit", 8), ("tcpserver", 1), ("tcprules", 1))
+SEE_ALSO = (
+    ("envdir", 8),
+    ("postconf", 5),
+    ("qmail-smtpd", 8),
+    ("softlimit", 8),
+    ("spawn", 8),
+    ("tcpserver", 1),
+    ("tcprules", 1),
+)
 
 
 def page() -> str:
@@ -151,7 +210,7 @@ def page() -> str:
         '.\\" Generated by `python -m greycheck.manual`; a test holds it against its source.',
         f'.TH GREYCHECK 8 "" "greycheck {__version__}" "System Administration"',
         *SET_UP,
-        *section("NAME", [text("greycheck, qmail-checkenv") + " \\- " + text("greylisting for qmail")]),
+        *section("NAME", [text(", ".join(PROGRAMS)) + " \\- " + text("greylisting for qmail")]),
         *section("SYNOPSIS", synopsis()),
         *section("DESCRIPTION", [*paragraphs(DESCRIPTION), *tagged(HOOKS)]),
         *section("COMMANDS", commands()),
@@ -207,7 +266,8 @@ def tagged(rows: Sequence[tuple[str, str]]) -> list[str]:
 
 def synopsis() -> list[str]:
     """How each program is called: by the hooks, then each command."""
-    by_hooks = ["\\fBgreycheck\\fR", f"\\fB{text('qmail-checkenv')}\\fR \\fIsender recipient\\fR"]
+    arguments = {"qmail-checkenv": " \\fIsender recipient\\fR"}
+    by_hooks = [f"\\fB{text(name)}\\fR{arguments.get(name, '')}" for name in PROGRAMS]
     by_operators = [f"\\fBgreycheck\\fR {usage(context)}" for context in contexts()]
     return [".nf", *by_hooks, *by_operators, ".fi"]
 
@@ -317,7 +377,7 @@ def log_lines() -> list[str]:
 def exit_lines() -> list[str]:
     """Exit codes: to a hook, and to an operator."""
     return [
-        *paragraphs(["Run by a hook, only codes that mean the same to both:"]),
+        *paragraphs(["Run by a hook:"]),
         *tagged(EXIT_OF_HOOKS),
         *paragraphs(["With a command:"]),
         *tagged(EXIT_OF_COMMANDS),

@@ -25,11 +25,13 @@ def client_address(text: bytes) -> str | None:
     parsed = _parse(text)
     if parsed is None or parsed[1] == 0:
         return None
-    return _text(*parsed)
+    return _text(*parsed) if b":" in text else text.decode()
 
 
 def client_network(address: str, ipv4_prefix: int, ipv6_prefix: int) -> str:
     """The network of a client ADDRESS (as client_address gives it) under the prefix lengths, as ``192.0.2.0/24``."""
+    if ipv4_prefix == 24 and ":" not in address and "." in address:  # the default, and most of all mail
+        return address[: address.rindex(".")] + ".0/24"
     bits, value = address_bits(address)
     prefix = ipv4_prefix if bits == IPV4_BITS else ipv6_prefix
     host_bits = bits - prefix
@@ -62,15 +64,14 @@ def _parse(text: bytes) -> tuple[int, int] | None:
 
 
 def _parse_ipv4(text: bytes) -> int | None:
-    octets = text.split(b".")
-    if len(octets) != 4:
+    try:
+        a, b, c, d = map(int, text.split(b"."))
+    except ValueError:
         return None
-    value = 0
-    for octet in octets:
-        if not octet.isdigit() or len(octet) > 3 or (len(octet) > 1 and octet[0] == 0x30) or int(octet) > 255:
-            return None
-        value = value << 8 | int(octet)
-    return value
+    # Whatever else can be read as a number (blanks, leading zeros) is not written so.
+    if not 0 <= a | b | c | d <= 255 or b"%d.%d.%d.%d" % (a, b, c, d) != text:
+        return None
+    return a << 24 | b << 16 | c << 8 | d
 
 
 def _parse_ipv6(text: bytes) -> int | None:

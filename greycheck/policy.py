@@ -5,8 +5,9 @@ rows, settings and ``now``, and return a verdict and the rows as they must be af
 still are what was read (compare and swap), so a race that is lost shows itself and is decided again.
 
 The order is that of greylisting.md. ``without_store`` answers for envelopes that nothing is looked up for. ``decide`` goes through
-rules, strikes, known clients and the five phases of a triplet; ``TRANSITIONS`` is the whole policy about those. ``look_around``
-reconsiders a deferral by what waits besides. ``observe`` comes last and turns a verdict into what would have been.
+rules, strikes, known clients and the five phases of a triplet; ``TRANSITIONS`` is the whole policy about those. ``may_follow`` and
+``vouches`` are about a message's later recipients and its first. ``look_around`` reconsiders a deferral by what waits besides.
+``observe`` comes last and turns a verdict into what would have been.
 
 Times are whole seconds since 1970, UTC. A time in the future, written by a host whose clock is ahead or before a clock was set back,
 counts as now.
@@ -36,10 +37,11 @@ class Verdict:
 
     ``wait`` is the number of seconds until a retry would pass, on a deferral. ``detail`` is further ``name=value`` text.
     ``unrecorded`` says why the store does not know of this attempt, where it should. ``observed`` is the action that would have been
-    taken, where the mode is to observe.
+    taken, where the mode is to observe. ``vouches`` is whether later recipients of the same message pass because of this one.
+    ``delayed`` is how long ago the first attempt was, in seconds, where the reason is that it was tried again.
     """
 
-    __slots__ = ("action", "detail", "observed", "reason", "unrecorded", "wait")
+    __slots__ = ("action", "delayed", "detail", "observed", "reason", "unrecorded", "vouches", "wait")
 
     def __init__(self, action: str, reason: str, wait: int = 0, detail: str = "") -> None:
         self.action = action
@@ -48,6 +50,8 @@ class Verdict:
         self.detail = detail
         self.unrecorded = ""
         self.observed = ""
+        self.vouches = False
+        self.delayed = 0
 
 
 class TripletRow:
@@ -250,7 +254,9 @@ def _greylisted(
         return _early(row, found.client, terms, settings, now, detail)
     if now_in == KNOWN:
         return Verdict(action, reason, detail=detail), _used_triplet(row, terms, now)
-    return Verdict(action, reason, detail=detail), _passed(found, settings, now)
+    verdict = Verdict(action, reason, detail=detail)
+    verdict.delayed = now - min(row.first, now)
+    return verdict, _passed(found, settings, now)
 
 
 def _early(
@@ -312,6 +318,38 @@ def _passed(found: Found, settings: "Settings", now: int) -> list[Change]:
     return [passed, Change(client, ClientRow(client.first, now, client.passes + 1), expires)]
 
 
+# How long the first recipient of a message that passed vouches for later ones, in seconds. Nobody takes longer to name them.
+MESSAGE_TIME = 600
+
+
+def may_follow(verdict: Verdict, found: Found, settings: "Settings") -> bool:
+    """Whether VERDICT on a later recipient falls where the first one passed: RFC 6647 section 5, item 1. An operator's rule stands."""
+    return verdict.action == DEFER and deciding(found.rules, settings) is None
+
+
+def followed() -> tuple[Verdict, list[Change]]:
+    """The verdict on such a recipient, of which nothing is recorded: reason `message`."""
+    return Verdict(ACCEPT, "message"), []
+
+
+def vouches(verdict: Verdict, changes: "Sequence[Change]", found: Found, settings: "Settings", now: int) -> bool:
+    """Whether VERDICT on the first recipient is what lets later ones pass: greylisting let it pass, and does not know its client."""
+    if verdict.reason not in ("known", "retry", "pool"):
+        return False
+    client = next((change.new for change in changes if isinstance(change.new, ClientRow)), found.client)
+    return not is_known(client, settings, now)
+
+
+def is_remembered(row: TripletRow | None, now: int, seconds: int = MESSAGE_TIME) -> bool:
+    """Whether ROW says that a message's first recipient passed not more than so many SECONDS before NOW."""
+    return row is not None and now - row.last <= seconds
+
+
+def remembering(row: TripletRow | None, now: int) -> Change:
+    """The change to ROW that says so."""
+    return Change(row, TripletRow(now, now, 0, 1, now), now + MESSAGE_TIME)
+
+
 def looks_around(verdict: Verdict, settings: "Settings") -> bool:
     """Whether ``look_around`` may change VERDICT."""
     return verdict.reason in ("new", "early") and bool(settings.pool_networks or settings.pending_limit)
@@ -344,6 +382,8 @@ def observe(verdict: Verdict, envelope: Envelope, settings: "Settings") -> Verdi
 def _is_observed(envelope: Envelope, settings: "Settings") -> bool:
     if settings.mode == "observe":
         return True
+    if not settings.observe_domains and not settings.observe_percent:
+        return False
     asked = triplet(envelope, settings.ipv4_prefix, settings.ipv6_prefix)
     domain = asked.recipient.rpartition(b"@")[2].decode("utf-8", "surrogateescape")
     return domain in settings.observe_domains or share(asked.network) < settings.observe_percent

@@ -9,6 +9,8 @@ The table feeds the parser, ``greycheck config`` and the manual.
 
 import posix
 
+from greycheck import normalise
+
 CONFIG_FILE = "/etc/greycheck.conf"
 SYSTEM_DIRECTORY = "/var/lib/greycheck"
 DATABASE_FILE = "greycheck.db"
@@ -107,10 +109,55 @@ def _domains(text: str) -> tuple[str, ...]:
     return tuple(domain.strip().lower() for domain in text.split(",") if domain.strip())
 
 
-def _mode(text: str) -> int:
-    if text not in ("0600", "0660"):
-        raise ValueError("not 0600 or 0660")
-    return int(text, 8)
+def _mode(*modes: str) -> "Parser":
+    def parse(text: str) -> int:
+        if text not in modes:
+            raise ValueError(f"not {', '.join(modes[:-1])} or {modes[-1]}")
+        return int(text, 8)
+
+    return parse
+
+
+def _owner(text: str) -> tuple[str, str]:
+    user, _, group = text.partition(":")
+    if ":" in group or " " in text:
+        raise ValueError("not a user, a :group or user:group")
+    return user, group
+
+
+# What listens on every address of a host.
+ANY_ADDRESS = ("0.0.0.0", "::")
+
+
+def _listen(text: str) -> tuple[tuple[str, int], ...]:
+    found = []
+    for each in text.split(",") if text else ():
+        host, colon, port = each.strip().rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        address = host if host in ANY_ADDRESS else normalise.client_address(host.encode())
+        if not colon or address is None or not (port.isascii() and port.isdigit() and int(port) < 65536):
+            raise ValueError(f"{each.strip()}: not an address and a port (as 127.0.0.1:10023 or [::1]:10023)")
+        found.append((address, int(port)))
+    return tuple(found)
+
+
+def _networks(text: str) -> tuple[str, ...]:
+    found = []
+    for each in text.split(",") if text else ():
+        address, _, prefix = each.strip().partition("/")
+        canonical = address if address in ANY_ADDRESS else normalise.client_address(address.encode())
+        bits = normalise.address_bits(canonical)[0] if canonical else 0
+        if canonical is None or (prefix and not (prefix.isascii() and prefix.isdigit() and int(prefix) <= bits)):
+            raise ValueError(f"{each.strip()}: not a network (as 192.0.2.0/24 or 2001:db8::/32)")
+        length = int(prefix or bits)
+        found.append(normalise.client_network(canonical, length, length))
+    return tuple(found)
+
+
+def _text(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("not a line of printable characters")
+    return text
 
 
 TYPE_CHECKING = False
@@ -158,7 +205,7 @@ TABLE = (
         "",
         "Where checks note that a server does not answer; else where an SQLite file would be.",
     ),
-    Setting("database_mode", _mode, "0600", "Permissions of an SQLite file that greycheck makes: 0600 or 0660."),
+    Setting("database_mode", _mode("0600", "0660"), "0600", "Permissions of an SQLite file that greycheck makes: 0600 or 0660."),
     Setting("delay", _duration(0), "5m", "How long after the first attempt a retry still comes too early."),
     Setting(
         "retry_window",
@@ -213,6 +260,28 @@ TABLE = (
     Setting(
         "on_error", _choice("accept", "defer"), "accept", "The verdict where the check cannot be made: accept or defer."
     ),
+    Setting(
+        "socket", _path, "/run/greycheck/socket", "Where the resident listens, and native children ask: a unix socket."
+    ),
+    Setting("socket_mode", _mode("0600", "0660", "0666"), "0660", "Permissions of that socket: 0600, 0660 or 0666."),
+    Setting("socket_owner", _owner, "", "Owner of that socket: a user, a :group or user:group."),
+    Setting("socket_patience", _duration(1, 60), "1s", "How long a native child waits for the resident."),
+    Setting("listen", _listen, "", "Where the resident listens besides: addresses and ports, with commas between."),
+    Setting("listen_clients", _networks, "127.0.0.0/8, ::1", "Networks that may ask the resident there."),
+    Setting("max_connections", _whole(1, 100000), "2000", "How many peers the resident serves at once."),
+    Setting("max_request", _whole(1024, 1048576), "16384", "How long a request to the resident may be, in bytes."),
+    Setting("request_time", _duration(1, 600), "10s", "How long a peer may take over a request, or over taking an answer."),
+    Setting("idle_time", _duration(1), "20m", "How long the resident keeps the connection of a peer that asks nothing."),
+    Setting("max_queue", _whole(1, 1000000), "1000", "How many requests may wait for a server database at once."),
+    Setting("pool_size", _whole(1, 1000), "8", "How many connections to a server database the resident has."),
+    Setting("header", _choice("yes", "no"), "no", "Whether a policy's answer adds X-Greylist to a message: yes or no."),
+    Setting(
+        "defer_text",
+        _text,
+        "greylisted, please try again in {wait} seconds",
+        "What a deferral tells a client, where the hook lets it.",
+    ),
+    Setting("reject_text", _text, "refused by local policy", "What a refusal tells a client, where the hook lets it."),
 )
 
 
@@ -247,6 +316,21 @@ class Settings:
     observe_percent: int
     deadline: int
     on_error: str
+    socket: str
+    socket_mode: int
+    socket_owner: tuple[str, str]
+    socket_patience: int
+    listen: tuple[tuple[str, int], ...]
+    listen_clients: tuple[str, ...]
+    max_connections: int
+    max_request: int
+    request_time: int
+    idle_time: int
+    max_queue: int
+    pool_size: int
+    header: str
+    defer_text: str
+    reject_text: str
 
     def __init__(self) -> None:
         self.off = False

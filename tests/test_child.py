@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from time import CLOCK_MONOTONIC, clock_gettime
 
 import pytest
 
@@ -376,6 +377,113 @@ def test_nothing_stays_behind_that_holds_the_connection(child: Child) -> None:
     assert said.startswith(b"greycheck: defer reason=new ")
 
 
+# --- qmail-spp --------------------------------------------------------------------------------------------------------
+
+TOLD_TO_WAIT = "E451 greylisted, please try again in 300 seconds (#4.3.0)\n"
+TOLD_OF_A_FAULT = "E451 temporary failure, please try again later (#4.3.0)\n"
+
+
+@on_every_database
+def test_qmail_spp_is_told_in_one_line(any_child: Child) -> None:
+    ran = any_child.spp()
+    assert (ran.code, ran.reason, ran.said) == (0, "new", TOLD_TO_WAIT)
+    any_child.age(300)
+    ran = any_child.spp()
+    assert (ran.code, ran.reason, ran.said) == (0, "retry", "")
+
+
+@on_every_database
+def test_the_first_recipient_vouches_for_ten_minutes(any_child: Child) -> None:
+    any_child.settings["GREYCHECK_CLIENT_PASSES"] = "0"
+    any_child.spp()
+    any_child.age(300)
+    assert any_child.spp().reason == "retry"
+    assert any_child.spp(recipient="carol@example.net", counts=(1, 2)).reason == "message"
+    assert any_child.spp(recipient="carol@example.net", counts=(1, 2), port="1").reason == "new"
+    any_child.age(590)
+    assert any_child.spp(recipient="dave@example.net", counts=(1, 2)).reason == "message"
+    any_child.age(11)
+    assert any_child.spp(recipient="dave@example.net", counts=(1, 2)).reason == "new"
+
+
+def test_a_known_mail_writes_once_a_message(child: Child) -> None:
+    child.settings["GREYCHECK_CLIENT_PASSES"] = "0"
+    child.spp()
+    child.age(300)
+    child.spp()
+    rows = child.rows("SELECT * FROM triplet ORDER BY recipient")
+    for counts in ((0, 1), (0, 1), (1, 2)):
+        assert child.spp(counts=counts).reason == "known"
+    assert child.rows("SELECT * FROM triplet ORDER BY recipient") == rows
+    assert [row[3] for row in rows] == ["\\x00192.0.2.1\\x20port\\x2025025", "bob@example.net"]
+
+
+def test_a_message_that_nobody_else_can_follow_leaves_no_row(child: Child) -> None:
+    child.spp()
+    child.age(300)
+    for _retry_and_then_known_client in range(2):
+        child.spp()
+    assert child.rows("SELECT count(*) FROM triplet") == [(1,)]
+
+
+@pytest.mark.parametrize("closed", ["", "0<&-", "1>&-", "2>&-", "0<&- 2>&-", "0<&- 1>&-", "0<&- 1>&- 2>&-"])
+def test_any_descriptor_may_be_closed(any_child: Child, closed: str) -> None:
+    any_child.make_store()
+    environ = any_child.environ(SMTPMAILFROM=b"a", SMTPRCPTTO=b"b", SMTPHELOHOST=b"c")
+    ran = any_child.run(["sh", "-c", f"exec {any_child.programs}/greycheck-spp {closed}"], environ, speaks=True)
+    assert ran.code == 0
+    assert ran.said == ("" if "1>" in closed else TOLD_TO_WAIT)
+    assert ("defer reason=new" in ran.log) == ("2>" not in closed)
+    assert any_child.rows("SELECT count(*) FROM triplet") == [(1,)]
+
+
+def test_words_that_nobody_takes_do_not_hold_the_exit(any_child: Child) -> None:
+    any_child.make_store()
+    reader, writer = full_pipe()
+    environ = any_child.environ(SMTPMAILFROM=b"a", SMTPRCPTTO=b"b", GREYCHECK_DEADLINE="1s")
+    child = subprocess.Popen([any_child.programs / "greycheck-spp"], env=environ, stdout=writer)
+    try:
+        assert child.wait(timeout=60) == 0
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_program_that_is_run_meanwhile_does_not_hold_the_pipe(child: Child) -> None:
+    """The maker of the schema, for one: qmail-smtpd reads until the last holder is gone."""
+    assert child.spp(GREYCHECK_DEADLINE="60s").said == TOLD_TO_WAIT
+
+
+@pytest.mark.parametrize(("on_error", "said"), [("accept", ""), ("defer", TOLD_OF_A_FAULT)])
+def test_qmail_spp_is_told_of_a_fault_in_one_line(any_child: Child, on_error: str, said: str) -> None:
+    ran = any_child.spp(GREYCHECK_DATABASE="/dev/full/never", GREYCHECK_ON_ERROR=on_error)
+    assert (ran.code, ran.reason, ran.said) == (0, "error", said)
+
+
+def test_rcptcheck_has_codes_of_its_own(any_child: Child) -> None:
+    assert any_child.rcptcheck().verdict == (111, "new")
+    any_child.age(300)
+    assert any_child.rcptcheck().verdict == (ACCEPTED, "retry")
+    assert any_child.rcptcheck(GREYCHECK_DATABASE="/dev/full/never", GREYCHECK_ON_ERROR="defer").verdict == (
+        111,
+        "error",
+    )
+
+
+# --- behind a native child --------------------------------------------------------------------------------------------
+
+
+def test_the_time_of_a_native_child_counts(child: Child) -> None:
+    child.make_store()
+    now = clock_gettime(CLOCK_MONOTONIC)
+    ran = child.smtpextfork(_GREYCHECK_STARTED=f"{(now - 3) * 1000:.0f}", GREYCHECK_DEADLINE="60s")
+    assert ran.verdict == (DEFERRED, "new")
+    assert 3000 <= int(ran.log.partition(" ms=")[2]) < 60_000
+    ran = child.smtpextfork(_GREYCHECK_STARTED=f"{(now - 61) * 1000:.0f}", GREYCHECK_DEADLINE="60s")
+    assert ran.verdict == (ACCEPTED, "error")
+    assert 'error="no answer within 60s"' in ran.log
+
+
 # --- a person ---------------------------------------------------------------------------------------------------------
 
 
@@ -401,6 +509,25 @@ def test_a_launcher_whose_commands_are_gone_says_so_and_fails(child: Child) -> N
     ran = subprocess.run([path, "expire"], capture_output=True, timeout=60, check=False)
     assert ran.returncode == 1
     assert ran.stderr.startswith(b"greycheck: /nonexistent/python: No such file or directory: ")
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "said"),
+    [
+        ("greycheck", 101, ""),
+        ("qmail-checkenv", 101, ""),
+        ("greycheck-rcptcheck", 111, ""),
+        ("greycheck-spp", 0, TOLD_OF_A_FAULT),
+    ],
+)
+def test_a_launcher_whose_hook_cannot_be_read_answers_itself(child: Child, program: str, code: int, said: str) -> None:
+    path = child.database.parent / program
+    missing = "sys.modules['greycheck.hooks'] = None\n    from greycheck.child"
+    path.write_text(launcher(program).replace("from greycheck.child", missing))
+    path.chmod(0o755)
+    ran = child.run([path], child.environ(GREYCHECK_ON_ERROR="defer"), speaks=True)
+    assert (ran.code, ran.said) == (code, said)
+    assert ran.log.startswith("greycheck: defer reason=error error=")
 
 
 def test_the_program_that_pip_installs_is_the_child_too(child: Child) -> None:

@@ -8,14 +8,18 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
 from greycheck import child, log, settings
-from greycheck.hooks import smtpextfork
+from greycheck.hooks import rcptcheck, smtpextfork, spp
+from greycheck.policy import Verdict
 from greycheck.store import first_use, lean, lean_sqlite, schema
 from greycheck.store.lean import NoSchema, StoreError
+
+if TYPE_CHECKING:
+    from greycheck.hooks import Hook
 
 ENVIRON = {b"GREYCHECK_CONFIG": b"/dev/null", b"TCPREMOTEIP": b"192.0.2.1", b"REMOTEMF": b"a@x", b"REMOTERCPT": b"b@y"}
 
@@ -48,8 +52,10 @@ def test_the_deadline_is_answered_by_on_error(
     environ: dict[bytes, bytes], capfd: pytest.CaptureFixture[str], on_error: bytes, code: int, action: str
 ) -> None:
     environ[b"GREYCHECK_ON_ERROR"] = on_error
+    check = child.Check(smtpextfork, ("/nonexistent",))
+    check.read([b"greycheck"])
     with pytest.raises(Exited) as exited:
-        child.Check(smtpextfork, [b"greycheck"], ("/nonexistent",)).expire()
+        check.expire()
     assert exited.value.code == code
     assert (
         f"greycheck: {action} reason=error client=192.0.2.1 sender=<a@x> recipient=<b@y> error="
@@ -71,7 +77,7 @@ def test_a_fault_of_any_kind_ends_in_a_verdict(
 
     environ[b"GREYCHECK_ON_ERROR"] = on_error
     monkeypatch.setattr(child.settings, "read", fail)
-    monkeypatch.setattr(child, "safe_descriptors", lambda: None)
+    monkeypatch.setattr(child, "safe_descriptors", lambda _speaks: -1)
     monkeypatch.setattr(sys, "argv", ["greycheck"])
     with pytest.raises(Exited) as exited:
         child.main(("/nonexistent",))
@@ -91,7 +97,10 @@ def test_what_a_driver_raises_is_named_with_its_kind(
         "greycheck.guard.Guard", lambda _seconds, _expire: type("Guard", (), {"settle": lambda _self, _code: None})()
     )
     monkeypatch.setattr(child.log, "write", lambda lines, _code: logged.append(lines))
-    assert child.Check(smtpextfork, [b"greycheck"], ("/nonexistent",)).run() == 0
+    check = child.Check(smtpextfork, ("/nonexistent",))
+    check.read([b"greycheck"])
+    check.run()
+    assert check.code == 0
     assert b'error="ZeroDivisionError: oops"' in logged[0]
 
 
@@ -114,13 +123,127 @@ def test_settings_that_cannot_be_read_in_time_are_a_fault(
 
     monkeypatch.setattr(child, "SETTINGS_DEADLINE", 0.05)
     monkeypatch.setattr(child.settings, "read", wait)
-    monkeypatch.setattr(child, "safe_descriptors", lambda: None)
+    monkeypatch.setattr(child, "safe_descriptors", lambda _speaks: -1)
     monkeypatch.setattr(sys, "argv", ["greycheck"])
     environ[b"GREYCHECK_ON_ERROR"] = b"defer"
     with pytest.raises(Exited) as exited:
         child.main(("/nonexistent",))
     assert exited.value.code == 101
     assert 'error="TimeoutError: the settings could not be read within 0.05s"' in capfd.readouterr().err
+
+
+# --- the hook's answer ------------------------------------------------------------------------------------------------
+
+OF_SPP = {b"SMTPMAILFROM": b"a@x", b"SMTPRCPTTO": b"b@y"}
+
+
+@pytest.fixture
+def speaking(environ: dict[bytes, bytes]) -> Iterator[tuple[child.Check, int]]:
+    """A check for a hook that is told in words, and the descriptor that it listens on."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    environ |= OF_SPP | {b"GREYCHECK_ON_ERROR": b"defer"}
+    check = child.Check(spp, ("/nonexistent",))
+    check.speaker = writer
+    yield check, reader
+    os.close(reader)
+    os.close(writer)
+
+
+def test_only_the_first_verdict_is_told(speaking: tuple[child.Check, int]) -> None:
+    check, reader = speaking
+    check.read([b"greycheck-spp"])
+    for verdict in (Verdict("defer", "new", 300), Verdict("reject", "rule"), Verdict("accept", "known")):
+        check.tell(verdict)
+        assert check.action == "defer"
+    assert os.read(reader, 1000) == b"E451 greylisted, please try again in 300 seconds (#4.3.0)\n"
+
+
+def test_what_was_accepted_in_silence_is_not_refused_afterwards(speaking: tuple[child.Check, int]) -> None:
+    check, reader = speaking
+    check.read([b"greycheck-spp"])
+    check.tell(Verdict("accept", "known"))
+    check.fail(MemoryError())
+    assert check.action == "accept"
+    with pytest.raises(BlockingIOError):
+        os.read(reader, 1000)
+
+
+def test_the_deadline_is_told_in_words(speaking: tuple[child.Check, int], capfd: pytest.CaptureFixture[str]) -> None:
+    check, reader = speaking
+    check.read([b"greycheck-spp"])
+    with pytest.raises(Exited) as exited:
+        check.expire()
+    assert exited.value.code == 0
+    assert os.read(reader, 1000) == b"E451 temporary failure, please try again later (#4.3.0)\n"
+    assert capfd.readouterr().err.startswith("greycheck: defer reason=error ")
+
+
+def test_a_fault_before_anything_is_known_is_told_in_words(speaking: tuple[child.Check, int]) -> None:
+    check, reader = speaking
+    check.fail(MemoryError("no more"))
+    assert os.read(reader, 1000) == b"E451 temporary failure, please try again later (#4.3.0)\n"
+    assert check.code == 0
+
+
+def test_a_session_that_was_killed_is_told_nothing(environ: dict[bytes, bytes]) -> None:
+    environ |= OF_SPP
+    reader, writer = os.pipe()
+    os.close(reader)
+    check = child.Check(spp, ("/nonexistent",))
+    check.read([b"greycheck-spp"])
+    check.speaker = writer
+    check.tell(Verdict("defer", "new", 300))
+    os.close(writer)
+    assert check.code == 0
+
+
+@pytest.mark.parametrize(
+    ("hook", "on_error", "code"), [(rcptcheck, b"defer", 111), (rcptcheck, b"", 0), (spp, b"defer", 0)]
+)
+def test_each_hook_has_its_own_code_for_a_fault(
+    environ: dict[bytes, bytes], hook: "Hook", on_error: bytes, code: int
+) -> None:
+    environ[b"GREYCHECK_ON_ERROR"] = on_error
+    assert child.Check(hook, ("/nonexistent",)).code == code
+
+
+def test_a_message_that_cannot_be_remembered_is_forgotten(environ: dict[bytes, bytes], tmp_path: Path) -> None:
+    environ |= OF_SPP | {b"TCPREMOTEPORT": b"25025"}
+    schema.upgrade(f"sqlite:///{tmp_path}/greycheck.db")
+    store = lean_sqlite.Store(f"{tmp_path}/greycheck.db", 1)
+    store._connection.close()
+    check = child.Check(spp, ("/nonexistent",))
+    check.read([b"greycheck-spp"])
+    verdict = Verdict("accept", "known")
+    verdict.vouches = True
+    check.leave(store, verdict)
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "began"),
+    [
+        (None, 5000.0),
+        (b"4999250", 4999.25),
+        (b"5000000", 5000.0),
+        (b"4400001", 4400.001),
+        (b"4400000", 5000.0),
+        (b"5000001", 5000.0),
+        (b"", 5000.0),
+        (b"-1", 5000.0),
+        (b"4999.5", 5000.0),
+        (b"9" * 5000, 5000.0),
+    ],
+)
+def test_a_check_began_when_its_native_child_did(
+    environ: dict[bytes, bytes], given: bytes | None, began: float
+) -> None:
+    if given is not None:
+        environ[b"_GREYCHECK_STARTED"] = given
+    assert child._started(5000.0) == began
 
 
 # --- the log ----------------------------------------------------------------------------------------------------------
@@ -162,7 +285,8 @@ def test_a_server_that_kept_a_check_until_the_deadline_is_told_of(
         def overdue(self) -> None:
             self.asked += 1
 
-    check = child.Check(smtpextfork, [b"greycheck"], ("/nonexistent",))
+    check = child.Check(smtpextfork, ("/nonexistent",))
+    check.read([b"greycheck"])
     check.store = silent = Silent()  # type: ignore[assignment]
     with pytest.raises(Exited):
         check.expire()

@@ -449,6 +449,51 @@ def test_checkenv_hands_over_no_helo(child: Child) -> None:
     assert (told.code, told.verdict.reason) == child.checkenv().verdict == (101, "new")
 
 
+def test_rcptcheck_hands_over_no_helo_and_has_a_code_of_its_own(child: Child) -> None:
+    state = State(rules=(("helo", HELO, "reject", None),))
+    given_state(child, state)
+    told = explained(child, state, hook="rcptcheck")
+    assert (told.code, told.verdict.reason) == child.rcptcheck().verdict == (111, "new")
+
+
+def test_qmail_spp_hands_over_helo(child: Child) -> None:
+    state = State(rules=(("helo", HELO, "reject", None),))
+    given_state(child, state)
+    told = explained(child, state, hook="spp")
+    assert (told.code, told.decided, told.verdict.reason) == (0, "reject", "rule")
+    assert child.spp().said == "E553 refused by local policy (#5.7.1)\n"
+
+
+@pytest.mark.parametrize(
+    ("message", "first", "reason", "found"),
+    [
+        (b"192.0.2.1 port 25025", False, "message", "it did"),
+        (b"192.0.2.1 port 1", False, "new", "it does not count, or did not"),
+        (b"192.0.2.1 port 25025", True, "new", "taken for the first recipient"),
+        (b"", False, "new", "taken for the first recipient"),
+    ],
+)
+def test_a_later_recipient_is_explained_by_the_first(
+    child: Child, message: bytes, first: bool, reason: str, found: str
+) -> None:
+    child.settings["GREYCHECK_CLIENT_PASSES"] = "0"
+    child.spp()
+    child.age(300)
+    child.spp()
+    before = everything(child)
+    environ = child.environ()
+    envelope = Envelope("spp", CLIENT, SENDER, b"carol@example.net", message=message, first=first)
+    told = explain(connect(read(environ), 5.0), envelope, read(environ), int(time()))
+    assert everything(child) == before
+    assert told.verdict.reason == reason
+    [step] = [step for step in told.steps if step.name == "message"]
+    assert (step.found, step.outcome == DECIDES) == (found, reason == "message")
+    assert told.found
+    assert told.found.triplet is None
+    if reason == "message":
+        assert told.remedies[0].command == "greycheck greylist to:carol@example.net"
+
+
 def test_a_witness_writes_nothing_whatever_it_is_told() -> None:
     witness = why.Witness(None)
     envelope = Envelope("smtpextfork", "192.0.2.1", b"", b"")

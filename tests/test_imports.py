@@ -70,12 +70,19 @@ main(("/nonexistent",))
 def loaded(child: Child, argv: list[str], **environ: str) -> set[str]:
     """The modules that a check loads, beside the interpreter's own."""
     script = LISTING.format(root=str(ROOT), drivers=driver_directories(), argv=argv)
-    ran = child.run([interpreter(), "-IS", "-c", script], child.environ(REMOTEMF=b"a", REMOTERCPT=b"b", **environ))
+    envelope = dict.fromkeys(("REMOTEMF", "REMOTERCPT", "SENDER", "RECIPIENT", "SMTPMAILFROM", "SMTPRCPTTO"), "a")
+    ran = child.run([interpreter(), "-IS", "-c", script], child.environ(**(envelope | environ)), speaks=True)
     return set(ran.lines[1:])
 
 
 @pytest.mark.parametrize(
-    ("argv", "hook"), [(["greycheck"], "smtpextfork"), (["bin/qmail-checkenv", "a", "b"], "checkenv")]
+    ("argv", "hook"),
+    [
+        (["greycheck"], "smtpextfork"),
+        (["bin/qmail-checkenv", "a", "b"], "checkenv"),
+        (["greycheck-rcptcheck"], "rcptcheck"),
+        (["greycheck-spp"], "spp"),
+    ],
 )
 def test_a_check_loads_this_and_nothing_else(child: Child, argv: list[str], hook: str) -> None:
     child.make_store()

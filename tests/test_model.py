@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from sqlalchemy import Engine, delete, insert
 
 from greycheck import rules
-from greycheck.cli.launcher import driver_directories, interpreter
+from greycheck.cli.launcher import PROGRAMS, driver_directories, interpreter
 from greycheck.normalise import address_bits
 from greycheck.store import expiry, tables
 from greycheck.store.engine import open_engine
@@ -31,6 +31,9 @@ from greycheck import child
 child.time = lambda: int(posix.environ[b"TEST_NOW"])
 child.main(("/nonexistent",))
 """
+
+# Longer ago than any clock here goes.
+BEFORE = 10**12
 
 CODES = {"accept": 0, "defer": 101, "reject": 100}
 
@@ -68,15 +71,39 @@ class Model:
         self.clients: dict[str, dict[str, int]] = {}
         self.rules: dict[tuple[str, str], dict[str, Any]] = {}
         self.expected: dict[tuple[str, str], int] = {}
+        self.messages: dict[tuple[str, str, str], int] = {}
 
-    def check(self, client: str, sender: str, recipient: str, name: str, helo: str, now: int) -> tuple[str, str]:
-        action, reason = self.enforce(client, sender, recipient, name, helo, now)
+    def check(
+        self,
+        client: str,
+        sender: str,
+        recipient: str,
+        name: str,
+        helo: str,
+        now: int,
+        port: str = "",
+        first: bool = True,
+    ) -> tuple[str, str]:
+        message = (client, sender, port)
+        passed = bool(port) and not first and now - self.messages.get(message, -BEFORE) <= 600
+        action, reason = self.enforce(client, sender, recipient, name, helo, now, passed)
+        vouches = bool(port) and first and reason in ("known", "retry", "pool") and not self.is_known(client, now)
+        if vouches and now - self.messages.get(message, -BEFORE) > 300:
+            self.messages[message] = now
         domain = recipient.partition("@")[2]
         if self.values["mode"] == "observe" or domain in self.values["observe_domains"].split(","):
             action = "accept"
         return action, reason
 
-    def enforce(self, client: str, sender: str, recipient: str, name: str, helo: str, now: int) -> tuple[str, str]:
+    def is_known(self, client: str, now: int) -> bool:
+        v, known = self.values, self.clients.get(client)
+        if not v["client_passes"] or not known:
+            return False
+        return bool(known["passes"] >= v["client_passes"] and now - known["last"] <= v["lifetime"])
+
+    def enforce(
+        self, client: str, sender: str, recipient: str, name: str, helo: str, now: int, first_passed: bool
+    ) -> tuple[str, str]:
         v = self.values
         if not sender and v["null_sender"] == "accept":
             return "accept", "exempt"
@@ -87,7 +114,7 @@ class Model:
         if not rule and known:
             if v["strikes"] and known["struck"] > now:
                 return "reject", "strikes"
-            if v["client_passes"] and known["passes"] >= v["client_passes"] and now - known["last"] <= v["lifetime"]:
+            if self.is_known(client, now):
                 row = self.triplets.get((network(client), sender, recipient))
                 if row and row["passed"] and now - row["last"] <= v["lifetime"]:
                     self.used(row, now)
@@ -114,10 +141,17 @@ class Model:
             del self.expected[expectation]
             self.triplets[key] = {"first": now, "last": now, "passed": True, "expires": now + v["lifetime"]}
             return "accept", "expected"
-        return self.deferred(key, row, client, delay, window, now)
+        return self.deferred(key, row, client, delay, window, now, first_passed and not rule)
 
     def deferred(
-        self, key: tuple[str, str, str], row: dict[str, Any] | None, client: str, delay: int, window: int, now: int
+        self,
+        key: tuple[str, str, str],
+        row: dict[str, Any] | None,
+        client: str,
+        delay: int,
+        window: int,
+        now: int,
+        follows: bool,
     ) -> tuple[str, str]:
         v = self.values
         verdict = "defer", "early" if row else "new"
@@ -130,6 +164,8 @@ class Model:
                 verdict = "reject", "strikes"
             elif strikes != before:
                 struck = {"strikes": strikes, "struck": 0, "expires": now + v["retry_window"]}
+        if verdict[0] == "defer" and follows:
+            return "accept", "message"
         if verdict[0] == "defer":
             others = [
                 other["first"]
@@ -212,6 +248,7 @@ class Model:
         self.clients = {key: row for key, row in self.clients.items() if row["expires"] >= now}
         self.rules = {key: row for key, row in self.rules.items() if row["expires"] is None or row["expires"] >= now}
         self.expected = {key: expires for key, expires in self.expected.items() if expires >= now}
+        self.messages = {key: last for key, last in self.messages.items() if last + 600 >= now}
 
 
 def network(client: str) -> str:
@@ -276,6 +313,35 @@ class Histories(RuleBasedStateMachine):
             envelope = {b"REMOTEMF": sender.encode(), b"REMOTERCPT": recipient.encode(), b"REMOTEHELO": name.encode()}
             ran = self.child.run([self.place / "greycheck"], environ | envelope)
         assert ran.verdict == (CODES[expected[0]], expected[1]), (ran, self.model.__dict__, self.now)
+
+    @rule(
+        client=st.sampled_from(CLIENTS[:3]),
+        sender=st.sampled_from(SENDERS),
+        recipients=st.lists(st.sampled_from(RECIPIENTS), min_size=1, max_size=4),
+        port=st.sampled_from(["1", "1", "2"]),
+        later=st.sampled_from([0, 60, 300, 301, 600, 601]),
+    )
+    def message(self, client: str, sender: str, recipients: list[str], port: str, later: int) -> None:
+        """One message to several recipients, under qmail-spp."""
+        self.now += later
+        accepted = 0
+        for number, recipient in enumerate(recipients, 1):
+            told = port if number == 1 or accepted else ""
+            expected = self.model.check(client, sender, recipient, "", "h.example", self.now, told, number == 1)
+            ran = self.child.spp(
+                sender,
+                recipient,
+                client,
+                (accepted, number),
+                port,
+                TEST_NOW=str(self.now),
+                SMTPHELOHOST="h.example",
+            )
+            assert (ran.code, ran.reason) == (0, expected[1]), (ran, self.model.__dict__, self.now)
+            command = "LD" if not sender and number == 1 else "E"
+            said = {"accept": "", "defer": f"{command}451", "reject": f"{command}553"}[expected[0]]
+            assert ran.said.partition(" ")[0] == said
+            accepted += not said.startswith("E")
 
     @rule(
         client=st.sampled_from(CLIENTS[:5]), delays=st.sampled_from([[60], [300], [59, 1], [299, 1], [20, 20, 20, 20]])
@@ -351,7 +417,7 @@ def value(kind: str, text: str) -> bytes:
 @pytest.fixture
 def programs(place: Path) -> Path:
     """The launchers with a clock of their own."""
-    for name in ("greycheck", "qmail-checkenv"):
+    for name in PROGRAMS:
         (place / name).write_text(LAUNCHER)
         (place / name).chmod(0o755)
     return place

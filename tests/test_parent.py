@@ -9,6 +9,17 @@ import pytest
 from greycheck.demo import parent
 from greycheck.demo.parent import Session, address
 
+SWITCHES = (
+    "CHECKENV",
+    "RCPTCHECK",
+    "RCPTHOSTS",
+    "RELAYCLIENT",
+    "SMTPEXTFORK",
+    "SMTPEXTFORKR",
+    "SPP_RCPT",
+    "XF_QUITASAP",
+)
+
 TEMPORARY = b"421 temporary envelope failure (#4.3.0)"
 
 
@@ -16,7 +27,7 @@ TEMPORARY = b"421 temporary envelope failure (#4.3.0)"
 def _qmail_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bin").mkdir()
-    for name in ("CHECKENV", "SMTPEXTFORK", "SMTPEXTFORKR", "RELAYCLIENT", "XF_QUITASAP"):
+    for name in SWITCHES:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -141,6 +152,77 @@ def test_relay_clients_have_a_list_of_their_own(
         monkeypatch.setenv("SMTPEXTFORKR", program(relay_list, 101) if relay_list else "")
     assert rcpt()[0][:3] == code
     assert ("SMTPEXTFORKR is not set" in capfd.readouterr().err) == (relay_list is None)
+
+
+@pytest.mark.parametrize(
+    ("code", "replies"),
+    [
+        (0, [b"250 ok", b"250 ok"]),
+        (101, [b"250 ok", b"250 ok"]),
+        (100, [b"553 sorry, this recipient is not valid (#5.1.1)", b"250 ok"]),
+        (111, [b"421 unable to verify recipient (#4.3.0)"]),
+        (120, [b"421 unable to execute recipient check (#4.3.0)"]),
+        (None, [b"421 unable to execute recipient check (#4.3.0)"]),
+    ],
+)
+def test_what_rcptcheck_makes_of_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch, code: int | None, replies: list[bytes]
+) -> None:
+    monkeypatch.setenv("RCPTCHECK", "/nonexistent" if code is None else program("checker", code))
+    assert rcpt() == replies
+
+
+@pytest.mark.parametrize(
+    ("plugins", "replies"),
+    [
+        (":", [b"250 ok", b"250 ok"]),
+        (":echo; echo HX: y; echo Cx@y; echo SX=y; echo UX; echo LXy; echo", [b"250 ok", b"250 ok"]),
+        (":echo P250-so", [b"250-so", b"250 ok", b"250 ok"]),
+        (":echo E451 no; echo E452 no,:echo E453 no", [b"451 no", b"250 ok"]),
+        (":echo N,:echo E451 no", [b"250 ok", b"250 ok"]),
+        (":echo R421 no", [b"421 no"]),
+        (":echo D", []),
+        (":exit 1", [b"250 ok", b"250 ok"]),
+        (":exit 120", [b"451 qmail-spp failure: :exit 120: can't execute (#4.3.0)", b"250 ok"]),
+        (":kill $$", [b"451 qmail-spp failure: :kill $$: child crashed (#4.3.0)", b"250 ok"]),
+        ("/nonexistent", [b"451 qmail-spp failure: /nonexistent: can't execute (#4.3.0)", b"250 ok"]),
+    ],
+)
+def test_what_qmail_spp_makes_of_a_plugin(monkeypatch: pytest.MonkeyPatch, plugins: str, replies: list[bytes]) -> None:
+    monkeypatch.setenv("SPP_RCPT", plugins)
+    assert [reply for reply in rcpt() if reply] == replies
+
+
+def test_what_qmail_spp_says_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    later = (b"DATA", b"RCPT TO:<c@y>", b"MAIL FROM:<d@x>", b"RSET", b"MAIL FROM:<d@x>")
+    monkeypatch.setenv("SPP_RCPT", ":echo LD451; echo LR452; echo LM453")
+    assert [reply[:3] for reply in talk(*RCPT, *later)[1:]] == [b"250", b"451", b"452", b"453", b"250", b"250"]
+
+
+def test_a_plugin_may_switch_all_plugins_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPP_RCPT", ":test $SMTPRCPTCOUNTALL = 1 || echo A,:echo E451")
+    assert [reply[:3] for reply in talk(*RCPT, RCPT[1], RCPT[1])[1:]] == [b"451", b"250", b"250"]
+
+
+@pytest.mark.parametrize(
+    ("recipient", "relay", "plugins", "code"),
+    [
+        (b"b@Y", None, "", b"250"),
+        (b"postmaster", None, "", b"250"),
+        (b"b@z", None, "", b"553"),
+        (b"b@z", "", "", b"250"),
+        (b"b@z", None, ":echo N", b"553"),
+        (b"b@z", None, ":echo O", b"250"),
+    ],
+)
+def test_mail_is_taken_for_the_domains_in_rcpthosts(
+    monkeypatch: pytest.MonkeyPatch, recipient: bytes, relay: str | None, plugins: str, code: bytes
+) -> None:
+    monkeypatch.setenv("RCPTHOSTS", "x,y")
+    monkeypatch.setenv("SPP_RCPT", plugins)
+    if relay is not None:
+        monkeypatch.setenv("RELAYCLIENT", relay)
+    assert talk(RCPT[0], b"RCPT TO:<" + recipient + b">")[1][:3] == code
 
 
 def test_main_serves_one_session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -403,6 +403,86 @@ def test_nobody_looks_around_for_other_verdicts_or_without_a_reason() -> None:
     assert not policy.looks_around(Verdict(ACCEPT, "known"), cast(Settings, DEFAULTS))
 
 
+# --- the first recipient of a message -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("action", "rules", "follows"),
+    [
+        (DEFER, [], True),
+        (DEFER, [rule("allow", kind="name")], True),
+        (DEFER, [rule("greylist")], False),
+        (ACCEPT, [], False),
+        (REJECT, [], False),
+    ],
+)
+def test_a_deferral_that_no_rule_wants_may_follow_the_first_recipient(
+    action: str, rules: list[RuleRow], follows: bool
+) -> None:
+    assert policy.may_follow(Verdict(action, "new"), Found(rules=rules), cast(Settings, DEFAULTS)) == follows
+
+
+def test_who_follows_is_accepted_and_not_recorded() -> None:
+    verdict, changes = policy.followed()
+    assert (verdict.action, verdict.reason, verdict.vouches, changes) == (ACCEPT, "message", False, [])
+
+
+@pytest.mark.parametrize(
+    ("reason", "vouches"),
+    [
+        ("known", True),
+        ("retry", True),
+        ("pool", True),
+        ("client", False),
+        ("rule", False),
+        ("exempt", False),
+        ("expected", False),
+        ("message", False),
+        ("full", False),
+        ("error", False),
+        ("new", False),
+    ],
+)
+def test_only_who_passed_by_greylisting_vouches(reason: str, vouches: bool) -> None:
+    assert policy.vouches(Verdict(ACCEPT, reason), [], Found(), cast(Settings, DEFAULTS), NOW) == vouches
+
+
+@pytest.mark.parametrize(
+    ("passes", "client_passes", "vouches"), [(None, 1, False), (None, 0, True), (None, 2, True), (1, 2, False)]
+)
+def test_who_makes_its_client_known_need_not_vouch(passes: int | None, client_passes: int, vouches: bool) -> None:
+    row = TripletRow(NOW - DELAY, NOW - DELAY)
+    client = None if passes is None else ClientRow(NOW - 9, NOW - 9, passes)
+    values = replace(DEFAULTS, client_passes=client_passes)
+    verdict, changes = decide(row, client, values)
+    assert verdict.reason == "retry"
+    assert policy.vouches(verdict, changes, Found(row, client), cast(Settings, values), NOW) == vouches
+
+
+def test_a_known_client_that_a_rule_greylists_need_not_vouch() -> None:
+    row, client = TripletRow(0, NOW, 0, 1, NOW), ClientRow(NOW, NOW, 1)
+    found = Found(row, client, [rule("greylist")])
+    verdict, changes = policy.decide(found, cast(Settings, DEFAULTS), NOW)
+    assert verdict.reason == "known"
+    assert not policy.vouches(verdict, changes, found, cast(Settings, DEFAULTS), NOW)
+
+
+@pytest.mark.parametrize(
+    ("passed", "remembered"),
+    [(None, False), (NOW, True), (NOW - policy.MESSAGE_TIME, True), (NOW - policy.MESSAGE_TIME - 1, False)],
+)
+def test_a_message_is_remembered_for_a_moment(passed: int | None, remembered: bool) -> None:
+    row = None if passed is None else policy.remembering(None, passed).new
+    assert not isinstance(row, ClientRow)
+    assert policy.is_remembered(row, NOW) == remembered
+
+
+def test_what_is_remembered_counts_as_no_waiting_triplet() -> None:
+    change = policy.remembering(None, NOW)
+    assert state(change.new) == {"first": NOW, "last": NOW, "early": 0, "passes": 1, "passed": NOW}
+    assert (change.old, change.expires) == (None, NOW + policy.MESSAGE_TIME)
+
+
 # --- observing --------------------------------------------------------------------------------------------------------
 
 

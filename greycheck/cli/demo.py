@@ -18,8 +18,11 @@ from rich.console import Console
 from sqlalchemy import select
 
 from greycheck import __version__
+from greycheck.hooks import every
 from greycheck.store.engine import open_engine, reading
 from greycheck.store.tables import client, triplet
+
+HOOKS = tuple(hook.NAME for hook in every())
 
 SENDER = "alice@example.org"
 RECIPIENT = "bob@example.net"
@@ -31,10 +34,10 @@ console = Console(highlight=False, markup=False, soft_wrap=True)
 @click.command()
 @click.option(
     "--hook",
-    type=click.Choice(["smtpextfork", "checkenv"]),
-    default="smtpextfork",
+    type=click.Choice(HOOKS),
+    default=HOOKS[0],
     show_default=True,
-    help="Which of the two.",
+    help="Which hook runs it.",
 )
 @click.option(
     "--delay", type=click.IntRange(4, 300), default=5, show_default=True, help="Seconds instead of 5 minutes."
@@ -56,7 +59,8 @@ def demo(hook: str, delay: int) -> None:
         environ |= hook_variables(place, hook)
         console.print(f"greycheck {__version__}: launchers and store in {place}, delay {delay}s.")
         with smtp_server(place, environ) as port:
-            console.print(f"An SMTP server on 127.0.0.1:{port} runs them as qmail-smtpd does under {hook.upper()}.")
+            name = "qmail-spp" if hook == "spp" else hook.upper()
+            console.print(f"An SMTP server on 127.0.0.1:{port} runs them as qmail-smtpd does under {name}.")
             attempts(place, port, delay)
         show_store(environ["GREYCHECK_DATABASE"])
 
@@ -90,9 +94,13 @@ def install(place: Path, environ: dict[str, str]) -> None:
 
 def hook_variables(place: Path, hook: str) -> dict[str, str]:
     """What switches HOOK on for an SMTP server whose home is PLACE."""
-    if hook == "checkenv":
-        return {"QMAIL_HOME": str(place), "CHECKENV": ""}
-    return {"QMAIL_HOME": str(place), "SMTPEXTFORK": f"{place}/bin/greycheck"}
+    switches = {
+        "smtpextfork": {"SMTPEXTFORK": f"{place}/bin/greycheck"},
+        "checkenv": {"CHECKENV": ""},
+        "rcptcheck": {"RCPTCHECK": f"{place}/bin/greycheck-rcptcheck"},
+        "spp": {"SPP_RCPT": f"{place}/bin/greycheck-spp"},
+    }
+    return {"QMAIL_HOME": str(place)} | switches[hook]
 
 
 @contextmanager

@@ -49,7 +49,12 @@ COLOURS = {ACCEPT: "green", DEFER: "yellow", REJECT: "red"}
     help="The hook that would ask.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--exit-code", "answers", is_flag=True, help="Exit as the check would: 0 accept, 100 reject, 101 defer.")
+@click.option(
+    "--exit-code",
+    "answers",
+    is_flag=True,
+    help="Exit as the check would: 0 accept, 100 reject, 101 defer (RCPTCHECK: 111; qmail-spp: always 0).",
+)
 def explain(
     ip: str,
     sender: str,
@@ -76,8 +81,8 @@ def explain(
     For scripts: --json has verdict.action and verdict.exit_code, --exit-code exits with that. Otherwise the exit code is 0 whatever the
     verdict, and 1 where nothing could be explained.
     """  # noqa: D301
-    if helo and hook == "checkenv":
-        raise click.UsageError("CHECKENV hands over no HELO: leave --helo out")
+    if helo and hook in ("checkenv", "rcptcheck"):
+        raise click.UsageError(f"{hook.upper()} hands over no HELO: leave --helo out")
     settings = read_settings()
     envelope = why.envelope_of(
         hook,

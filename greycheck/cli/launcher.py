@@ -10,8 +10,16 @@ import sys
 from pathlib import Path
 
 import greycheck
+from greycheck.hooks import FAULT
 
-PROGRAMS = ("greycheck", "qmail-checkenv")
+PROGRAMS = ("greycheck", "qmail-checkenv", "greycheck-rcptcheck", "greycheck-spp")
+
+# How a launcher defers that has nothing else left: its exit code, and what it says on descriptor 1.
+LAST_RESORT = (101, b"")
+LAST_RESORTS = {
+    "greycheck-rcptcheck": (111, b""),
+    "greycheck-spp": (0, f"E451 {FAULT} (#4.3.0)\n".encode()),
+}
 
 MARK = "# A launcher of greycheck"
 
@@ -31,11 +39,13 @@ try:
 except BaseException as error:
     import posix, _signal
     defer = posix.environ.get(b'GREYCHECK_ON_ERROR', b'').strip().lower() == b'defer'
-    code, verdict = (101, 'defer') if defer else (0, 'accept')
+    code, verdict, words = ({code}, 'defer', {words!r}) if defer else (0, 'accept', b'')
     try:
         _signal.signal(_signal.SIGALRM, lambda number, frame: posix._exit(code))
         _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [_signal.SIGALRM])
         _signal.alarm(1)
+        if words:
+            posix.write(1, words)
         text = ascii('%s: %s' % (type(error).__name__, error))
         posix.write(2, ('greycheck: %s reason=error error=%s\\n' % (verdict, text)).encode())
     finally:
@@ -60,18 +70,21 @@ def driver_directories() -> list[str]:
     return list(found)
 
 
-def launcher() -> str:
-    """The text of a launcher for this interpreter and this package."""
-    program = interpreter()
-    first = f"#!{program} -IS\n"
-    if len(first) > SHEBANG or not set(program).isdisjoint(" \t"):
-        first = f"#!/bin/sh\n'''exec' {shlex.quote(program)} -IS \"$0\" \"$@\"\n' '''\n"
+def launcher(program: str = PROGRAMS[0]) -> str:
+    """The text of the launcher called PROGRAM, for this interpreter and this package."""
+    python = interpreter()
+    first = f"#!{python} -IS\n"
+    if len(first) > SHEBANG or not set(python).isdisjoint(" \t"):
+        first = f"#!/bin/sh\n'''exec' {shlex.quote(python)} -IS \"$0\" \"$@\"\n' '''\n"
+    code, words = LAST_RESORTS.get(program, LAST_RESORT)
     return first + LAUNCHER.format(
         mark=MARK,
         version=greycheck.__version__,
         package=str(package().parent),
         drivers=driver_directories(),
         operator=(sys.executable, "-I", "-m", "greycheck"),
+        code=code,
+        words=words,
     )
 
 

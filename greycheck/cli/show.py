@@ -75,7 +75,11 @@ def _triplet_lines(row: RowMapping, settings: Settings, now: int) -> Iterator[tu
     yield "key", row["triplet_key"].hex()
     yield "client network", row["network"]
     yield "sender", f"<{row['sender']}>"
-    yield "recipient", f"<{row['recipient']}>"
+    message = queries.message_of(row)
+    if message:
+        yield "message", f"from {message}, whose first recipient passed"
+    else:
+        yield "recipient", f"<{row['recipient']}>"
     yield "first attempt", _when(row["first_attempt"], now)
     passed = row["passed_at"]
     yield "last used" if passed is not None else "last attempt", _when(row["last_attempt"], now)
@@ -92,7 +96,9 @@ def _triplet_lines(row: RowMapping, settings: Settings, now: int) -> Iterator[tu
         yield "a retry passes", f"now, and until {_when(end, now)}"
     elif state == "passed":
         yield "passes until", _when(end, now)
-    else:
+    elif state == queries.MESSAGE:
+        yield "its others pass", f"until {_when(end, now)}"
+    elif not message:
         yield "", "the next attempt counts as the first"
     yield "removed after", _when(row["expires_at"], now)
     yield (

@@ -1,4 +1,4 @@
-"""An SMTP server on descriptors 0 and 1 that runs checkers exactly as a patched qmail-smtpd does (contract.md).
+"""An SMTP server on descriptors 0 and 1 that runs checkers exactly as patched qmail-smtpd do (contract.md).
 
 It is for demonstrations and tests: it speaks enough SMTP for real clients, runs under real tcpserver, and drops each message it takes.
 Run as ``python -m greycheck.demo.parent``; its environment is qmail-smtpd's, with these of its own:
@@ -7,12 +7,19 @@ Run as ``python -m greycheck.demo.parent``; its environment is qmail-smtpd's, wi
     where to change to; CHECKENV's program is ``bin/qmail-checkenv`` below it.
 ``XF_QUITASAP``
     the build of SMTPEXTFORK that closes the connection after a refusal.
+``SPP_RCPT``
+    the plugins of qmail-spp's section ``[rcpt]``, with commas between; one that begins with ``:`` is a command for sh.
+``RCPTHOSTS``
+    the domains that mail is taken for, with commas between; where it is unset, all.
+
+Of qmail-spp's commands H, C, S and U are passed over.
 
 Diagnostics: one line a session event on descriptor 2.
 """
 
 import os
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
 
 CHECKENV = b"bin/qmail-checkenv"
@@ -28,6 +35,19 @@ REFUSALS = {
 }
 
 
+RCPTCHECK_REFUSED = b"553 sorry, this recipient is not valid (#5.1.1)"
+RCPTCHECK_UNSURE = b"421 unable to verify recipient (#4.3.0)"
+RCPTCHECK_FAILED = b"421 unable to execute recipient check (#4.3.0)"
+
+NO_GATEWAY = b"553 sorry, that domain isn't in my list of allowed rcpthosts (#5.7.1)"
+
+# The exit code of a program that could not be run: RCPTCHECK's and qmail-spp's own.
+NOT_RUN = 120
+
+# qmail-spp's last words: a plugin is not listened to after one of these.
+LAST = (b"A", b"D", b"E", b"N", b"O", b"R")
+
+
 class Session:
     """One SMTP session, read from the descriptor READER and written to WRITER."""
 
@@ -39,6 +59,10 @@ class Session:
         self.helo = b""
         self.sender: bytes | None = None
         self.recipients: list[bytes] = []
+        # qmail-spp: whether plugins are run, how many RCPT TO there were, and what is to be said at a later command.
+        self.plugged = True
+        self.asked = 0
+        self.later: dict[bytes, bytes] = {}
 
     def run(self) -> None:
         """Answers commands until QUIT or the end of input."""
@@ -82,15 +106,13 @@ class Session:
                 self.helo = argument
                 self.say(b"250-mail.example.net\r\n250-PIPELINING\r\n250 8BITMIME")
             case b"MAIL":
-                self.sender = address(argument)
-                self.recipients = []
-                self.say(b"250 ok" if self.sender is not None else b"555 syntax error (#5.5.4)")
+                self.mail(argument)
             case b"RCPT":
                 self.rcpt(argument)
             case b"DATA":
                 self.data()
             case b"RSET":
-                self.sender, self.recipients = None, []
+                self.sender, self.recipients, self.asked, self.later = None, [], 0, {}
                 self.say(b"250 flushed")
             case b"NOOP":
                 self.say(b"250 ok")
@@ -100,8 +122,17 @@ class Session:
             case _:
                 self.say(b"502 unimplemented (#5.5.1)")
 
+    def mail(self, argument: bytes) -> None:
+        """MAIL FROM: begins a message."""
+        sender = address(argument)
+        if sender is None:
+            self.say(b"555 syntax error (#5.5.4)")
+        elif not self.is_refused(b"M"):
+            self.sender, self.recipients, self.asked = sender, [], 0
+            self.say(b"250 ok")
+
     def rcpt(self, argument: bytes) -> None:
-        """RCPT TO: asks the checkers of both hooks, CHECKENV first."""
+        """RCPT TO: asks the checkers of all hooks, and rcpthosts behind qmail-spp's plugins."""
         if self.sender is None:
             self.say(b"503 MAIL first (#5.5.1)")
             return
@@ -110,6 +141,13 @@ class Session:
             self.say(b"555 syntax error (#5.5.4)")
             return
         relay = os.environb.get(b"RELAYCLIENT")
+        allowed = relay is not None or is_allowed(recipient)
+        decided = self.plugins(recipient, allowed)
+        if decided is None:
+            return
+        if not allowed and decided != b"O":
+            self.say(NO_GATEWAY)
+            return
         recipient += relay or b""
         programs = self.programs()
         environ = dict(os.environb)
@@ -118,6 +156,8 @@ class Session:
         if b"CHECKENV" in os.environb:
             self.checkenv([CHECKENV, self.sender, recipient], environ)
         if programs and not self.smtpextfork(programs, environ):
+            return
+        if not self.rcptcheck(recipient):
             return
         self.recipients.append(recipient)
         self.say(b"250 ok")
@@ -158,10 +198,110 @@ class Session:
                 log(b"unexpected code " + str(status).encode() + b" from " + program)
         return True
 
+    def rcptcheck(self, recipient: bytes) -> bool:
+        """Whether the program that RCPTCHECK names lets RECIPIENT pass. What it prints goes to the log."""
+        program = os.environb.get(b"RCPTCHECK")
+        if not program:
+            return True
+        environ = os.environb | {b"SENDER": self.sender or b"", b"RECIPIENT": recipient}
+        status = run(program, [program], environ, [(os.POSIX_SPAWN_DUP2, 2, 1)])
+        if status == 100:
+            self.say(RCPTCHECK_REFUSED)
+            return False
+        if status == 111:
+            self.say(RCPTCHECK_UNSURE)
+            self.leave()
+        if status is None or status < 0 or status == NOT_RUN:
+            self.say(RCPTCHECK_FAILED)
+            self.leave()
+        return True
+
+    def plugins(self, recipient: bytes, allowed: bool) -> bytes | None:
+        """The last word of qmail-spp's plugins on RECIPIENT, where there was one; None where it is refused, and that has been said.
+
+        ALLOWED is whether its domain is in rcpthosts.
+        """
+        plugins = os.environb.get(b"SPP_RCPT", b"")
+        if not plugins or not self.plugged:
+            return b""
+        if self.is_refused(b"R"):
+            return None
+        self.asked += 1
+        environ = os.environb | {
+            b"SMTPHELOHOST": self.helo,
+            b"SMTPMAILFROM": self.sender or b"",
+            b"SMTPRCPTTO": recipient,
+            b"SMTPRCPTCOUNT": b"%d" % len(self.recipients),
+            b"SMTPRCPTCOUNTALL": b"%d" % self.asked,
+            b"SMTPRCPTHOSTSOK": b"%d" % allowed,
+        }
+        for plugin in plugins.split(b","):
+            word = self.plugin(plugin, environ)
+            if word is None or word == b"E":
+                return None
+            if word in (b"D", b"R"):
+                self.leave()
+            if word:
+                self.plugged = word != b"A"
+                return word
+        return b""
+
+    def plugin(self, plugin: bytes, environ: dict[bytes, bytes]) -> bytes | None:
+        """Runs a PLUGIN and does what it says. Its last word, if any; None where it failed, and that has been said."""
+        argv = [b"/bin/sh", b"-c", plugin[1:]] if plugin.startswith(b":") else [plugin]
+        reader, writer = os.pipe()
+        try:
+            child = os.posix_spawn(
+                argv[0],
+                argv,
+                environ,
+                file_actions=[(os.POSIX_SPAWN_CLOSE, 0), (os.POSIX_SPAWN_DUP2, writer, 1)],
+            )
+        except OSError:
+            os.close(reader)
+            self.failed(plugin, b"can't execute")
+            return None
+        finally:
+            os.close(writer)
+        with os.fdopen(reader, "rb") as said:
+            word = self.obey(said)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status < 0:
+            self.failed(plugin, b"child crashed")
+        elif status == NOT_RUN:
+            self.failed(plugin, b"can't execute")
+        else:
+            return word
+        return None
+
+    def obey(self, said: Iterable[bytes]) -> bytes:
+        """Does what the lines that a plugin SAID want, up to its last word, which is returned."""
+        for line in said:
+            command, text = line[:1], line[1:].removesuffix(b"\n")
+            if command in (b"E", b"R", b"P"):
+                self.say(text)
+            elif command == b"L" and text[:1] in (b"M", b"R", b"D"):
+                # Each has a line of its own at that command, though it is but one command.
+                self.later[text[:1]] = self.later.get(text[:1], b"") + text[1:] + b"\r\n"
+            if command in LAST:
+                return command
+        return b""
+
+    def failed(self, plugin: bytes, why: bytes) -> None:
+        """Refuses the recipient because of a PLUGIN that could not do its work."""
+        self.say(b"451 qmail-spp failure: " + plugin + b": " + why + b" (#4.3.0)")
+
+    def is_refused(self, command: bytes) -> bool:
+        """Whether a plugin wanted a later COMMAND (its first letter) to be refused, which is said. It is so until RSET."""
+        self.output += self.later.get(command, b"")
+        return command in self.later
+
     def data(self) -> None:
         """DATA: takes a message, and drops it."""
         if not self.recipients:
             self.say(b"503 RCPT first (#5.5.1)")
+            return
+        if self.is_refused(b"D"):
             return
         self.say(b"354 go ahead")
         while self.line() != b".":
@@ -200,10 +340,25 @@ def address(argument: bytes) -> bytes | None:
     return bytes(found) if len(found) < LONGEST_ADDRESS else None
 
 
-def run(program: bytes, argv: list[bytes], environ: dict[bytes, bytes]) -> int | None:
-    """Runs a checker with descriptors 0, 1 and 2 as they are; its exit code, minus the signal that killed it, or None: no exec."""
+def is_allowed(recipient: bytes) -> bool:
+    """Whether mail is taken for the domain of RECIPIENT. An address without one is local."""
+    domains = os.environb.get(b"RCPTHOSTS")
+    domain = recipient.rpartition(b"@")[2] if b"@" in recipient else b""
+    return domains is None or not domain or domain.lower() in domains.split(b",")
+
+
+def run(
+    program: bytes,
+    argv: list[bytes],
+    environ: Mapping[bytes, bytes],
+    descriptors: Sequence[tuple[int, int, int]] = (),
+) -> int | None:
+    """Runs a checker with descriptors 0, 1 and 2 as they are, or as DESCRIPTORS (file actions of posix_spawn) say.
+
+    Its exit code, minus the signal that killed it, or None: no exec.
+    """
     try:
-        child = os.posix_spawn(program, argv, environ)
+        child = os.posix_spawn(program, argv, environ, file_actions=descriptors)
     except OSError:
         return None
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -5,7 +5,10 @@ Answers (contract.md section 1): 0 accepts; 100 is 553 and the connection is clo
 """
 
 from greycheck.envelope import Envelope, from_tcpserver
+from greycheck.hooks import silence as says
 from greycheck.policy import ACCEPT, DEFER, REJECT
+
+__all__ = ["ANSWERS", "NAME", "envelope", "says"]
 
 NAME = "checkenv"
 ANSWERS = {ACCEPT: 0, DEFER: 101, REJECT: 100}

@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, Engine, RowMapping, Select, Table, and_, d
 from sqlalchemy.sql.schema import Column
 
 from greycheck import normalise, policy
+from greycheck.envelope import OF_MESSAGE
 from greycheck.log import show
 from greycheck.policy import Terms, TripletRow
 from greycheck.settings import Settings
@@ -43,6 +44,9 @@ PAGING = 86400
 
 # What a row is called under the settings of the moment.
 STATES = {policy.EARLY: "waits", policy.DUE: "due", policy.KNOWN: "passed", policy.OVER: "over"}
+
+# What a row is called that is no triplet, but stands for a message whose first recipient passed (``check.remember``).
+MESSAGE = "message"
 
 Condition = ColumnElement[bool]
 
@@ -259,12 +263,23 @@ def of_same_network(engine: Engine, network: str) -> tuple[int, int]:
     return every - passed, passed
 
 
+def message_of(row: RowMapping) -> str:
+    """Which message the ROW of a triplet stands for, as ``192.0.2.1 port 25025``; of a triplet nothing."""
+    mark = show(OF_MESSAGE)
+    recipient = str(row["recipient"])
+    return recipient.removeprefix(mark).replace(show(b" "), " ") if recipient.startswith(mark) else ""
+
+
 def terms_of(row: RowMapping, settings: Settings, now: int) -> tuple[str, int, int]:
     """What a triplet's ROW is under SETTINGS at NOW (one of STATES), and from when until when (seconds since 1970) that counts.
 
     Of a waiting one: when a retry passes, from the first second to the last. Of one that passed: its last use, and its lifetime's end.
-    The delay of a rule is not known here: which rule matches depends on the mail.
+    The delay of a rule is not known here: which rule matches depends on the mail. A MESSAGE lets its later recipients pass until then.
     """
+    if message_of(row):
+        last = row["last_attempt"]
+        state = MESSAGE if now - last <= policy.MESSAGE_TIME else STATES[policy.OVER]
+        return state, last, last + policy.MESSAGE_TIME
     known = TripletRow(
         row["first_attempt"], row["last_attempt"], row["early_attempts"], row["passes"], row["passed_at"]
     )

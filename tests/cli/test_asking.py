@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time as clock
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -208,7 +209,9 @@ def test_explain_tells_of_another_schema(store: Child) -> None:
 def test_explain_refuses_wrong_settings_and_a_helo_that_no_hook_hands_over(
     store: Child, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "CHECKENV hands over no HELO" in run("explain", *ATTEMPT, "--hook=checkenv", "--helo=x", code=2).stderr
+    for hook in ("checkenv", "rcptcheck"):
+        said = run("explain", *ATTEMPT, f"--hook={hook}", "--helo=x", code=2).stderr
+        assert f"{hook.upper()} hands over no HELO" in said
     monkeypatch.setenv("GREYCHECK_DELAY", "soon")
     assert "GREYCHECK_DELAY: delay = soon" in run("explain", *ATTEMPT, code=1).stderr
 
@@ -258,6 +261,33 @@ def test_list_shows_what_passed_and_from_where(store: Child) -> None:
     assert "192.0.2.1" in output
     assert "known" in output
     assert "No such client is refused" in run("list", "struck").stdout
+
+
+def test_a_message_whose_first_recipient_passed_is_listed_shown_copied_and_expired(store: Child) -> None:
+    store.settings["GREYCHECK_CLIENT_PASSES"] = "0"
+    store.spp()
+    store.age(300)
+    store.spp()
+    store.age(5)
+    output = run("list", "passed").stdout
+    for words in ("  192.0.2.1 port 25025", "message", "left", "  bob@example.net"):
+        assert words in output, words
+    [row] = [row for row in listed("passed") if row["state"] == "message"]
+    assert row["recipient"] == "\\x00192.0.2.1\\x20port\\x2025025"
+    key = str(row["key"])
+    output = run("show", key).stdout
+    for words in ("from 192.0.2.1 port 25025, whose first recipient passed", "its others pass", "(in 9m "):
+        assert words in output, words
+    assert listed("pending") == []
+    run("copy", str(store.database), f"{store.database}.copy")
+    with closing(sqlite3.connect(f"{store.database}.copy")) as copied:
+        found = copied.execute("SELECT recipient FROM triplet WHERE triplet_key = ?", (bytes.fromhex(key),)).fetchall()
+    assert found == [(row["recipient"],)]
+    store.age(601)
+    assert {row["state"] for row in listed("passed")} == {"passed", "over"}
+    assert "the next attempt counts as the first" not in run("show", key).stdout
+    run("expire")
+    assert store.rows("SELECT recipient FROM triplet") == [("bob@example.net",)]
 
 
 def test_list_shows_who_is_refused(store: Child, monkeypatch: pytest.MonkeyPatch) -> None:

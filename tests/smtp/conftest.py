@@ -1,22 +1,29 @@
-"""What the SMTP scenarios share: a mail host for each, and the two hooks."""
+"""What the SMTP scenarios share: a mail host for each, and the hooks."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.smtp.dialogue import DEFERRED_421, DEFERRED_454
+from tests.smtp.dialogue import (
+    DEFERRED_421,
+    DEFERRED_421_RCPTCHECK,
+    DEFERRED_451,
+    DEFERRED_454,
+    DEFERRED_AT_DATA,
+)
 from tests.smtp.mailhost import MailHost
 from tests.support import Child
 
 
 class Hook:
-    """One of the two hooks: the VARIABLES that switch it on, and how a DEFERRED recipient's session goes on."""
+    """One of the hooks: the VARIABLES that switch it on, and how the session of a DEFERRED mail goes on, or of a deferred BOUNCE."""
 
-    def __init__(self, name: str, variables: dict[str, str], deferred: str) -> None:
+    def __init__(self, name: str, variables: dict[str, str], deferred: str, bounce: str = "") -> None:
         self.name = name
         self.variables = variables
         self.deferred = deferred
+        self.deferred_bounce = bounce or deferred
 
 
 @pytest.fixture
@@ -35,9 +42,13 @@ def mx(bare_mx: MailHost) -> MailHost:
     return bare_mx
 
 
-@pytest.fixture(params=["SMTPEXTFORK", "CHECKENV"])
+@pytest.fixture(params=["SMTPEXTFORK", "CHECKENV", "RCPTCHECK", "qmail-spp"])
 def hook(request: pytest.FixtureRequest, launchers: Path) -> Hook:
-    """Each of the two hooks, switched on for greycheck."""
+    """Each of the hooks, switched on for greycheck."""
     if request.param == "CHECKENV":
         return Hook("checkenv", {"CHECKENV": ""}, DEFERRED_421)
+    if request.param == "RCPTCHECK":
+        return Hook("rcptcheck", {"RCPTCHECK": str(launchers / "greycheck-rcptcheck")}, DEFERRED_421_RCPTCHECK)
+    if request.param == "qmail-spp":
+        return Hook("spp", {"SPP_RCPT": str(launchers / "greycheck-spp")}, DEFERRED_451, DEFERRED_AT_DATA)
     return Hook("smtpextfork", {"SMTPEXTFORK": str(launchers / "greycheck")}, DEFERRED_454)

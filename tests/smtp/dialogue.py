@@ -41,6 +41,25 @@ C: QUIT
 S: 221
 S: closed"""
 
+# What follows RCPT TO, and is deferred at DATA.
+DEFERRED_AT_DATA = """\
+S: 250 ok
+C: DATA
+S: 451
+C: QUIT
+S: 221
+S: closed"""
+
+DEFERRED_451 = """\
+S: 451
+C: QUIT
+S: 221
+S: closed"""
+
+DEFERRED_421_RCPTCHECK = """\
+S: 421 unable to verify recipient (#4.3.0)
+S: closed"""
+
 DEFERRED_421 = """\
 S: 421 temporary envelope failure (#4.3.0)
 S: closed"""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic, sleep
 
+from greycheck.cli.launcher import launcher
 from tests.smtp.dialogue import TIMEOUT, play
 from tests.support import ROOT, Child
 
@@ -65,6 +66,8 @@ class MailHost:
         self.rows = child.rows
         self.greycheck = str(child.programs / "greycheck")
         self.checkenv = str(child.programs / "qmail-checkenv")
+        self.rcptcheck = str(child.programs / "greycheck-rcptcheck")
+        self.spp = str(child.programs / "greycheck-spp")
         self.home = place / "qmail"
         (self.home / "bin").mkdir(parents=True)
         (self.home / "bin" / "qmail-checkenv").symlink_to(self.checkenv)
@@ -139,9 +142,22 @@ class MailHost:
         path.chmod(0o755)
         return str(path)
 
+    def without_package(self, program: str) -> str:
+        """The path of the launcher PROGRAM whose package cannot be found."""
+        directory = self.place / "broken"
+        directory.mkdir()
+        path = directory / program
+        path.write_text(launcher(program).replace(repr(str(ROOT)), repr("/nonexistent")))
+        path.chmod(0o755)
+        return str(path)
+
+    def command(self, *words: str) -> None:
+        """Runs a command of greycheck."""
+        subprocess.run([sys.executable, "-m", "greycheck", *words], env=self.environ(), check=True, timeout=TIMEOUT)
+
     def expire(self) -> None:
         """What cron does once an hour."""
-        subprocess.run([sys.executable, "-m", "greycheck", "expire"], env=self.environ(), check=True, timeout=TIMEOUT)
+        self.command("expire")
 
     def log(self) -> list[str]:
         """The lines of the log. Only a line feed ends one."""

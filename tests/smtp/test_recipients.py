@@ -28,7 +28,7 @@ TEN_AT_ONCE = "\n".join(["C: MAIL FROM:<alice@example.org>", *(f"C: RCPT TO:<{us
 
 def test_the_null_sender_is_greylisted(mx: MailHost, hook: Hook) -> None:
     server = mx.start(**hook.variables)
-    server.play(mail(hook.deferred, sender=""))
+    server.play(mail(hook.deferred_bounce, sender=""))
     mx.age(300)
     server.play(mail(ACCEPTED, sender=""))
     assert mx.reasons() == ["new", "retry"]
@@ -37,7 +37,7 @@ def test_the_null_sender_is_greylisted(mx: MailHost, hook: Hook) -> None:
 
 def test_a_quoted_nothing_is_the_null_sender(mx: MailHost, hook: Hook) -> None:
     server = mx.start(**hook.variables)
-    server.play(mail(hook.deferred, sender=""))
+    server.play(mail(hook.deferred_bounce, sender=""))
     mx.age(300)
     server.play(mail(ACCEPTED, sender='""'))
     assert mx.reasons() == ["new", "retry"]
@@ -52,7 +52,7 @@ def test_the_null_sender_may_be_accepted(mx: MailHost, hook: Hook) -> None:
 
 def test_an_empty_recipient_is_greylisted(mx: MailHost, hook: Hook) -> None:
     server = mx.start(**hook.variables)
-    server.play(mail(hook.deferred, sender="", recipient=""))
+    server.play(mail(hook.deferred_bounce, sender="", recipient=""))
     assert mx.reasons() == ["new"]
 
 
