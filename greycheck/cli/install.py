@@ -12,10 +12,10 @@ from pathlib import Path
 
 import click
 
-from greycheck.cli import server
+from greycheck.cli import native, server
 from greycheck.cli.access import acting_as, barrier, can_act_as, identity, named
 from greycheck.cli.common import foreseen, read_settings
-from greycheck.cli.launcher import PROGRAMS, interpreter, is_ours, launcher, package
+from greycheck.cli.launcher import PROGRAMS, interpreter, launcher, package
 from greycheck.settings import SYSTEM_DIRECTORY, Settings
 from greycheck.store import schema
 
@@ -26,13 +26,17 @@ QMAIL_USER = "qmaild"
 @click.command()
 @click.argument("directory", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--user", help=f"The user that qmail-smtpd runs as.  [default: {QMAIL_USER}, where it exists]")
+@click.option("--native", "in_c", is_flag=True, help="Compile them from C: they ask the resident, see greycheck serve.")
 @click.option("--uninstall", is_flag=True, help="Take the launchers away again. The store is left alone.")
-def install(directory: Path, user: str | None, uninstall: bool) -> None:
-    """Put greycheck and qmail-checkenv into DIR (say /var/qmail/bin), ready for qmail-smtpd.
+def install(directory: Path, user: str | None, in_c: bool, uninstall: bool) -> None:
+    """Put greycheck, qmail-checkenv, greycheck-rcptcheck and greycheck-spp into DIR (say /var/qmail/bin), ready for qmail-smtpd.
 
     Makes the store, byte-compiles what a check loads, checks that the launchers run, as the user that qmail-smtpd runs as if called by
     root, and prints the lines that switch them on. Run it again after each upgrade of greycheck, Python or a database's driver. The
     schema of a server database is not made here (greycheck db upgrade does that); whether checks can use it is looked at.
+
+    With --native they are compiled by musl-gcc or cc, for the settings socket and socket_patience of this moment, and those in Python are
+    put into DIR/greycheck.d for where the resident does not answer. Without it, later, they make way for those in Python again.
     """
     if not set(str(directory.resolve())).isdisjoint(UNQUOTABLE):
         raise click.ClickException(
@@ -40,36 +44,62 @@ def install(directory: Path, user: str | None, uninstall: bool) -> None:
         )
     paths = [directory.resolve() / name for name in PROGRAMS]
     with foreseen():
-        foreign = [path for path in paths if (path.exists() or path.is_symlink()) and not is_ours(path)]
+        foreign = [path for path in paths + behind(paths) if os.path.lexists(path) and not native.is_ours(path)]
         if uninstall:
             remove([path for path in paths if path not in foreign])
+            remove_behind(paths, foreign)
         if foreign:
             named = ", ".join(map(str, foreign))
             raise click.ClickException(f"{named}: not written by greycheck install: left alone")
         if not uninstall:
-            put(paths, user)
+            put(paths, user, in_c)
 
 
 # What ends a program's name in SMTPEXTFORK's list, or a value in the rules of tcprules.
 UNQUOTABLE = ',"'
 
 
-def put(paths: list[Path], user: str | None) -> None:
-    """Installs the launchers PATHS for USER, and says how to switch them on."""
+def behind(paths: list[Path]) -> list[Path]:
+    """Where the launchers in Python are that stand behind those in C at PATHS."""
+    return [path.parent / native.BEHIND / path.name for path in paths]
+
+
+def put(paths: list[Path], user: str | None, in_c: bool) -> None:
+    """Installs the launchers PATHS for USER, compiled if they are to be IN_C, and says how to switch them on."""
     found = read_settings()
+    compiled = native.compile_program(behind(paths)[0].parent, found) if in_c else None
     account = find_account(user)
     make_store(found, account)
     make_state_directory(found, account)
     complaints = compile_rooms(account, found)
-    for path in paths:
-        write(path)
-    complaints += [complaint for path in paths if (complaint := try_run(path))]
+    if compiled:
+        put_native(paths, compiled[0])
+    else:
+        for path in paths:
+            write(path, launcher(path.name).encode())
+        remove_behind(paths)
+    in_python = behind(paths) if compiled else paths
+    every = list(dict.fromkeys(paths + in_python))
+    complaints += [complaint for path in every if (complaint := try_run(path))]
     if account:
-        complaints += check_as(account, paths, found)
-    complaints += try_database(paths[0], account, found)
+        complaints += check_as(account, every, found)
+    complaints += try_database(in_python[0], account, found)
+    if compiled:
+        click.echo(f"compiled by {compiled[1]}; they ask the resident, greycheck serve, at {found.socket}")
     click.echo(lines(paths, found))
     if complaints:
         raise click.ClickException("\n".join(["not ready:", *complaints]))
+
+
+def put_native(paths: list[Path], program: bytes) -> None:
+    """Installs PROGRAM as each of PATHS; before that what it becomes where nobody answers."""
+    directory = behind(paths)[0].parent
+    directory.mkdir(exist_ok=True)
+    directory.chmod(0o755)
+    for path in behind(paths):
+        write(path, launcher(path.name).encode())
+    for path in paths:
+        write(path, program)
 
 
 def remove(paths: list[Path]) -> None:
@@ -80,12 +110,21 @@ def remove(paths: list[Path]) -> None:
             click.echo(f"{path}: removed")
 
 
-def write(path: Path) -> None:
-    """Writes a launcher to PATH at once, so that no check meets half of one."""
+def remove_behind(paths: list[Path], kept: Iterable[Path] = ()) -> None:
+    """Removes the launchers behind PATHS, save those KEPT, and their directory if nothing else is there."""
+    remove([path for path in behind(paths) if path not in kept])
+    directory = behind(paths)[0].parent
+    if directory.is_dir() and not directory.is_symlink() and not any(directory.iterdir()):
+        directory.rmdir()
+        click.echo(f"{directory}: removed")
+
+
+def write(path: Path, content: bytes) -> None:
+    """Writes the program CONTENT to PATH at once, so that no check meets half of one."""
     descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(launcher())
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
         Path(draft).chmod(0o755)
         Path(draft).replace(path)
     except BaseException:
@@ -150,8 +189,12 @@ def make_state_directory(found: Settings, account: pwd.struct_passwd | None) -> 
         os.chown(path, account.pw_uid, account.pw_gid)
 
 
-# The environment of a trial: nothing of the site's, and a store of its own.
-TRIAL = {"TCPREMOTEIP": "192.0.2.1", "REMOTEMF": "", "REMOTERCPT": "", "GREYCHECK_CONFIG": "/dev/null"}
+# The environment of a trial: nothing of the site's, a store of its own, and no resident.
+TRIAL = {"TCPREMOTEIP": "192.0.2.1", "GREYCHECK_CONFIG": "/dev/null"}
+TRIAL |= {"REMOTEMF": "", "REMOTERCPT": "", "SENDER": "", "RECIPIENT": "", "SMTPMAILFROM": "", "SMTPRCPTTO": ""}
+
+# How a deferral there looks: the exit code, and how what is printed begins.
+DEFERRED = {"greycheck-rcptcheck": (111, b""), "greycheck-spp": (0, b"LD451 ")}
 
 # How long a trial may take, in seconds.
 TRIAL_TIME = 30
@@ -159,7 +202,8 @@ TRIAL_TIME = 30
 
 def try_run(path: Path, account: pwd.struct_passwd | None = None) -> str:
     """Lets the launcher PATH defer a mail, with a store made for that, as ACCOUNT if given; what is wrong with it, or nothing."""
-    command = [str(path)] if path.name == "greycheck" else [str(path), "", ""]
+    command = [str(path), "", ""] if path.name == "qmail-checkenv" else [str(path)]
+    code, printed = DEFERRED.get(path.name, (101, b""))
     whose = named(account)
     with tempfile.TemporaryDirectory(prefix="greycheck-trial-") as directory:
         if account and os.geteuid() == 0:
@@ -168,7 +212,8 @@ def try_run(path: Path, account: pwd.struct_passwd | None = None) -> str:
         try:
             ran = subprocess.run(
                 command,
-                env=TRIAL | {"GREYCHECK_DATABASE": f"{directory}/greycheck.db"},
+                env=TRIAL
+                | {"GREYCHECK_DATABASE": f"{directory}/greycheck.db", "GREYCHECK_SOCKET": f"{directory}/socket"},
                 capture_output=True,
                 timeout=TRIAL_TIME,
                 check=False,
@@ -180,7 +225,7 @@ def try_run(path: Path, account: pwd.struct_passwd | None = None) -> str:
         except subprocess.TimeoutExpired:
             return f"{path}: does not end{whose} within {TRIAL_TIME}s"
     said = ran.stderr.decode(errors="replace").strip()
-    if ran.returncode == 101 and "defer reason=new" in said:
+    if ran.returncode == code and ran.stdout[:6] == printed and "defer reason=new" in said:
         return ""
     return f"{path}: does not run{whose}: exit code {ran.returncode}: {said}"
 
@@ -221,7 +266,7 @@ def try_database(path: Path, account: pwd.struct_passwd | None, found: Settings)
 
 def lines(paths: list[Path], found: Settings) -> str:
     """What to write where, to switch the launchers in PATHS on with the settings FOUND."""
-    program, checkenv = paths
+    program, checkenv, rcptcheck, spp = paths
     names = [f"GREYCHECK_{name.upper()}" for name in found.sources]
     mine = {name: os.environ[name] for name in (*names, "GREYCHECK_CONFIG") if name in os.environ}
     settings = "".join(f"\n  echo {shlex.quote(shown(name, value))} > env/{name}" for name, value in mine.items())
@@ -234,17 +279,22 @@ def lines(paths: list[Path], found: Settings) -> str:
         )
     expire = f"{'envdir /PATH/TO/env ' if mine else ''}{program} expire"
     whose = "qmail's user, on one host that uses the database or on each" if server.of(found) else "the store's owner"
+    shown_paths = "\n".join(map(str, paths))
     return f"""\
-{program}
-{checkenv}
+{shown_paths}
 
-Switch one of the two hooks on, for tcpserver's clients that are not relay clients.
+Switch one of the hooks on, for tcpserver's clients that are not relay clients.
 SMTPEXTFORK, in the rules that tcprules compiles, or as a file of envdir:
   :allow,SMTPEXTFORK="{program}"
   echo {shlex.quote(str(program))} > env/SMTPEXTFORK
 CHECKENV, which runs bin/{checkenv.name} below the qmail home:
   :allow,CHECKENV=""
   echo > env/CHECKENV
+RCPTCHECK, in the same places:
+  :allow,RCPTCHECK="{rcptcheck}"
+  echo {shlex.quote(str(rcptcheck))} > env/RCPTCHECK
+qmail-spp, by a line below [rcpt] in control/smtpplugins:
+  {spp}
 Leave relay clients out, and single clients if you like:
   127.:allow,RELAYCLIENT=""
   192.0.2.25:allow,GREYCHECK="off"

@@ -5,49 +5,111 @@ import os
 import pwd
 import re
 import shlex
+import socket
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from importlib.util import MAGIC_NUMBER, source_hash
 from pathlib import Path
 
 import greycheck
-from greycheck.cli import access, install, launcher
-from greycheck.doctor.finding import Finding, Installation, is_ours
+from greycheck.cli import access, install, launcher, native
+from greycheck.doctor.finding import Finding, Installation, is_ours, milliseconds
+from greycheck.settings import Settings
 from greycheck.store import schema
+
+# Which hook runs each program.
+HOOKS = {
+    "greycheck": "SMTPEXTFORK",
+    "qmail-checkenv": "CHECKENV",
+    "greycheck-rcptcheck": "RCPTCHECK",
+    "greycheck-spp": "qmail-spp",
+}
 
 
 def look_at_launchers(installation: Installation) -> Iterator[Finding]:
     """The programs that the hooks run: there, ours, of this version and interpreter, and they run."""
-    again = f"Run: greycheck install {shlex.quote(str(installation.directory))}"
-    if not installation.directory.is_dir():
-        found = f"{installation.directory}: no such directory"
-        yield Finding("fault", "launchers", found, "Name the one that has them: --dir DIR. " + again)
+    directory = installation.directory
+    if not directory.is_dir():
+        found = f"{directory}: no such directory"
+        yield Finding("fault", "launchers", found, f"Name the one that has them: --dir DIR. {_again(directory)}")
         return
     there = [path for path in installation.programs if os.path.lexists(path)]
     if not there:
-        yield Finding("fault", "launchers", f"{installation.directory}: no launcher here", again)
+        yield Finding("fault", "launchers", f"{directory}: no launcher here", _again(directory))
         return
+    compiled = [path for path in there if is_compiled(path)]
+    again = _again(directory, bool(compiled))
     for path in installation.programs:
-        yield look_at_launcher(path, again) if path in there else _missing(path, again)
+        if path in there:
+            yield look_at_launcher(path, again, installation.settings)
+        else:
+            hook = f"the hook {HOOKS[path.name]} cannot use it"
+            yield Finding("warning", "launchers", f"{path}: not there; {hook}", again)
+    for path in install.behind(compiled):
+        if os.path.lexists(path):
+            yield look_at_launcher(path, again, installation.settings)
+        else:
+            yield Finding("fault", "launchers", f"{path}: not there; no check is made where the resident fails", again)
+    if compiled:
+        yield look_at_resident(native.marks_of(compiled[0]).get("socket", ""), installation)
 
 
-def _missing(path: Path, again: str) -> Finding:
-    hook = "SMTPEXTFORK" if path.name == "greycheck" else "CHECKENV"
-    return Finding("warning", "launchers", f"{path}: not there; the hook {hook} cannot use it", again)
+def _again(directory: Path, in_c: bool = False) -> str:
+    """The advice to install once more."""
+    return f"Run: greycheck install {'--native ' if in_c else ''}{shlex.quote(str(directory))}"
 
 
-def look_at_launcher(path: Path, again: str) -> Finding:
-    """One launcher. AGAIN is the advice to install it once more."""
+def is_compiled(path: Path) -> bool:
+    """Whether PATH can be read, and is a launcher in C."""
+    try:
+        return bool(native.marks_of(path))
+    except OSError:
+        return False
+
+
+def look_at_launcher(path: Path, again: str, found: Settings) -> Finding:
+    """One launcher, under the settings FOUND. AGAIN is the advice to install it once more."""
     if not is_ours(path):
         return _foreign(path, again)
     complaint = install.try_run(path)
     if complaint:
         return Finding("fault", "launchers", complaint, again)
-    differs = differences(path.read_text(errors="replace"))
+    if is_compiled(path):
+        differs = native.differences(path, found)
+        is_so = "compiled, runs"
+    else:
+        differs = differences(path.read_text(errors="replace"), path.name)
+        is_so = "runs"
     if differs:
-        return Finding("warning", "launchers", f"{path}: runs, but {'; '.join(differs)}", again)
-    return Finding("ok", "launchers", f"{path}: version {greycheck.__version__}, runs")
+        return Finding("warning", "launchers", f"{path}: {is_so}, but {'; '.join(differs)}", again)
+    return Finding("ok", "launchers", f"{path}: version {greycheck.__version__}, {is_so}")
+
+
+# What the resident is asked: something about which there is nothing to decide.
+QUESTION = b"request=smtpd_access_policy\nprotocol_state=CONNECT\n\n"
+
+
+def look_at_resident(path: str, installation: Installation) -> Finding:
+    """Whether the resident answers the launchers in C, at the socket PATH and as the user that they run as."""
+    began = time.monotonic()
+    try:
+        with socket.socket(socket.AF_UNIX) as asking:
+            asking.settimeout(installation.settings.socket_patience)
+            with access.acting_as(installation.known_account):
+                asking.connect(path)
+            asking.sendall(QUESTION)
+            answer = asking.recv(4096)
+    except OSError as error:
+        complaint = error.strerror or "no answer"
+    else:
+        complaint = "" if answer.startswith(b"action=") else "no answer"
+    if not complaint:
+        return Finding("ok", "resident", f"{path}: answers after {milliseconds(time.monotonic() - began)}")
+    found = f"{path}: {complaint}: every check takes as long as Python takes to start"
+    advice = f"Run greycheck serve under a supervisor; {installation.user} must be able to open its socket"
+    return Finding("warning", "resident", found, f"{advice} (socket_mode, socket_owner).")
 
 
 def _foreign(path: Path, again: str) -> Finding:
@@ -74,9 +136,9 @@ PARTS = (
 )
 
 
-def differences(text: str) -> list[str]:
-    """In what the launcher TEXT differs from the one that this interpreter and package would write."""
-    mine = launcher.launcher()
+def differences(text: str, program: str = launcher.PROGRAMS[0]) -> list[str]:
+    """In what the launcher TEXT differs from the one that this interpreter and package would write for PROGRAM."""
+    mine = launcher.launcher(program)
     if text == mine:
         return []
     pairs = [("interpreter", named_interpreter(text), named_interpreter(mine))]
@@ -189,7 +251,9 @@ def look_at_permissions(installation: Installation) -> Iterator[Finding]:
         found = f"not looked at: {schema.user_name(os.geteuid())} cannot tell what {account.pw_name} may do"
         yield Finding("note", "permissions", found, f"Run greycheck doctor as root, or as {account.pw_name}.")
         return
-    complaints = install.check_as(account, installation.launchers, installation.settings)
+    compiled = [path for path in installation.launchers if is_compiled(path)]
+    in_python = [path for path in install.behind(compiled) if path.exists()]
+    complaints = install.check_as(account, installation.launchers + in_python, installation.settings)
     advice = f"Change owner or mode, so that {account.pw_name} may."
     yield from (Finding("fault", "permissions", complaint, advice) for complaint in complaints)
     unreadable = unreadable_modules(account, installation)

@@ -42,14 +42,18 @@ def install(*arguments: str | Path, code: int = 0) -> Result:
     return result
 
 
-def test_it_installs_both_programs_and_the_store(qmail: Path) -> None:
+def test_it_installs_the_programs_and_the_store(qmail: Path) -> None:
     output = install(qmail, "--user", ME).stdout
     child = Child(qmail, qmail.parent / "store" / "greycheck.db")
     assert child.database.exists()
     assert child.smtpextfork().verdict == (DEFERRED, "new")
     assert child.checkenv().verdict == (DEFERRED, "early")
+    assert child.rcptcheck().verdict == (111, "early")
+    assert child.spp().said.startswith("E451 ")
     assert f':allow,SMTPEXTFORK="{qmail}/greycheck"' in output
     assert ':allow,CHECKENV=""' in output
+    assert f':allow,RCPTCHECK="{qmail}/greycheck-rcptcheck"' in output
+    assert f"\n  {qmail}/greycheck-spp\n" in output
     assert f"  echo {qmail}/greycheck > env/SMTPEXTFORK" in output
     assert f"{qmail}/greycheck expire" in output
 
@@ -57,9 +61,10 @@ def test_it_installs_both_programs_and_the_store(qmail: Path) -> None:
 def test_the_printed_rules_are_what_tcprules_takes(qmail: Path) -> None:
     output = install(qmail, "--user", ME).stdout
     rules = [line.strip() for line in output.splitlines() if ":allow" in line]
-    assert len(rules) == 4
+    assert len(rules) == 5
     tcprules = ROOT / ".deps/ucspi-tcp/usr/bin/tcprules"
-    given = "\n".join([f'{rules[0]},CHECKENV=""', *rules[2:]])
+    switches = ",".join([rules[0], *(rule.removeprefix(":allow,") for rule in rules[1:3])])
+    given = "\n".join([switches, *rules[3:]])
     subprocess.run([tcprules, qmail / "cdb", qmail / "tmp"], input=given.encode(), check=True)
 
 
@@ -68,19 +73,19 @@ def test_installing_again_is_harmless(qmail: Path) -> None:
     before = (qmail / "greycheck").read_text()
     install(qmail, "--user", ME)
     assert (qmail / "greycheck").read_text() == before
-    assert sorted(path.name for path in qmail.iterdir()) == ["greycheck", "qmail-checkenv"]
+    assert sorted(path.name for path in qmail.iterdir()) == sorted(launcher.PROGRAMS)
 
 
 def test_uninstalling_takes_the_launchers_and_leaves_the_store(qmail: Path) -> None:
     install(qmail, "--user", ME)
-    assert install(qmail, "--uninstall").stdout == f"{qmail}/greycheck: removed\n{qmail}/qmail-checkenv: removed\n"
+    assert install(qmail, "--uninstall").stdout == "".join(f"{qmail}/{name}: removed\n" for name in launcher.PROGRAMS)
     assert list(qmail.iterdir()) == []
     assert (qmail.parent / "store" / "greycheck.db").exists()
     assert install(qmail, "--uninstall").stdout == ""
 
 
 @pytest.mark.parametrize("action", [[], ["--uninstall"]])
-@pytest.mark.parametrize("name", ["greycheck", "qmail-checkenv"])
+@pytest.mark.parametrize("name", launcher.PROGRAMS)
 def test_a_file_that_is_not_its_own_is_left_alone(qmail: Path, name: str, action: list[str]) -> None:
     (qmail / name).write_text("#!/bin/sh\n# the site's own\n")
     assert f"{qmail}/{name}: not written by greycheck install: left alone" in install(qmail, *action, code=1).stderr
@@ -222,7 +227,8 @@ def test_a_launcher_that_does_not_run_is_reported(qmail: Path) -> None:
 def test_an_installation_that_does_not_run_fails(qmail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "try_run", lambda path, account=None: f"{path}: does not run")
     stderr = install(qmail, "--user", ME, code=1).stderr
-    assert stderr == f"Error: not ready:\n{qmail}/greycheck: does not run\n{qmail}/qmail-checkenv: does not run\n"
+    complaints = [f"{qmail}/{name}: does not run\n" for name in launcher.PROGRAMS]
+    assert stderr == "".join(["Error: not ready:\n", *complaints])
 
 
 def test_what_the_environment_says_is_to_be_said_to_the_service_too(

@@ -50,7 +50,7 @@ def put(qmail: Path, user: str = ME, code: int = 0) -> Result:
     assert result.exit_code == code, result.output
     assert servers.PASSWORD not in result.output
     assert "s3cr" not in result.output
-    assert sorted(path.name for path in qmail.iterdir()) == ["greycheck", "qmail-checkenv"]
+    assert sorted(path.name for path in qmail.iterdir()) == sorted(launcher.PROGRAMS)
     return result
 
 

@@ -1,0 +1,241 @@
+"""``greycheck install --native``: launchers in C, with those in Python behind them."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from greycheck.cli import install as module
+from greycheck.cli import launcher, native
+from tests.cli.test_install import ME, NOBODY, install, qmail, root  # noqa: F401
+from tests.native.resident import ACCEPTED_LINE, Resident
+from tests.support import ACCEPTED, DEFERRED, Child
+
+Compilers = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def own_socket(place: Path, qmail: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """A socket that no resident of this machine listens on."""
+    monkeypatch.setenv("GREYCHECK_SOCKET", str(place / "socket"))
+
+
+@pytest.fixture
+def compilers(place: Path, monkeypatch: pytest.MonkeyPatch) -> Compilers:
+    """Lets only scripts be found as compilers: what each does is a line of the shell."""
+
+    def make(**scripts: str) -> None:
+        monkeypatch.setenv("PATH", str(place / "compilers"))
+        (place / "compilers").mkdir()
+        for name, line in scripts.items():
+            program = place / "compilers" / name.replace("_", "-")
+            program.write_text(f"#!/bin/sh\nPATH={os.defpath}\n{line}\n")
+            program.chmod(0o755)
+
+    return make
+
+
+def install_native(qmail: Path, code: int = 0) -> Result:  # noqa: F811
+    return install("--native", qmail, "--user", ME, code=code)
+
+
+@pytest.fixture
+def child(qmail: Path) -> Child:  # noqa: F811
+    """What a mail server would run; the socket is the one that was compiled in."""
+    install_native(qmail)
+    return Child(qmail, qmail.parent / "store" / "greycheck.db")
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_it_puts_programs_in_c_before_those_in_python(qmail: Path) -> None:  # noqa: F811
+    output = install_native(qmail).stdout
+    assert f"compiled by musl-gcc; they ask the resident, greycheck serve, at {qmail.parent}/socket\n" in output
+    assert f"\n{qmail}/greycheck-spp\n" in output
+    assert names(qmail) == sorted([*launcher.PROGRAMS, "greycheck.d"])
+    assert names(qmail / "greycheck.d") == sorted(launcher.PROGRAMS)
+    for name in launcher.PROGRAMS:
+        assert (qmail / name).read_bytes().startswith(b"\x7fELF")
+        assert (qmail / "greycheck.d" / name).read_text() == launcher.launcher(name)
+        assert (qmail / name).stat().st_mode & 0o777 == 0o755
+
+
+def test_without_a_resident_they_check_in_python(child: Child) -> None:
+    warning = f"greycheck: warning {child.programs.parent}/socket: not there: checking without the resident"
+    for ran in (child.smtpextfork(), child.checkenv(), child.rcptcheck(), child.spp()):
+        assert ran.lines[0] == warning
+        assert ran.code == (111 if "hook=rcptcheck" in ran.log else 0 if "hook=spp" in ran.log else DEFERRED)
+    child.age(300)
+    assert child.smtpextfork().verdict == (ACCEPTED, "retry")
+
+
+def test_a_resident_is_asked(child: Child) -> None:
+    with Resident(child.programs.parent / "socket") as resident:
+        ran = child.smtpextfork(GREYCHECK_SOCKET_PATIENCE="60s")
+    assert (ran.code, ran.log.encode()) == (ACCEPTED, ACCEPTED_LINE)
+    assert resident.asked["GREYCHECK_DATABASE"] == child.store.url
+
+
+def test_what_a_resident_took_counts_for_the_deadline(child: Child) -> None:
+    with Resident(child.programs.parent / "socket", Resident.hang):
+        ran = child.smtpextfork(GREYCHECK_DEADLINE="1s", GREYCHECK_SOCKET_PATIENCE="2s")
+    assert "no answer in time" in ran.lines[0]
+    assert ran.verdict == (ACCEPTED, "error")
+
+
+def test_commands_go_to_python(child: Child) -> None:
+    ran = child.run([child.programs / "greycheck", "--version"], child.environ(), speaks=True)
+    assert (ran.code, ran.log) == (0, "")
+    assert "greycheck" in ran.said
+
+
+def test_socket_and_patience_are_compiled_in(qmail: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setenv("GREYCHECK_SOCKET_PATIENCE", "3s")
+    install_native(qmail)
+    marks = native.marks_of(qmail / "greycheck")
+    assert (marks["socket"], marks["patience"]) == (f"{qmail.parent}/socket", "3")
+    assert marks["directory"] == f"{qmail}/greycheck.d"
+
+
+def test_installing_again_is_harmless(qmail: Path) -> None:  # noqa: F811
+    install_native(qmail)
+    before = {path: path.read_bytes() for path in qmail.rglob("*") if path.is_file()}
+    install_native(qmail)
+    assert {path: path.read_bytes() for path in qmail.rglob("*") if path.is_file()} == before
+
+
+def test_those_in_python_take_the_place_of_those_in_c_again(qmail: Path) -> None:  # noqa: F811
+    install_native(qmail)
+    output = install(qmail, "--user", ME).stdout
+    assert f"{qmail}/greycheck.d: removed\n" in output
+    assert "compiled" not in output
+    assert names(qmail) == sorted(launcher.PROGRAMS)
+    assert (qmail / "greycheck").read_text() == launcher.launcher("greycheck")
+
+
+def test_uninstalling_takes_both(qmail: Path) -> None:  # noqa: F811
+    install_native(qmail)
+    removed = [qmail / name for name in launcher.PROGRAMS]
+    removed += [*module.behind(removed), qmail / "greycheck.d"]
+    assert install(qmail, "--uninstall").stdout == "".join(f"{path}: removed\n" for path in removed)
+    assert names(qmail) == []
+
+
+@pytest.mark.parametrize("action", [["--native"], [], ["--uninstall"]])
+@pytest.mark.parametrize("name", ["greycheck-spp", "greycheck.d/qmail-checkenv"])
+@pytest.mark.parametrize("content", [b"#!/bin/sh\n# the site's own\n", b"\x7fELF the site's own"])
+def test_what_is_not_its_own_is_left_alone(qmail: Path, name: str, action: list[str], content: bytes) -> None:  # noqa: F811
+    (qmail / name).parent.mkdir(exist_ok=True)
+    (qmail / name).write_bytes(content)
+    assert f"{qmail}/{name}: not written by greycheck install: left alone" in install(qmail, *action, code=1).stderr
+    assert (qmail / name).read_bytes() == content
+    assert [path for path in qmail.rglob("*") if path.is_file()] == [qmail / name]
+
+
+def test_what_else_is_in_the_directory_stays(qmail: Path) -> None:  # noqa: F811
+    install_native(qmail)
+    (qmail / "greycheck.d" / "README").write_text("the site's own")
+    install(qmail, "--uninstall")
+    assert names(qmail / "greycheck.d") == ["README"]
+
+
+def test_a_program_that_cannot_be_written_leaves_no_draft(qmail: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    replace = Path.replace
+
+    def refuse(self: Path, target: Path) -> Path:
+        if target.parent == qmail:
+            raise PermissionError(13, "Permission denied", str(qmail))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    assert install_native(qmail, code=1).stderr == f"Error: {qmail}: Permission denied\n"
+    assert names(qmail) == ["greycheck.d"]
+
+
+@pytest.mark.usefixtures("root")
+def test_they_run_as_the_other_user_whatever_the_umask(qmail: Path) -> None:  # noqa: F811
+    os.chown(qmail.parent / "store", NOBODY.pw_uid, NOBODY.pw_gid)
+    umask = os.umask(0o077)
+    try:
+        install("--native", qmail, "--user", "nobody")
+    finally:
+        os.umask(umask)
+
+
+@pytest.mark.usefixtures("root")
+def test_a_directory_behind_that_the_user_cannot_pass_is_named(
+    qmail: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    os.chown(qmail.parent / "store", NOBODY.pw_uid, NOBODY.pw_gid)
+    put = module.put_native
+
+    def close(paths: list[Path], program: bytes) -> None:
+        put(paths, program)
+        (qmail / "greycheck.d").chmod(0o700)
+
+    monkeypatch.setattr(module, "put_native", close)
+    stderr = install("--native", qmail, "--user", "nobody", code=1).stderr
+    assert f"nobody cannot pass {qmail}/greycheck.d (mode 0700, owner root)" in stderr
+
+
+# --- compilers --------------------------------------------------------------------------------------------------------
+
+
+def test_where_there_is_no_musl_it_is_cc(qmail: Path, compilers: Compilers) -> None:  # noqa: F811
+    compilers(cc='exec cc "$@"')
+    assert "compiled by cc; " in install_native(qmail).stdout
+
+
+def test_where_musl_fails_it_is_cc(qmail: Path, compilers: Compilers) -> None:  # noqa: F811
+    compilers(musl_gcc="echo oops >&2; exit 1", cc='exec cc "$@"')
+    assert "compiled by cc; " in install_native(qmail).stdout
+
+
+def test_without_a_compiler_it_says_what_to_install(qmail: Path, compilers: Compilers) -> None:  # noqa: F811
+    compilers()
+    stderr = install_native(qmail, code=1).stderr
+    assert stderr.startswith("Error: no C compiler: neither musl-gcc nor cc is there: apt-get install musl-tools ")
+    assert names(qmail) == []
+
+
+def test_without_a_static_libc_it_says_what_to_install(qmail: Path, compilers: Compilers) -> None:  # noqa: F811
+    compilers(cc="echo '/usr/bin/ld: cannot find -lc: No such file or directory' >&2; exit 1")
+    stderr = install_native(qmail, code=1).stderr
+    assert "Error: cc makes no static program of" in stderr
+    assert "cannot find -lc" in stderr
+    assert "libc6-dev" in stderr
+    assert names(qmail) == []
+
+
+@pytest.mark.parametrize("line", ["exec sleep 60", "exit 1", "kill -9 $$"])
+def test_a_compiler_that_hangs_or_dies_is_told(
+    qmail: Path,  # noqa: F811
+    compilers: Compilers,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(native, "COMPILING_TIME", 0.2)
+    compilers(cc=line)
+    assert "Error: cc makes no static program of" in install_native(qmail, code=1).stderr
+
+
+@pytest.mark.parametrize(("value", "told"), [("", "socket is empty"), ("/" + "x" * 107, "longer than 107 bytes")])
+def test_a_socket_that_cannot_be_asked_is_told(
+    qmail: Path,  # noqa: F811
+    value: str,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GREYCHECK_SOCKET", value)
+    assert told in install_native(qmail, code=1).stderr
+    assert names(qmail) == []
+
+
+def test_the_source_is_in_the_package() -> None:
+    assert native.source().is_file()
+    assert native.source().is_relative_to(launcher.package())
