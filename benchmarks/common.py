@@ -27,7 +27,7 @@ from typing import NamedTuple, TypeVar
 
 import click
 
-from greycheck import rules
+from greycheck import patterns
 from greycheck.cli.install import interpreter
 from greycheck.envelope import Envelope, triplet
 from greycheck.policy import Change, TripletRow
@@ -44,6 +44,9 @@ LIFETIME = 36 * 86400
 
 # How long ago the store's rows were last used, in seconds: less than the hour after which a use is recorded again.
 AGE = 60
+
+# The most memory that filling a store keeps pages in, in bytes: ten million rows come in no order into their indexes.
+PAGES = 2 << 30
 
 # First numbers of the triplets that wait, and of those that no store has.
 PENDING = 20_000_000
@@ -111,14 +114,15 @@ def asked(found: Mail) -> Asked:
 
 @dataclass(frozen=True)
 class Numbers:
-    """Which envelopes a store holds: from 0 on those that passed, from PENDING on those that wait; and how many other clients, and
-    rules that match none of them.
+    """Which envelopes a store holds: from 0 on those that passed, the first of them OVER, from PENDING on those that wait; and how
+    many other clients, and rules that match none of them.
     """
 
     known: int
     pending: int = 0
     clients: int = 0
     rules: int = 0
+    over: int = 0
 
     def __iter__(self) -> Iterator[int]:
         yield from range(self.known)
@@ -126,7 +130,10 @@ class Numbers:
 
 
 def fill(database: Path, numbers: Numbers, envelope: Callable[[int], Mail] = mail) -> None:
-    """Makes the store DATABASE with the triplets of NUMBERS, in the order of their keys, last used AGE seconds ago."""
+    """Makes the store DATABASE with the triplets of NUMBERS, in the order of their keys, last used AGE seconds ago.
+
+    Those that are over were last used so long ago that ``greycheck expire`` removes them.
+    """
     schema.upgrade(f"sqlite:///{database}")
     now = int(time()) - AGE
 
@@ -135,10 +142,12 @@ def fill(database: Path, numbers: Numbers, envelope: Callable[[int], Mail] = mai
 
     def rows() -> Iterator[tuple[object, ...]]:
         for number in sorted(numbers, key=key):
-            yield row(asked(envelope(number)), now, number < PENDING)
+            used = now - LIFETIME if number < numbers.over else now
+            yield row(asked(envelope(number)), used, number < PENDING)
 
     sql, _names = compiled_sqlite.INSERT_TRIPLET
     connection = sqlite3.connect(database)
+    connection.execute(f"PRAGMA cache_size = -{PAGES >> 10}")
     with connection:
         connection.executemany(sql, rows())
         connection.executemany(
@@ -154,9 +163,15 @@ def fill(database: Path, numbers: Numbers, envelope: Callable[[int], Mail] = mai
 
 def rule(number: int, now: int) -> tuple[bytes, str, str, int]:
     """The columns of rule NUMBER, of one kind after the other: its key, kind and pattern, and when it was made (NOW)."""
-    kind = rules.KINDS[number % len(rules.KINDS)]
-    value = b"32/24:%x" % (0xE60000 + number) if kind == "network" else b".site%d.example" % number
-    return digest(rules.key(kind, value)), kind, value.decode(), now
+    written = (
+        f"to:.site{number}.example",
+        f"from:.site{number}.example",
+        f"230.{number >> 8 & 255}.{number & 255}.0/24",
+        f"name:.site{number}.example",
+        f"helo:.site{number}.example",
+    )
+    found = patterns.parse(written[number % len(written)])
+    return digest(found.key), found.kind, found.text, now
 
 
 def row(made: Asked, now: int, passed: bool) -> tuple[object, ...]:
@@ -279,11 +294,12 @@ def start(argv: Sequence[str], environ: Mapping[str, str], log: int) -> int:
     return os.posix_spawn(argv[0], list(argv), environ, file_actions=descriptors)
 
 
-def check_code(status: int, code: int, what: str) -> None:
-    """Raises WrongAnswer where the wait STATUS of a child is not exit CODE."""
+def check_code(status: int, code: int, what: str, place: Workshop | None = None) -> None:
+    """Raises WrongAnswer where the wait STATUS of a child is not exit CODE, with what it wrote to the log of PLACE."""
     found = os.waitstatus_to_exitcode(status)
     if found != code:
-        raise WrongAnswer(f"{what}: exit code {found}, not {code}")
+        said = place.new_lines() if place else []
+        raise WrongAnswer("\n".join([f"{what}: exit code {found}, not {code}", *said]))
 
 
 def check_reasons(lines: Iterable[str], reasons: Iterable[str]) -> None:
@@ -354,7 +370,7 @@ def silent(place: Workshop, argv: Sequence[str], environ: Mapping[str, str], wha
         child = start(argv, environ, place.log)
         _child, status, _usage = os.wait4(child, 0)
         took = perf_counter() - started
-        check_code(status, 0, what)
+        check_code(status, 0, what, place)
         return took * 1000
 
     return once
@@ -369,7 +385,7 @@ def checked(place: Workshop, reason: str, environ: Callable[[], Mapping[str, str
         child = start([place.launcher], variables, place.log)
         _child, status, _usage = os.wait4(child, 0)
         took = perf_counter() - started
-        check_code(status, ANSWERS[reason], reason)
+        check_code(status, ANSWERS[reason], reason, place)
         check_reasons(place.new_lines(), [reason])
         return took * 1000
 

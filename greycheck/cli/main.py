@@ -14,7 +14,9 @@ from greycheck.cli.explain import explain
 from greycheck.cli.forget import forget
 from greycheck.cli.install import install
 from greycheck.cli.list import list_
+from greycheck.cli.policy import policy
 from greycheck.cli.rules import allow, expect, greylist, reject, rules
+from greycheck.cli.serve import serve
 from greycheck.cli.show import show
 
 EPILOG = """
@@ -30,6 +32,8 @@ def cli() -> None:
 
 for command in (
     install,
+    serve,
+    policy,
     doctor,
     explain,
     list_,

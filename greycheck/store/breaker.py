@@ -47,7 +47,7 @@ class Breaker:
         return times is None or _is_over(*times)
 
     def claim(self, host: Host, kind: str) -> bool:
-        """Whether this process is the one to ask a HOST that is due. No other one is until ``set``, ``clear`` or its end."""
+        """Whether this process is the one to ask a HOST that is due. No other one is until ``set``, ``clear``, ``release`` or its end."""
         path = self.path(host, kind)
         if path in self._claims:
             return True
@@ -82,9 +82,12 @@ class Breaker:
         try:
             descriptor = posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, 0o600)
         except FileExistsError:
-            if path in self._claims:
-                posix.utime(path)
-                posix.close(self._claims.pop(path))
+            claim = self._claims.pop(path, None)
+            if claim is not None:
+                try:
+                    posix.utime(path)
+                finally:
+                    posix.close(claim)
             return False
         try:
             posix.write(descriptor, b"%d\n" % time())
@@ -105,6 +108,11 @@ class Breaker:
         removed = _is_at(claim, path) and _is_removed(path)
         posix.close(claim)
         return since if removed else None
+
+    def release(self) -> None:
+        """Lets others ask what this process has claimed and come to no end with."""
+        while self._claims:
+            posix.close(self._claims.popitem()[1])
 
 
 def _is_at(descriptor: int, path: str) -> bool:

@@ -82,6 +82,10 @@ class Again(StoreError):
     """Nothing was written, and the check is to be decided again: another host's change was quicker, or another host is asked now."""
 
 
+class Busy(StoreError):
+    """Another process holds the lock of an SQLite file."""
+
+
 class NoSchema(StoreError):
     """There is no directory, no file or no table yet."""
 
@@ -105,14 +109,19 @@ class Asked:
     bounces from everywhere is no pool).
     """
 
-    __slots__ = ("envelope", "key", "pair", "triplet")
+    __slots__ = ("envelope", "key", "triplet")
 
     def __init__(self, envelope: Envelope, triplet: Triplet) -> None:
         self.envelope = envelope
         self.triplet = triplet
         # No part can hold a NUL (contract.md section 4), so the parts cannot run together.
         self.key = digest(b"\0".join((triplet.network.encode(), triplet.sender, triplet.recipient)))
-        self.pair = digest(triplet.sender + b"\0" + triplet.recipient) if triplet.sender else None
+
+    @property
+    def pair(self) -> bytes | None:
+        """Its digest, made when it is wanted: what is known needs none."""
+        triplet = self.triplet
+        return digest(triplet.sender + b"\0" + triplet.recipient) if triplet.sender else None
 
 
 class RuleKeys:

@@ -42,6 +42,9 @@ LOCK_PATIENCE = 0.25
 # The share of all time that a host must have been given for its silence to count, and that a further attempt is worth while in.
 FAIR = 0.2
 
+# The share of a host's time that a connection must have been made in for a check to go on with it: drivers set limits by that.
+FAIR_SHARE = 0.5
+
 # How long to wait before a host is asked again that has no connection left, in seconds; or before a lost race is run again, at most.
 PAUSE = 0.05
 
@@ -60,6 +63,8 @@ class Store:
         self._until = monotonic() + patience
         self._breaker = Breaker(settings.state_directory, self._server)
         self.notes: list[str] = []
+        # Whether it waits for the host to have a connection left.
+        self.is_hungry = False
         self._reason = "there was no time left to ask the database"
         self._hosts = self._in_order()
         self._host: Host | None = None
@@ -70,8 +75,37 @@ class Store:
         self._patient = True
         # Whether the host is to blame for a write that it does not do: a row may be held by somebody, a new one by nobody.
         self._blaming = False
-        self._given = 0.0
+        # What the host was given for the last answer, and when it connected, in seconds.
+        self._given = self._limit = 0.0
         self._asking_since = 0.0
+
+    def begin(self, patience: float) -> None:
+        """Another check, on the connection that there is: it gives up PATIENCE seconds from now. Raises StoreError where no host is due.
+
+        What it waits for locks, and what is fair to a host, stays as it was: a check that comes late is nobody else's fault.
+        """
+        self.rest()
+        self._until = monotonic() + patience
+        self.notes = []
+        self._reconnected = self._writing = False
+        self._hosts = self._in_order()
+        if self._connection is None:
+            return
+        while self._hosts and not self._breaker.claim(self._hosts[0], DOWN):
+            self._reason = self._unasked(self._hosts.pop(0))
+        if not self._hosts:
+            raise StoreError(self._reason)
+        # A connection that was made in a hurry keeps its limits, and would fail what takes its time.
+        if self._hosts[0] is not self._host or self._limit < patience * FAIR_SHARE / len(self._server.hosts):
+            self._disconnect()
+        else:
+            del self._hosts[0]
+
+    def rest(self) -> None:
+        """A check is over. What it did not come to an end with, it leaves to others."""
+        self._breaker.release()
+        if self._in_transaction:
+            self._disconnect()
 
     # --- what a check asks ------------------------------------------------------------------------------------------------
 
@@ -243,7 +277,7 @@ class Store:
         due = [host for host in self._server.hosts if self._breaker.is_due(host, DOWN)]
         for host in self._server.hosts:
             if host not in due:
-                self._reason = f"{host} has not answered for {self._since(host, DOWN)}: not asked"
+                self._reason = self._unasked(host)
         stuck = [host for host in due if not self._breaker.is_due(host, STUCK)]
         return [host for host in due if host not in stuck] + stuck
 
@@ -254,8 +288,7 @@ class Store:
                 raise StoreError(self._reason)
             self._host = host = self._hosts[0]
             if not self._breaker.claim(host, DOWN):
-                self._reason = f"{host} has not answered for {self._since(host, DOWN)}: not asked"
-                del self._hosts[0]
+                self._reason = self._unasked(self._hosts.pop(0))
                 continue
             self._connection = self._connection_to(host)
             del self._hosts[0]
@@ -267,7 +300,7 @@ class Store:
         driver = drivers.load(self._server)[1]
         until = monotonic() + self._share()
         while True:
-            self._given = max(until - monotonic(), PAUSE)
+            self._given = self._limit = max(until - monotonic(), PAUSE)
             self._asking_since = monotonic()
             try:
                 return driver.Connection(self._server, host, self._given, self._lock_patience())
@@ -280,7 +313,9 @@ class Store:
                     return None
             finally:
                 self._asking_since = 0.0
+            self.is_hungry = True
             sleep(PAUSE)
+            self.is_hungry = False
 
     def _disconnect(self) -> None:
         assert self._connection is not None
@@ -334,6 +369,9 @@ class Store:
         if seconds is not None:
             what = "takes writes" if kind == STUCK else "answers"
             self.notes.append(f"note {self._host} {what} again after {seconds:.0f}s")
+
+    def _unasked(self, host: Host) -> str:
+        return f"{host} has not answered for {self._since(host, DOWN)}: not asked"
 
     def _since(self, host: Host, kind: str) -> str:
         return f"{self._breaker.since(host, kind) or 0:.0f}s"

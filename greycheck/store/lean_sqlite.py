@@ -14,6 +14,7 @@ from greycheck.store import compiled_sqlite as compiled
 from greycheck.store.lean import (
     MAKE_IT,
     Asked,
+    Busy,
     NoSchema,
     RuleKeys,
     StoreError,
@@ -61,9 +62,14 @@ class Store:
         self._locked = False
         self._log_grew = False
         try:
-            self._connection = _sqlite3.connect(_uri(path), timeout=patience, isolation_level=None, uri=True)
+            self._connection = _sqlite3.connect(uri(path), timeout=patience, isolation_level=None, uri=True)
         except _sqlite3.Error as error:
             raise self._fault(error) from None
+
+    def begin(self, patience: float) -> None:
+        """Another check, on the connection that there is: it waits PATIENCE seconds at most for a lock."""
+        self._patience = patience
+        self._execute(f"PRAGMA busy_timeout = {patience * 1000:.0f}")
 
     def lookup(self, asked: Asked, now: int) -> Found:
         """The rows of the triplet and the client, and the rules that match."""
@@ -107,7 +113,7 @@ class Store:
             if self._execute(sql, names, parameters(asked, change)).rowcount != 1:
                 return self._end("ROLLBACK", False)
         self._end("COMMIT", True)
-        self._log_grew = self._log_size() // LOG_STEP > log // LOG_STEP
+        self._log_grew = self._log_grew or self._log_size() // LOG_STEP > log // LOG_STEP
         return True
 
     def _end(self, how: str, written: bool) -> bool:
@@ -132,12 +138,16 @@ class Store:
     def overdue(self) -> None:
         """A file is nobody's fault."""
 
+    def close(self) -> None:
+        """Leaves the file, and undone what was begun: for a process that goes on without it."""
+        self._connection.close()
+
     def _execute(
         self, sql: str, names: tuple[str, ...] = (), parameters: dict[str, object] | None = None
     ) -> "_sqlite3.Cursor":
         return self._run(sql, [parameters[name] for name in names] if parameters else [])
 
-    def _run(self, sql: str, values: "Sequence[object]") -> "_sqlite3.Cursor":
+    def _run(self, sql: str, values: "Sequence[object]" = ()) -> "_sqlite3.Cursor":
         try:
             return self._connection.execute(sql, values)
         except _sqlite3.Error as error:
@@ -169,11 +179,11 @@ class Store:
         if name == "SQLITE_NOTADB":
             return StoreError(f"{self._path}: {message}: move it away, and the next mail makes a new one")
         if name.startswith("SQLITE_BUSY"):
-            return StoreError(f"{self._path}: locked by another process for {self._patience:.1f}s")
+            return Busy(f"{self._path}: locked by another process for {self._patience:.1f}s")
         return StoreError(f"{self._path}: {message}" + (f" ({name})" if name else ""))
 
 
-def _uri(path: str) -> str:
+def uri(path: str) -> str:
     """PATH as an SQLite URI that opens an existing file only."""
     for special in "%?#":
         path = path.replace(special, f"%{ord(special):02x}")

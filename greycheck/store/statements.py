@@ -93,28 +93,39 @@ def matching(keys: int) -> Select[tuple[object, ...]]:
     return select(*RULE).where(rule.c.match_key.in_(_keys(keys)))
 
 
+def all_rules() -> Select[tuple[object, ...]]:
+    """Every rule, for whoever keeps them in memory."""
+    return select(*RULE)
+
+
+def pool() -> Select[tuple[object, ...]]:
+    """How many others of the same pair wait, and the oldest since when."""
+    columns: list[ColumnElement[Any]] = [
+        func.count().label("others"),
+        func.min(triplet.c.first_attempt).label("oldest"),
+    ]
+    return select(*columns).where(
+        triplet.c.pair_digest == bindparam("pair_digest"),
+        triplet.c.passes == literal_column("0"),
+        triplet.c.network != bindparam("network"),
+        triplet.c.first_attempt >= bindparam("since"),
+    )
+
+
+def pending() -> Select[tuple[object, ...]]:
+    """How many of all triplets in a range of keys wait."""
+    columns: list[ColumnElement[Any]] = [func.count().label("total")]
+    return select(*columns).where(
+        triplet.c.triplet_key >= bindparam("low"),
+        triplet.c.triplet_key < bindparam("high"),
+        triplet.c.passes == literal_column("0"),
+    )
+
+
 def waiting() -> Select[tuple[object, ...]]:
-    """How many others of the same pair wait, the oldest since when, and how many of all triplets in a range of keys wait."""
-    pool = (
-        select(func.count().label("others"), func.min(triplet.c.first_attempt).label("oldest"))
-        .where(
-            triplet.c.pair_digest == bindparam("pair_digest"),
-            triplet.c.passes == literal_column("0"),
-            triplet.c.network != bindparam("network"),
-            triplet.c.first_attempt >= bindparam("since"),
-        )
-        .subquery("pool")
-    )
-    pending = (
-        select(func.count().label("total"))
-        .where(
-            triplet.c.triplet_key >= bindparam("low"),
-            triplet.c.triplet_key < bindparam("high"),
-            triplet.c.passes == literal_column("0"),
-        )
-        .subquery("pending")
-    )
-    return select(pool.c.others, pool.c.oldest, pending.c.total).join_from(pool, pending, true())
+    """Both."""
+    others, all_of_them = pool().subquery("pool"), pending().subquery("pending")
+    return select(others.c.others, others.c.oldest, all_of_them.c.total).join_from(others, all_of_them, true())
 
 
 def insert_if_absent(table: Table, dialect: str) -> Insert:
@@ -145,6 +156,7 @@ def for_dialect(name: str) -> dict[str, Select[tuple[object, ...]] | Insert | Up
     most = {"IPV4": rules.MOST_KEYS[normalise.IPV4_BITS], "IPV6": rules.MOST_KEYS[normalise.IPV6_BITS]}
     if name == "sqlite":
         looking = {"LOOKUP": lookup(), **{f"RULES_{kind}": matching(keys) for kind, keys in most.items()}}
+        looking |= {"ALL_RULES": all_rules(), "POOL": pool(), "PENDING": pending()}
     else:
         looking = {f"LOOKUP_{kind}": lookup_with_rules(keys) for kind, keys in most.items()}
         looking["LOCK_TRIPLET"] = lock_triplet()

@@ -1,9 +1,11 @@
 """psycopg2: its C module alone, ``psycopg2._psycopg``.
 
-libpq has no limit that holds against a server that is stopped, so waiting is done here: psycopg2 calls back wherever it would wait.
+libpq has no limit that holds against a server that is stopped, so waiting is done here: psycopg2 calls back wherever it would wait, one
+function for all connections of all threads.
 """
 
 import _datetime
+import _thread
 import select
 import sys
 from time import monotonic
@@ -32,47 +34,57 @@ STAND_INS = {"psycopg2": type(sys)("psycopg2"), "psycopg2.extensions": _EXTENSIO
 # What ``poll`` of a connection returns.
 READY, READ = 0, 1
 
+# Until when each thread's call may last (``monotonic``), and how long it was given, in seconds; and the lock of whoever changes that.
+_limits: "dict[int, tuple[float, float]]" = {}
+_changing = _thread.allocate_lock()
+
+
+def _wait(connection: "Any") -> None:
+    """Waits until CONNECTION, which may be SQLAlchemy's, is ready. Raises Fault where it is not in time."""
+    until, seconds = _limits.get(_thread.get_ident()) or (monotonic() + servers.READING, servers.READING)
+    while (state := connection.poll()) != READY:
+        poller = select.poll()
+        poller.register(connection.fileno(), select.POLLIN if state == READ else select.POLLOUT)
+        left = until - monotonic()
+        if left <= 0 or not poller.poll(left * 1000):
+            raise servers.silent(seconds)
+
+
+def _guarded(seconds: float, call: "Callable[..., Any]", *arguments: object) -> "Any":
+    """What CALL returns, if it does within SECONDS."""
+    thread = _thread.get_ident()
+    with _changing:
+        _limits[thread] = monotonic() + seconds, seconds
+        _psycopg.set_wait_callback(_wait)
+    try:
+        return call(*arguments)
+    except _psycopg.Error as error:
+        raise servers.postgresql_fault(error.pgcode, str(error)) from None
+    finally:
+        with _changing:
+            del _limits[thread]
+            if not _limits:
+                _psycopg.set_wait_callback(None)
+
 
 class Connection:
     """A connection of the child."""
 
     def __init__(self, server: Server, host: Host, seconds: float, patience: int) -> None:
-        self._until = 0.0
-        self._seconds = 0.0
         dsn = servers.libpq_dsn(server, host, seconds, patience)
         self._connection, self._cursor = with_stand_ins(STAND_INS, self._connected, seconds, dsn)
         self._connection.autocommit = True
 
-    def _connected(self, seconds: float, dsn: str) -> "tuple[Any, Any]":
-        connection = self._guarded(seconds, _psycopg._connect, dsn, None, 0)
+    @staticmethod
+    def _connected(seconds: float, dsn: str) -> "tuple[Any, Any]":
+        connection = _guarded(seconds, _psycopg._connect, dsn, None, 0)
         return connection, connection.cursor()
 
     def run(self, sql: str, values: "Sequence[object]", seconds: float) -> "tuple[Sequence[Sequence[object]], int]":
         """The rows, or how many rows were changed."""
-        self._guarded(seconds, self._cursor.execute, sql, values or None)
+        _guarded(seconds, self._cursor.execute, sql, values or None)
         rows = self._cursor.fetchall() if self._cursor.description else ()
         return rows, self._cursor.rowcount
-
-    def _guarded(self, seconds: float, call: "Callable[..., Any]", *arguments: object) -> "Any":
-        """What CALL returns, if it does within SECONDS."""
-        self._seconds = seconds
-        self._until = monotonic() + seconds
-        _psycopg.set_wait_callback(self._wait)
-        try:
-            return call(*arguments)
-        except _psycopg.Error as error:
-            raise servers.postgresql_fault(error.pgcode, str(error)) from None
-        finally:
-            _psycopg.set_wait_callback(None)
-
-    def _wait(self, connection: "Any") -> None:
-        """Waits until CONNECTION is ready. Raises Fault where it is not in time."""
-        while (state := connection.poll()) != READY:
-            poller = select.poll()
-            poller.register(connection.fileno(), select.POLLIN if state == READ else select.POLLOUT)
-            left = self._until - monotonic()
-            if left <= 0 or not poller.poll(left * 1000):
-                raise servers.silent(self._seconds)
 
     def close(self) -> None:
         """Leaves the server."""

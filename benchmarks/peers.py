@@ -1,0 +1,373 @@
+"""greycheck's resident and native child against postgrey, sqlgrey and greylistd, over 100 000 triplets each.
+
+First decisions over Postfix's policy protocol (greylistd's own) on connections that stay open, then a child for each decision of a mixed
+load (10 % new triplets, 60 % known, 30 % early), against postgrey asked on connections that stay open. Eight are asked for at once, or
+as many as a row says. Blocks of all take turns. The ratios are of medians: of rates (/s), but of times (us) to the empty program, of
+what 99 of 100 stay within to the median, and of a decision's cost to that among fewer rows. CPU is that of the server. greycheck's stores
+have 2000 rules and 50 000 clients besides, none of which matches. A peer that is not installed is left out; a line says so.
+
+With --ten-million: the resident over ten million triplets, while greycheck expire removes those of one day.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from statistics import median
+
+import click
+
+from benchmarks.common import (
+    QUICK_ROWS,
+    ROOT,
+    ROWS,
+    Numbers,
+    Ratio,
+    Workshop,
+    WrongAnswer,
+    check_reasons,
+    options,
+    print_table,
+    ratio_columns,
+    tcpserver,
+    workshop,
+)
+from benchmarks.greylisters import PEERS, Greylister, Postgrey, Resident, native_child
+from benchmarks.load import Block, Programs
+from benchmarks.throughput import WAITING
+
+# How many are asked for at once.
+ONE, MANY = 1, 8
+
+# Children of one block, and with --quick.
+CHILDREN, QUICK_CHILDREN = 2000, 60
+
+# Of a block of known triplets, how many are asked for when they are new: each stays in the store.
+NEW_SHARE = 0.5
+
+# Rules and clients of a store, for each known triplet of the smallest.
+RULES, CLIENTS = 0.02, 0.5
+
+# A store that is larger, and one that is as large as any; of that, one day's share is over.
+MILLION, TEN_MILLION, DAYS = 10, 100, 36
+
+# The targets: rates of policy decisions and of children, as multiples of postgrey's.
+RATES = {"known": 7.0, "new": 5.0}
+CHILD_RATES = {ONE: 1.3, MANY: 2.3}
+CPU = 0.18
+TAIL = 3.0
+FLOOR = 2.5
+COST = 1.25
+
+# With ten million: milliseconds of the slowest answers but one of a thousand, megabytes of the resident, seconds of a block.
+SLOWEST, MEMORY = 50, 150
+SECONDS, QUICK_SECONDS = 2.0, 0.2
+
+# More than anything answers within a block of seconds.
+NO_END = 1_000_000
+
+HEADINGS = ("what", "/s", "us", "p99 us", "ratio", "target")
+
+
+class Measured:
+    """A load that is measured in turn: its NAME, and what its blocks took so far; ONCE does one, and gives the server's CPU with it."""
+
+    def __init__(self, name: str, once: Callable[[], tuple[Block, float]]) -> None:
+        self.name = name
+        self.once = once
+        self._blocks: list[tuple[Block, float]] = []
+
+    def measure(self) -> None:
+        """Does one block."""
+        self._blocks.append(self.once())
+
+    def forget(self) -> None:
+        """Begins anew: what was before only filled the caches."""
+        self._blocks.clear()
+
+    @property
+    def rate(self) -> float:
+        """Decisions a second."""
+        return median(block.rate for block, _cpu in self._blocks)
+
+    @property
+    def median(self) -> float:
+        """The median of one decision's time, in microseconds."""
+        return median(block.median for block, _cpu in self._blocks)
+
+    @property
+    def p99(self) -> float:
+        """What 99 of 100 decisions stayed within, in microseconds."""
+        return median(block.p99 for block, _cpu in self._blocks)
+
+    @property
+    def cpu(self) -> float:
+        """The server's CPU for one decision, in microseconds."""
+        return median(cpu for _block, cpu in self._blocks)
+
+
+class Bench:
+    """What runs in PLACE, and how much is asked of it: the resident over ROWS triplets and over ten times as many, their native
+    children, and those peers that are installed.
+    """
+
+    def __init__(self, place: Workshop, stack: ExitStack, rows: int, quick: bool) -> None:
+        self.place = place
+        self.quick = quick
+        self.rows = rows
+        self.programs = Programs(place.directory)
+        self.peers = [stack.enter_context(self._peer(peer)) for peer in PEERS if not peer.missing()]
+        self.resident = stack.enter_context(self._resident("greycheck", numbers(rows)))
+        self.larger = stack.enter_context(self._resident("greycheck-larger", numbers(rows, MILLION)))
+
+    def _peer(self, peer: type[Greylister]) -> Greylister:
+        return peer(self.place.directory / peer.name, numbers(self.rows), self.programs)
+
+    def _resident(self, name: str, held: Numbers) -> Resident:
+        return Resident(self.place.directory / name, held, self.programs, self.place.database(name, held))
+
+    def decisions(self, name: str, server: Greylister, workload: str, at_once: int = MANY) -> Measured:
+        """Decisions of WORKLOAD by SERVER, AT_ONCE, in the row NAME."""
+        block = server.quick_block if self.quick else server.block
+        asked = round(block * NEW_SHARE) if workload == "new" else block
+        return Measured(name, lambda: server.ask(workload, at_once, asked))
+
+    def children(self, name: str, child: str, server: Resident, at_once: int = ONE) -> Measured:
+        """A CHILD that asks SERVER for each decision of the mixed load, AT_ONCE, in the row NAME."""
+        environ = environ_of_children()
+
+        def once() -> tuple[Block, float]:
+            work = server.work("mixed", at_once, self._children)
+            found = server.count(self.programs.run(child, work, environ, self.place.log))
+            check_reasons(self.place.new_lines(), [reason for reason, n in found.classes.items() for _ in range(n)])
+            return found, 0
+
+        return Measured(name, once)
+
+    def empty(self) -> Measured:
+        """A child that does nothing, one at a time."""
+        environ = environ_of_children()
+
+        def once() -> tuple[Block, float]:
+            work = self.resident.work("known", ONE, self._children)
+            return self.programs.run(self.programs.empty, work, environ, self.place.log), 0
+
+        return Measured(f"empty, static {self.programs.libc}", once)
+
+    @property
+    def _children(self) -> int:
+        return QUICK_CHILDREN if self.quick else CHILDREN
+
+
+@click.command(help=__doc__)
+@click.option(
+    "--ten-million", is_flag=True, help="Ten million triplets, of which one day's expire meanwhile: some minutes."
+)
+@options(rounds=10, quick_rounds=1)
+def main(rounds: int, quick: bool, ten_million: bool) -> None:
+    """Measures and prints."""
+    rows = QUICK_ROWS if quick else ROWS
+    with workshop() as place:
+        if ten_million:
+            serve_while_expiring(place, rows, QUICK_SECONDS if quick else SECONDS)
+        else:
+            compare(place, rows, rounds, quick)
+
+
+def compare(place: Workshop, rows: int, rounds: int, quick: bool) -> None:
+    """Measures everything in turn, ROUNDS times, over stores of ROWS known triplets and of ten times as many, and prints the ratios."""
+    with ExitStack() as stack:
+        bench = Bench(place, stack, rows, quick)
+        policy, children = Policy(bench), Children(bench)
+        in_turn = [*policy.all, *children.all]
+        for number in range(rounds + 1):
+            for measured in in_turn:
+                measured.measure()
+                if not number:
+                    measured.forget()
+    print_table(f"policy protocol, {MANY} at once (rounds: {rounds}, rows: {rows})", HEADINGS, policy.rows())
+    click.echo()
+    print_table("CPU of the server for a decision", ("what", "us", "ratio", "target"), policy.cpu_rows())
+    click.echo()
+    print_table("a child for each decision, mixed load", HEADINGS, children.rows())
+    for peer in PEERS:
+        if what := peer.missing():
+            click.echo(f"{peer.name} is missing: {what}")
+
+
+class Policy:
+    """Decisions over the policy protocol."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._peers = {w: [bench.decisions(f"{peer.name}: {w}", peer, w) for peer in bench.peers] for w in RATES}
+        self._ours = {w: bench.decisions(f"greycheck: {w}", bench.resident, w) for w in RATES}
+        self._one = {w: bench.decisions(f"greycheck: {w}, {ONE}", bench.resident, w, ONE) for w in RATES}
+        self._larger = {w: bench.decisions(f"{bench.larger.numbers.known} rows: {w}", bench.larger, w) for w in RATES}
+
+    @property
+    def all(self) -> list[Measured]:
+        """All that is measured in turn."""
+        return [m for w in RATES for m in (*self._peers[w], self._ours[w], self._one[w], self._larger[w])]
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The table's rows."""
+        found = []
+        for workload, target in RATES.items():
+            postgrey, ours, larger = self._postgrey(workload), self._ours[workload], self._larger[workload]
+            found += [row(peer, rate_ratio(peer, postgrey)) for peer in self._peers[workload]]
+            found.append(row(ours, rate_ratio(ours, postgrey, target)))
+            found.append(row(self._one[workload]))
+            found.append(row(larger, cost(larger, ours, self._bench)))
+        return found
+
+    def cpu_rows(self) -> list[tuple[str, ...]]:
+        """The rows of the server's CPU for a known triplet."""
+        postgrey, ours = self._postgrey("known"), self._ours["known"]
+        return [
+            (measured.name, f"{measured.cpu:.0f}", *ratio_columns(cpu_ratio(measured, postgrey, target)))
+            for measured, target in (*((peer, None) for peer in self._peers["known"]), (ours, CPU))
+        ]
+
+    def _postgrey(self, workload: str) -> Measured | None:
+        """What was measured of postgrey's decisions of WORKLOAD, if it is installed."""
+        peers = zip(self._bench.peers, self._peers[workload], strict=True)
+        return next((measured for peer, measured in peers if isinstance(peer, Postgrey)), None)
+
+
+class Children:
+    """A child for each decision."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        child, asks_larger = (
+            native_child(bench.place.directory / f"native-{server.numbers.known}", server)
+            for server in (bench.resident, bench.larger)
+        )
+        self._empty = bench.empty()
+        installed = [peer for peer in bench.peers if isinstance(peer, Postgrey)]
+        self._postgrey = {
+            n: [bench.decisions(f"{peer.name}, {n}", peer, "mixed", n) for peer in installed] for n in CHILD_RATES
+        }
+        self._ours = {n: bench.children(f"native child, {n}", child, bench.resident, n) for n in CHILD_RATES}
+        self._larger = bench.children(f"{bench.larger.numbers.known} rows, {ONE}", asks_larger, bench.larger)
+
+    @property
+    def all(self) -> list[Measured]:
+        """All that is measured in turn."""
+        return [self._empty, *(m for n in CHILD_RATES for m in (*self._postgrey[n], self._ours[n])), self._larger]
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The table's rows."""
+        found = [row(self._empty)]
+        for at_once, target in CHILD_RATES.items():
+            ours = self._ours[at_once]
+            found += [row(measured) for measured in self._postgrey[at_once]]
+            found.append(row(ours, rate_ratio(ours, next(iter(self._postgrey[at_once]), None), target)))
+            found.append(row(ours, Ratio(ours.p99 / ours.median, "median", TAIL)))
+        one = self._ours[ONE]
+        found.append(row(one, Ratio(one.median / self._empty.median, "empty", FLOOR)))
+        found.append(row(self._larger, cost(self._larger, one, self._bench)))
+        return found
+
+
+def rate_ratio(measured: Measured, postgrey: Measured | None, at_least: float | None = None) -> Ratio | None:
+    """The ratio of the rate of what was MEASURED to that of POSTGREY, where that is something else."""
+    return (
+        Ratio(measured.rate / postgrey.rate, "postgrey", at_least=at_least)
+        if postgrey and postgrey is not measured
+        else None
+    )
+
+
+def cpu_ratio(measured: Measured, postgrey: Measured | None, at_most: float | None) -> Ratio | None:
+    """The same of the server's CPU."""
+    return Ratio(measured.cpu / postgrey.cpu, "postgrey", at_most) if postgrey and postgrey is not measured else None
+
+
+def cost(larger: Measured, smaller: Measured, bench: Bench) -> Ratio:
+    """What a decision costs in the LARGER store of BENCH, to one in the SMALLER."""
+    return Ratio(smaller.rate / larger.rate, f"{bench.resident.numbers.known} rows", COST)
+
+
+def row(measured: Measured, to: Ratio | None = None) -> tuple[str, ...]:
+    """The row of what was MEASURED."""
+    times = (measured.rate, measured.median, measured.p99)
+    return measured.name, *(f"{time:.0f}" for time in times), *ratio_columns(to)
+
+
+def numbers(rows: int, times: int = 1, over: int = 0) -> Numbers:
+    """A store of TIMES as many known triplets as ROWS, OVER of which are over; all else is the same in each."""
+    return Numbers(rows * times, round(rows * WAITING), round(rows * CLIENTS), round(rows * RULES), over)
+
+
+def environ_of_children() -> Mapping[str, str]:
+    """What tcpserver puts into each child's environment, except the client's address, which the load program gives."""
+    return {name: value for name, value in tcpserver("").items() if name != "TCPREMOTEIP"}
+
+
+# --- ten million -------------------------------------------------------------------------------------------------------
+
+
+def serve_while_expiring(place: Workshop, rows: int, seconds: float) -> None:
+    """Asks the resident over a hundred times ROWS for the mixed load, in blocks of SECONDS, while those of a day are removed; prints."""
+    held = numbers(rows, TEN_MILLION, over=rows * TEN_MILLION // DAYS)
+    database = place.database("ten-million", held)
+    programs = Programs(place.directory)
+    with Resident(place.directory / "greycheck", held, programs, database) as resident:
+
+        def block() -> Block:
+            return resident.ask("mixed", MANY, NO_END, seconds)[0]
+
+        block()
+        alone = [block() for _ in range(3)]
+        expiring = subprocess.Popen(
+            [sys.executable, "-m", "greycheck", "expire", "--json"],
+            env=resident.environ(),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        meanwhile = []
+        while expiring.poll() is None:
+            meanwhile.append(block())
+        said, _nothing = expiring.communicate()
+        removed = json.loads(said)["rows"]["triplet"]
+        if removed != held.over:
+            raise WrongAnswer(f"greycheck expire removed {removed} triplets, not {held.over}")
+        after = block()
+        memory = resident.memory() / 1e6
+    print_table(
+        f"mixed load, {MANY} at once (rows: {held.known}, of which {removed} expire)",
+        ("what", "/s", "median us", "p99.9 ms", "max ms", "", "target"),
+        [
+            block_row("before", alone),
+            block_row("while they expire", meanwhile, SLOWEST),
+            block_row("after", [after]),
+        ],
+    )
+    click.echo(f"memory of the resident, at its most: {memory:.0f} MB, target: {at_most(memory, MEMORY, 'MB')}")
+
+
+def block_row(name: str, blocks: Sequence[Block], target: int | None = None) -> tuple[str, ...]:
+    """The row called NAME: the median rate and time of BLOCKS, the worst of their tails."""
+    tail = max(block.p999 for block in blocks) / 1000
+    return (
+        name,
+        f"{median(block.rate for block in blocks):.0f}",
+        f"{median(block.median for block in blocks):.0f}",
+        f"{tail:.1f}",
+        f"{max(block.most for block in blocks) / 1000:.1f}",
+        "",
+        at_most(tail, target, "ms") if target else "",
+    )
+
+
+def at_most(value: float, target: int, unit: str) -> str:
+    """The target in words, and whether VALUE misses it."""
+    return f"<= {target} {unit}" + (" missed" if value > target else "")
+
+
+if __name__ == "__main__":
+    main()

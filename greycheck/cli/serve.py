@@ -1,0 +1,80 @@
+"""``greycheck serve``: the resident."""
+
+import gc
+import os
+import pwd
+import socket
+
+import click
+
+from greycheck import child, log
+from greycheck.cli.common import foreseen, read_settings
+from greycheck.resident import sockets
+from greycheck.resident.journal import Journal
+from greycheck.resident.server import Server
+from greycheck.settings import Settings
+from greycheck.store import schema
+from greycheck.store.lean import StoreError
+
+
+@click.command()
+@click.option("--user", help="The user to become, once the sockets are made. Only root can.")
+def serve(user: str | None) -> None:
+    """Answer mail servers and native children over a socket: the same decision, with the store kept open.
+
+    Stays in the foreground, for daemontools, runit or systemd, and logs to descriptor 2. SIGTERM drains and ends it, SIGHUP reads the
+    settings again. It speaks Postfix's policy delegation protocol.
+    """
+    # Else a database may be opened as descriptor 2, and the log be written into it.
+    child.safe_descriptors()
+    found = read_settings()
+    journal = Journal()
+    with foreseen():
+        try:
+            listening = sockets.activated(os.environ) or sockets.made(found)
+        except sockets.SocketError as error:
+            raise click.ClickException(str(error)) from None
+        become(user)
+        server = Server(listening, dict(os.environb), journal, make_store)
+    gc.collect()
+    gc.freeze()
+    server.run(lambda: tell(journal, listening))
+
+
+def become(name: str | None) -> None:
+    """Becomes the user NAME, if root asks for it."""
+    if not name:
+        return
+    try:
+        account = pwd.getpwnam(name)
+    except KeyError:
+        raise click.ClickException(f"{name}: no such user") from None
+    try:
+        if os.geteuid() == 0:
+            os.initgroups(name, account.pw_gid)
+            os.setgid(account.pw_gid)
+        os.setuid(account.pw_uid)
+    except PermissionError:
+        raise click.ClickException(f"only root can become {name}") from None
+
+
+def make_store(found: Settings) -> None:
+    """Makes the tables of an SQLite file, as the first check would; those of a server database must be there. Raises StoreError."""
+    try:
+        with foreseen():
+            if schema.sqlite_path(found.database):
+                schema.upgrade(found.database, found.database_mode)
+            else:
+                schema.require(found.database)
+    except click.ClickException as error:
+        raise StoreError(error.message) from None
+
+
+def tell(journal: Journal, listening: list[socket.socket]) -> None:
+    """Says where it listens, to the log and to systemd."""
+    names = ", ".join(sockets.shown(each) for each in listening)
+    journal.add(log.line(f"note listening on {names}"))
+    if os.geteuid() == 0:
+        journal.add(log.line("warning serves as root: start it as the user that owns the store, or with --user"))
+    journal.flush()
+    sockets.notify(os.environb, "READY=1")

@@ -1,0 +1,244 @@
+"""Deciding from an SQLite file, many questions at a time.
+
+All questions that came together are looked up in one transaction. Those whose verdict changes nothing are answered; the others are
+written together, and answered once that is committed. Where another process holds the lock they wait for it, and the rest is decided
+meanwhile.
+"""
+
+import threading
+from collections.abc import Callable
+from time import monotonic, time
+
+from greycheck import check, policy
+from greycheck.child import PATIENCE
+from greycheck.envelope import triplet
+from greycheck.policy import Verdict
+from greycheck.resident.questions import Messages, Question
+from greycheck.settings import Settings
+from greycheck.store import lean_sqlite, resident_sqlite, schema
+from greycheck.store.lean import Asked, Busy, NoSchema, StoreError
+from greycheck.store.resident_sqlite import Store
+
+# How soon a lock that somebody else holds is tried again, in seconds.
+RETRY = 0.002
+
+# How often it is looked whether the file is still there, and whether its log is to be written back, in seconds.
+LOOK = 0.1
+
+# How soon a file that was taken away is made once more, in seconds; and how long ``tick`` may wait where nothing is to be done.
+IDLE = 1.0
+
+Answer = Callable[[Question, Verdict, "list[str]"], None]
+Batch = list[tuple[Question, Asked]]
+
+
+class FileStore:
+    """The SQLite file that the settings FOUND name; each verdict is handed to ANSWER. Raises StoreError where it cannot be used."""
+
+    def __init__(self, found: Settings, answer: Answer, messages: Messages) -> None:
+        self._settings = found
+        self._path = found.database.partition(":///")[2]
+        self._answer = answer
+        self._messages = messages
+        self._store: Store | None = Store(self._path)
+        self._unwritten: Batch = []
+        self._writing_back: threading.Thread | None = None
+        self._looked = monotonic()
+        self._made = float("-inf")
+        self._notes: list[str] = []
+
+    # --- looking up -------------------------------------------------------------------------------------------------------
+
+    def decide(self, questions: list[Question]) -> None:
+        """Decides QUESTIONS, and answers those whose verdict is nothing to be written first."""
+        now = int(time())
+        asked = [
+            (q, Asked(q.envelope, triplet(q.envelope, q.settings.ipv4_prefix, q.settings.ipv6_prefix)))
+            for q in questions
+        ]
+        try:
+            store = self._begin_reading()
+        except Busy:
+            self._unwritten += asked
+            return
+        except StoreError as error:
+            for question in questions:
+                self._tell(question, question.error(str(error)))
+            return
+        for each in asked:
+            self._look_up(store, each, now)
+        try:
+            store.commit()
+        except StoreError:
+            store.roll_back()
+        self._write()
+
+    def _look_up(self, store: Store, asked: tuple[Question, Asked], now: int) -> None:
+        question, what = asked
+        try:
+            verdict, changes = check.decide(store, what, question.settings, now, self._messages.first_passed)
+        except Busy:
+            self._unwritten.append(asked)
+            return
+        except Exception as error:
+            self._tell(question, question.error(_said(error)))
+            return
+        if changes or (verdict.vouches and question.hook):
+            question.verdict, question.changes = verdict, changes
+            self._unwritten.append(asked)
+        else:
+            self._tell(question, verdict)
+
+    # --- writing ----------------------------------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        """Writes what is to be written, unless somebody else is at it, and answers it."""
+        if not self._unwritten:
+            return
+        try:
+            if self._store is not None and self._store.is_replaced():
+                self._leave()
+            store = self._open()
+            if not store.begin_writing():
+                self._give_up()
+                return
+        except StoreError as error:
+            self._unrecorded(self._take(), error)
+            return
+        batch = self._take()
+        try:
+            self._save(store, batch)
+            store.commit()
+        except Exception as error:
+            store.roll_back()
+            self._unrecorded(batch, error)
+            return
+        for question, _asked in batch:
+            assert question.verdict is not None
+            self._tell(question, question.verdict)
+
+    def _take(self) -> Batch:
+        batch, self._unwritten = self._unwritten, []
+        return batch
+
+    def _save(self, store: Store, batch: Batch) -> None:
+        now = int(time())
+        for question, asked in batch:
+            if question.verdict is None or not store.save(asked, question.changes, patient=True):
+                question.verdict = check.check(
+                    store, question.envelope, question.settings, now, self._messages.first_passed
+                )
+            if question.verdict.vouches and question.hook:
+                check.remember(store, question.envelope, question.settings, now)
+
+    def _give_up(self) -> None:
+        """Answers what has waited for the lock for as long as it may."""
+        now = monotonic()
+        batch = self._take()
+        for question, asked in batch:
+            verdict = question.verdict
+            hurried = verdict is not None and verdict.reason in ("client", "known")
+            patience = lean_sqlite.HURRY if hurried else question.settings.deadline * PATIENCE
+            if now - question.started < patience:
+                self._unwritten.append((question, asked))
+            else:
+                fault = StoreError(f"{self._path}: locked by another process for {patience:.1f}s")
+                self._unrecorded([(question, asked)], fault)
+
+    # --- answers ----------------------------------------------------------------------------------------------------------
+
+    def _unrecorded(self, batch: Batch, fault: Exception) -> None:
+        """Answers what could not be written because of FAULT: a verdict stands unless it is only true once it is recorded."""
+        for question, _asked in batch:
+            verdict = question.verdict
+            if verdict is None or verdict.reason == "new":
+                verdict = question.error(_said(fault))
+            else:
+                verdict.unrecorded, verdict.vouches = _said(fault), False
+            self._tell(question, verdict)
+
+    def _tell(self, question: Question, verdict: Verdict) -> None:
+        if verdict.vouches and not question.hook:
+            self._messages.vouch(question.envelope, int(time()))
+        notes, self._notes = self._notes, []
+        self._answer(question, policy.observe(verdict, question.envelope, question.settings), notes)
+
+    # --- the file ---------------------------------------------------------------------------------------------------------
+
+    def _begin_reading(self) -> Store:
+        """The store, with a batch of lookups begun."""
+        store = self._open()
+        try:
+            store.begin_reading()
+        except NoSchema:
+            self._make()
+            store = self._open()
+            store.begin_reading()
+        return store
+
+    def _open(self) -> Store:
+        """The store, opened anew where its file was taken away."""
+        if self._store is None:
+            try:
+                self._store = Store(self._path)
+            except NoSchema:
+                self._make()
+                self._store = Store(self._path)
+        return self._store
+
+    def _make(self) -> None:
+        """Makes the store, as a first check would, where its file or its tables were taken away. Raises StoreError."""
+        self._leave()
+        if monotonic() - self._made < IDLE:
+            raise StoreError(f"{self._path}: was taken away")
+        self._made = monotonic()
+        try:
+            schema.upgrade(self._settings.database, self._settings.database_mode)
+        except schema.SchemaError as error:
+            raise StoreError(str(error)) from None
+        self._notes.append(f"note {self._path}: was taken away: made anew")
+
+    def _leave(self) -> None:
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    # --- now and then -----------------------------------------------------------------------------------------------------
+
+    @property
+    def pause(self) -> float:
+        """How long ``tick`` may wait, in seconds."""
+        return RETRY if self._unwritten else IDLE
+
+    def tick(self) -> None:
+        """What is to be done now and then: what waits for a lock, the log, a file that was taken away."""
+        self._write()
+        now = monotonic()
+        if now - self._looked < LOOK:
+            return
+        self._looked = now
+        store = self._store
+        if store is not None and store.is_replaced():
+            self._leave()
+        elif store is not None and store.log_size() > resident_sqlite.LOG_STEP and not self._is_writing_back():
+            self._writing_back = threading.Thread(target=resident_sqlite.write_back, args=(self._path,), daemon=True)
+            self._writing_back.start()
+
+    def _is_writing_back(self) -> bool:
+        return self._writing_back is not None and self._writing_back.is_alive()
+
+    @property
+    def waits(self) -> int:
+        """How many questions wait for their answer."""
+        return len(self._unwritten)
+
+    def close(self) -> None:
+        """Leaves the file, its log written back."""
+        if self._writing_back is not None:
+            self._writing_back.join()
+        self._leave()
+
+
+def _said(error: Exception) -> str:
+    """What is told of an ERROR: the store's own says it all."""
+    return str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,97 @@
+"""The resident's log on descriptor 2: lines are kept until the descriptor takes them, so that a stuck one stops nobody.
+
+A log that stays stuck costs lines beyond ``KEPT`` bytes, and a dead one all; how many were lost is the first line that it takes again.
+"""
+
+import os
+import select
+from time import monotonic
+
+from greycheck import log
+
+# What is kept for a log that takes nothing, in bytes.
+KEPT = 1 << 20
+
+# What one write may be, in bytes: a pipe that takes anything at all takes so much (POSIX, PIPE_BUF).
+ATOMIC = 4096
+
+# How many warnings about peers a second may bring.
+WARNINGS = 10
+
+
+class Journal:
+    """The log on DESCRIPTOR."""
+
+    def __init__(self, descriptor: int = 2) -> None:
+        self._descriptor = descriptor
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._lost = 0
+        self._second = 0
+        self._warned = 0
+
+    def add(self, lines: bytes) -> None:
+        """Puts LINES behind what is to be written."""
+        if self._size + len(lines) > KEPT:
+            self._lost += lines.count(b"\n")
+            return
+        self._lines.append(lines)
+        self._size += len(lines)
+
+    def warn(self, text: str) -> None:
+        """Adds a warning about a peer, unless there were too many in this second."""
+        second = int(monotonic())
+        if second != self._second:
+            if self._warned > WARNINGS:
+                self.add(log.line(f"warning {self._warned - WARNINGS} more like these"))
+            self._second, self._warned = second, 0
+        self._warned += 1
+        if self._warned <= WARNINGS:
+            self.add(log.line(f"warning {text}"))
+
+    @property
+    def waits(self) -> bool:
+        """Whether there are lines that the log has not taken."""
+        return self._size > 0
+
+    def flush(self, patience: float = 0) -> None:
+        """Writes as much as the log takes, within PATIENCE seconds."""
+        end = monotonic() + patience
+        while self._lines and self._poll.poll(max(0, end - monotonic()) * 1000):
+            said = log.line(f"warning the log took nothing: {self._lost} lines lost") if self._lost else b""
+            chunk = self._chunk(ATOMIC - len(said))
+            try:
+                written = os.write(self._descriptor, said + chunk)
+            except BlockingIOError:
+                self._keep(chunk)
+                return
+            except OSError:
+                self._keep(chunk)
+                self._lose()
+                return
+            self._lost = 0
+            if written < len(said) + len(chunk):
+                self._keep((said + chunk)[written:])
+
+    def _chunk(self, most: int) -> bytes:
+        """The first lines, as many as MOST bytes hold. They are taken off."""
+        together = b"".join(self._lines)
+        end = len(together)
+        if end > most:
+            end = together.rfind(b"\n", 0, most) + 1 or most
+        chunk, rest = together[:end], together[end:]
+        self._lines = [rest] if rest else []
+        self._size = len(rest)
+        return chunk
+
+    def _keep(self, chunk: bytes) -> None:
+        self._lines.insert(0, chunk)
+        self._size += len(chunk)
+
+    def _lose(self) -> None:
+        """Gives up all lines: the log is dead."""
+        self._lost += sum(lines.count(b"\n") for lines in self._lines)
+        self._lines.clear()
+        self._size = 0

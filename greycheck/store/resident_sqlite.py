@@ -1,0 +1,186 @@
+"""The resident's SQLite: one connection that stays open, on which many envelopes are decided in one transaction.
+
+It never waits for another process that writes: ``begin_writing`` says whether the lock was there. Rules are found in memory
+(``rule_index``) as long as nobody else has written to the file since they were read, and else in the table, as a child does, until they
+are read again.
+
+One connection reads and writes, in one thread. Two, one of which commits in a thread of its own, were built first: each commit threw away
+what the other had in memory, and the threads got in each other's way, so that a new triplet cost 170 us instead of 100.
+"""
+
+import posix
+import sqlite3
+from contextlib import suppress
+from time import monotonic
+
+from greycheck.policy import Change, Found, RuleRow, Waiting
+from greycheck.store import compiled_sqlite as compiled
+from greycheck.store import lean_sqlite
+from greycheck.store.lean import Asked, Busy, NoSchema, StoreError, parameters, rows, sample, statement
+from greycheck.store.rule_index import RuleIndex, Unreadable
+
+# How soon rules are read again after somebody has written, in seconds; or as many times longer than that took.
+REREAD, TIMES = 0.05, 20
+
+# How long an estimate of all that waits is good for, in seconds.
+ESTIMATE = 1.0
+
+# Bytes of write-ahead log after which the resident writes it back.
+LOG_STEP = 4 << 20
+
+# How long writers may be kept out to empty it, where somebody reads what is in it, in seconds.
+EMPTYING = 0.02
+
+# Kibibytes of the file that are kept in memory.
+CACHE = 32 << 10
+
+
+class Store(lean_sqlite.Store):
+    """The SQLite file PATH. Its methods raise Busy where that is not possible just now."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, 0)
+        self._run("PRAGMA synchronous = NORMAL")
+        self._run("PRAGMA wal_autocheckpoint = 0")
+        self._run(f"PRAGMA cache_size = -{CACHE}")
+        try:
+            self._file = posix.stat(path)
+        except OSError as error:
+            raise NoSchema(f"{path}: {error.strerror}") from None
+        self._index = RuleIndex(())
+        self._indexed: list[object] = []
+        self._indexed_at = -1
+        self._indexed_when = float("-inf")
+        self._indexing_took = 0.0
+        self._fresh = False
+        self._estimate = (float("-inf"), 0)
+
+    def is_replaced(self) -> bool:
+        """Whether the file at the path is no longer the one that is open."""
+        try:
+            found = posix.stat(self._path)
+        except OSError:
+            return True
+        return (found.st_dev, found.st_ino) != (self._file.st_dev, self._file.st_ino)
+
+    # --- transactions -----------------------------------------------------------------------------------------------------
+
+    def begin_reading(self) -> None:
+        """Begins a batch of lookups that see the same state."""
+        self._run("BEGIN")
+        try:
+            # It changes with every commit of another connection, and with none of this one.
+            version = self._run("PRAGMA data_version").fetchone()[0]
+            self._fresh = version == self._indexed_at
+            if not self._fresh and monotonic() - self._indexed_when > max(REREAD, TIMES * self._indexing_took):
+                self._read_rules(version)
+        except StoreError:
+            self.roll_back()
+            raise
+
+    def begin_writing(self) -> bool:
+        """Begins a batch of changes. False where another process is at it."""
+        try:
+            self._run("BEGIN IMMEDIATE")
+        except Busy:
+            return False
+        # Whoever is decided again looks into the table: another process may have changed it.
+        self._fresh = False
+        return True
+
+    def commit(self) -> None:
+        """Ends a batch. Raises StoreError where its changes could not be written; none of them was, then."""
+        self._run("COMMIT")
+
+    def roll_back(self) -> None:
+        """Ends a batch whose changes are not wanted, or cannot be had."""
+        with suppress(sqlite3.Error):  # it is over, then
+            self._connection.rollback()
+
+    # --- what a check asks ------------------------------------------------------------------------------------------------
+
+    def lookup(self, asked: Asked, now: int) -> Found:
+        """The rows of the triplet and the client, and the rules that match."""
+        found = self._run(compiled.LOOKUP[0], (asked.key, asked.triplet.client)).fetchone()
+        matching: list[RuleRow] = []
+        expected = None
+        if found[-1]:
+            matching, expected = self._index.find(asked, now) if self._fresh else self._rules(asked, now)
+        return Found(*rows(found, compiled.REVISION), matching, expected)
+
+    def waiting(self, asked: Asked, since: int, limit: int) -> Waiting:
+        """What waits besides; in all, as others had it a moment ago, with what was added here since."""
+        others, oldest = self._run(compiled.POOL[0], (asked.pair, asked.triplet.network, since)).fetchone()
+        return Waiting(others, oldest, self._total(asked, limit) if limit else 0)
+
+    def _total(self, asked: Asked, limit: int) -> int:
+        when, total = self._estimate
+        if monotonic() - when > ESTIMATE:
+            low, high, times = sample(asked.key, limit)
+            total = self._run(compiled.PENDING[0], (low, high)).fetchone()[0] * times
+            self._estimate = monotonic(), total
+        return total
+
+    def lock(self, _asked: Asked) -> None:
+        """A batch of changes has the lock."""
+
+    def save(self, asked: Asked, changes: list[Change], patient: bool) -> bool:  # noqa: ARG002
+        """Writes all CHANGES of one check in a batch, or writes none and returns False."""
+        if len(changes) == 1:
+            return self._write(asked, changes[0])
+        self._run("SAVEPOINT one")
+        done = all(self._write(asked, change) for change in changes)
+        if not done:
+            self._run("ROLLBACK TO one")
+        self._run("RELEASE one")
+        return done
+
+    def _write(self, asked: Asked, change: Change) -> bool:
+        kind = statement(change)
+        if kind == "DELETE_RULE":
+            self._indexed_at = -1
+        sql, names = getattr(compiled, kind)
+        values = parameters(asked, change)
+        done = self._run(sql, [values[name] for name in names]).rowcount == 1
+        if done and kind == "INSERT_TRIPLET":
+            when, total = self._estimate
+            self._estimate = when, total + 1
+        return done
+
+    def _read_rules(self, version: int) -> None:
+        began = monotonic()
+        found = self._run(compiled.ALL_RULES[0]).fetchall()
+        try:
+            if found != self._indexed:
+                self._index, self._indexed = RuleIndex(found), found
+            self._indexed_at, self._fresh = version, True
+        except Unreadable:
+            self._indexed_at = -1
+        self._indexed_when = monotonic()
+        self._indexing_took = self._indexed_when - began
+
+    # --- the log ----------------------------------------------------------------------------------------------------------
+
+    def log_size(self) -> int:
+        """Bytes of write-ahead log."""
+        return self._log_size()
+
+    def close(self) -> None:
+        """Closes the connection; the last one writes the log back."""
+        self._connection.close()
+
+
+def write_back(path: str) -> None:
+    """Writes the log of the file PATH back into it, then empties it where that takes but a moment. For a thread of its own."""
+    try:
+        connection = sqlite3.connect(lean_sqlite.uri(path), uri=True, isolation_level=None, timeout=EMPTYING)
+    except sqlite3.Error:
+        return
+    try:
+        # First what there is, while others read and write; then, keeping writers out, the little that they wrote meanwhile.
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    except sqlite3.Error:
+        pass
+    finally:
+        connection.close()
