@@ -17,6 +17,11 @@ def main() -> None:
             child.main((sys.executable, "-I", "-m", "greycheck"))
         # With a command it has no business here: `db upgrade`, run by the first check, must upgrade.
         os.environ.pop(os.fsdecode(child.COMPLETION), None)
+        if argv[1:] == [b"policy"]:
+            # A process for each smtpd: no command line is loaded.
+            from greycheck.resident import spawned
+
+            spawned.main((sys.executable, "-I", "-m", "greycheck"))
     from greycheck.cli.main import cli
 
     cli(prog_name="greycheck")

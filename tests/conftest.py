@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from greycheck.cli.launcher import PROGRAMS
 from greycheck.store import schema
 from tests.servers import MariaDB, Postgres, galera, mariadb, postgres, standby, templates  # noqa: F401
 from tests.support import MEASURED, Child, Database, ServerDatabase, SQLiteFile
@@ -26,7 +27,7 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def launchers() -> Iterator[Path]:
-    """The directory of greycheck and qmail-checkenv, written by ``greycheck install``."""
+    """The directory of the programs, written by ``greycheck install``."""
     with tempfile.TemporaryDirectory(prefix="greycheck-bin-") as name:
         directory = Path(name)
         directory.chmod(0o755)
@@ -47,9 +48,9 @@ def str_user() -> str:
 
 @pytest.fixture(scope="session")
 def measured_launchers() -> Iterator[Path]:
-    """The same two programs, run under coverage by an interpreter with its site."""
+    """The same programs, run under coverage by an interpreter with its site."""
     with tempfile.TemporaryDirectory(prefix="greycheck-measured-") as name:
-        for program in ("greycheck", "qmail-checkenv"):
+        for program in PROGRAMS:
             path = Path(name) / program
             path.write_text(MEASURED)
             path.chmod(0o755)

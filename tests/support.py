@@ -193,12 +193,13 @@ class ServerDatabase(Database):
 
 
 class Ran:
-    """How a child ended: its exit CODE and its LOG, checked for having left descriptors 0 and 1 alone."""
+    """How a child ended: its exit CODE, its LOG and what it SAID, checked for having left descriptors 0 and 1 alone."""
 
-    def __init__(self, code: int, log: bytes) -> None:
+    def __init__(self, code: int, log: bytes, said: bytes = b"") -> None:
         self.code = code
         self.log = log.decode()
         self.lines = self.log.splitlines()
+        self.said = said.decode()
 
     @property
     def reason(self) -> str:
@@ -267,8 +268,35 @@ class Child:
         """Runs it as CHECKENV does."""
         return self.run([self.programs / "qmail-checkenv", sender, recipient], self.environ(client, **more))
 
+    def rcptcheck(
+        self,
+        sender: str | bytes = SENDER,
+        recipient: str | bytes = RECIPIENT,
+        client: str | None = CLIENT,
+        **more: str | bytes,
+    ) -> Ran:
+        """Runs it as RCPTCHECK does."""
+        environ = self.environ(client, SENDER=sender, RECIPIENT=recipient, **more)
+        return self.run([self.programs / "greycheck-rcptcheck"], environ)
+
+    def spp(
+        self,
+        sender: str | bytes = SENDER,
+        recipient: str | bytes = RECIPIENT,
+        client: str | None = CLIENT,
+        counts: tuple[int, int] = (0, 1),
+        port: str = "25025",
+        **more: str | bytes,
+    ) -> Ran:
+        """Runs it as qmail-spp does, after so many recipients were accepted, and at the RCPT TO of that number (COUNTS)."""
+        envelope = {"SMTPMAILFROM": sender, "SMTPRCPTTO": recipient, "SMTPHELOHOST": b"client.example.org"}
+        place = {"SMTPRCPTCOUNT": f"{counts[0]}", "SMTPRCPTCOUNTALL": f"{counts[1]}", "SMTPRCPTHOSTSOK": "1"}
+        environ = self.environ(client, **({"TCPREMOTEPORT": port} | envelope | place | more))
+        return self.run([self.programs / "greycheck-spp"], environ, speaks=True)
+
     def run(self, argv: Sequence[Path | bytes | str], environ: dict[bytes, bytes], **options: object) -> Ran:
-        """Runs ARGV with a pipe of SMTP commands on 0 and a watched pipe on 1."""
+        """Runs ARGV with a pipe of SMTP commands on 0 and a watched pipe on 1, where it may say something only if it ``speaks``."""
+        speaks = options.pop("speaks", False)
         reader, writer = os.pipe()
         os.write(writer, b"QUIT\r\n")
         try:
@@ -288,8 +316,8 @@ class Child:
             os.close(reader)
             if writer >= 0:
                 os.close(writer)
-        assert ran.stdout == b"", "the child wrote to the client"
-        return Ran(ran.returncode, ran.stderr)
+        assert speaks or ran.stdout == b"", "the child wrote to the client"
+        return Ran(ran.returncode, ran.stderr, ran.stdout)
 
     def make_store(self) -> None:
         """Makes the store, as ``greycheck db upgrade`` does."""

@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.common import BARE, Workshop, WrongAnswer, silent
+from benchmarks.greylisters import PEERS, Postgrey
 from tests.support import ROOT
+
+
+def ratios_of_peers() -> list[str]:
+    """Those that benchmarks.peers prints with the peers that are installed here."""
+    others = sum(not peer.missing() for peer in PEERS if peer is not Postgrey)
+    to_postgrey = 0 if Postgrey.missing() else 3 * (others + 1) + 2
+    return ["x postgrey"] * to_postgrey + ["x 1000 rows"] * 3 + ["x median"] * 2 + ["x empty"]
+
 
 # The ratios that each prints.
 RATIOS = {
@@ -19,6 +29,7 @@ RATIOS = {
     "memory": ["x bare"] * 12,
     "databases": ["x bare"] * (1 + 11 * 2 + 5) + ["x SELECT 1"] * 11 * 2 + ["x lowest"] * 11 + ["x SQLite"] * 5,
     "rcpt": ["x one read"] * 2 + ["x one read, _exit"],
+    "peers": ratios_of_peers(),
 }
 
 
@@ -47,6 +58,27 @@ def test_quick_run_prints_the_ratios_in_80_columns(name: str) -> None:
 
 def test_rounds_count_before_quick() -> None:
     assert "(rounds: 1)" in run("check", "--rounds", "1", "--quick")
+
+
+def test_peers_are_measured_or_the_packages_named() -> None:
+    printed = run("peers", "--quick")
+
+    for peer in PEERS:
+        assert (f"{peer.name}: known" in printed) != (f"{peer.name} is missing: apt-get install" in printed)
+
+
+def test_ten_million_rows_are_a_run_of_their_own() -> None:
+    assert "while they expire" in run("peers", "--ten-million", "--quick")
+
+
+def test_what_a_failing_child_wrote_is_in_the_error(tmp_path: Path) -> None:
+    place = Workshop(tmp_path)
+    failing = silent(place, [*BARE[:-1], "raise SystemExit('no such host')"], {}, "SELECT 1")
+
+    with pytest.raises(WrongAnswer, match=re.escape("SELECT 1: exit code 1, not 0\nno such host")):
+        failing()
+
+    os.close(place.log)
 
 
 def test_every_benchmark_is_tested_and_in_the_manual() -> None:

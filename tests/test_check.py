@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from sqlalchemy import insert
 
 from greycheck import rules
-from greycheck.check import ATTEMPTS, check
-from greycheck.envelope import Envelope, Triplet, triplet
-from greycheck.policy import Change, ClientRow, Found, RuleRow, TripletRow, Waiting
+from greycheck.check import ATTEMPTS, check, remember
+from greycheck.envelope import OF_MESSAGE, Envelope, Triplet, message_triplet, triplet
+from greycheck.log import show
+from greycheck.policy import MESSAGE_TIME, Change, ClientRow, Found, RuleRow, TripletRow, Waiting
 from greycheck.settings import read
 from greycheck.store import connect, lean, lean_server, schema, tables
 from greycheck.store.lean import Again, Asked, StoreError
@@ -102,6 +103,55 @@ def test_every_other_verdict_stands(age: int, reason: str) -> None:
     row = TripletRow(NOW - age, NOW - age)
     verdict = check(Fake(error=StoreError("disk full"), row=row), ENVELOPE, SETTINGS, NOW)
     assert (verdict.reason, verdict.unrecorded) == (reason, "disk full")
+
+
+# --- the first recipient of a message ---------------------------------------------------------------------------------
+
+MESSAGE = b"192.0.2.1 port 25025"
+EACH_WAITS = read({b"GREYCHECK_CONFIG": b"/dev/null", b"GREYCHECK_CLIENT_PASSES": b"0"})
+
+
+def recipient(address: bytes, first: bool = False, message: bytes = MESSAGE) -> Envelope:
+    """The first or a later recipient of a message."""
+    return Envelope("spp", "192.0.2.1", b"a@example.org", address, message=message, first=first)
+
+
+def test_what_could_not_be_recorded_vouches_for_nobody() -> None:
+    first, row = recipient(b"b@example.net", first=True), TripletRow(NOW - 300, NOW - 300)
+    assert check(Fake(row=row), first, EACH_WAITS, NOW).vouches
+    assert not check(Fake(row=row, error=StoreError("disk full")), first, EACH_WAITS, NOW).vouches
+    assert not check(Fake(row=row), recipient(b"b@example.net", first=True, message=b""), EACH_WAITS, NOW).vouches
+    assert not check(Fake(row=row), recipient(b"b@example.net"), EACH_WAITS, NOW).vouches
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_what_a_message_has_may_be_kept_elsewhere(passed: bool) -> None:
+    messages: list[bytes] = []
+
+    def first_passed(_store: "lean.Store", asked: Asked, now: int) -> bool:
+        assert now == NOW
+        messages.append(asked.envelope.message)
+        return passed
+
+    def reason(envelope: Envelope) -> str:
+        return check(Fake(), envelope, SETTINGS, NOW, first_passed).reason
+
+    assert reason(recipient(b"c@example.net")) == ("message" if passed else "new")
+    assert messages == [MESSAGE]
+    assert reason(recipient(b"c@example.net", message=b"")) == "new"
+    assert reason(recipient(b"c@example.net", first=True)) == "new"
+    assert messages == [MESSAGE]
+
+
+@given(
+    st.binary().filter(lambda address: b"\0" not in address), st.binary().filter(lambda address: b"\0" not in address)
+)
+def test_no_recipient_is_taken_for_a_message(sender: bytes, address: bytes) -> None:
+    one = Triplet("192.0.2.1", "192.0.2.0/24", sender, address)
+    message = message_triplet(one, address)
+    others = [Triplet("192.0.2.1", "192.0.2.0/24", *parts) for parts in ((sender, address), (address, sender))]
+    assert Asked(ENVELOPE, message).key not in {Asked(ENVELOPE, other).key for other in others}
+    assert not show(address).startswith(show(OF_MESSAGE))
 
 
 # --- the real store ---------------------------------------------------------------------------------------------------
@@ -247,6 +297,37 @@ def test_keys_do_not_run_together() -> None:
     }
     assert len(keys) == 4
     assert all(len(key) == lean.DIGEST for key in keys)
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+
+@with_every_driver
+def test_later_recipients_follow_a_first_one_that_is_remembered(stores: Stores) -> None:
+    later = recipient(b"c@example.net")
+    assert check(stores.open(), later, EACH_WAITS, NOW).reason == "new"
+    remember(stores.open(), recipient(b"b@example.net", first=True), EACH_WAITS, NOW)
+    assert check(stores.open(), later, EACH_WAITS, NOW + 1).reason == "message"
+    assert check(stores.open(), recipient(b"d@example.net"), EACH_WAITS, NOW + MESSAGE_TIME).reason == "message"
+    assert check(stores.open(), recipient(b"d@example.net"), EACH_WAITS, NOW + MESSAGE_TIME + 1).reason == "new"
+    assert (
+        check(stores.open(), recipient(b"e@example.net", message=b"192.0.2.1 port 1"), EACH_WAITS, NOW).reason == "new"
+    )
+    waiting = stores.open().lookup(Asked(later, triplet(later, 24, 64)), NOW).triplet
+    assert values(waiting) == values(TripletRow(NOW, NOW))
+
+
+@with_every_driver
+def test_a_message_that_is_remembered_is_written_again_only_when_its_time_is_half_over(stores: Stores) -> None:
+    first = recipient(b"b@example.net", first=True)
+    message = Asked(first, message_triplet(triplet(first, 24, 64), MESSAGE))
+    written = []
+    for now in (NOW, NOW + MESSAGE_TIME // 2, NOW + MESSAGE_TIME // 2 + 1, NOW + 9999):
+        remember(stores.open(), first, EACH_WAITS, now)
+        row = stores.open().lookup(message, now).triplet
+        assert row
+        written.append(row.last - NOW)
+    assert written == [0, 0, MESSAGE_TIME // 2 + 1, 9999]
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from time import CLOCK_MONOTONIC, clock_gettime
 
@@ -479,9 +481,11 @@ def test_the_time_of_a_native_child_counts(child: Child) -> None:
     ran = child.smtpextfork(_GREYCHECK_STARTED=f"{(now - 3) * 1000:.0f}", GREYCHECK_DEADLINE="60s")
     assert ran.verdict == (DEFERRED, "new")
     assert 3000 <= int(ran.log.partition(" ms=")[2]) < 60_000
-    ran = child.smtpextfork(_GREYCHECK_STARTED=f"{(now - 61) * 1000:.0f}", GREYCHECK_DEADLINE="60s")
+    with closing(sqlite3.connect(child.database, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        ran = child.smtpextfork(b"c@d", _GREYCHECK_STARTED=f"{(now - 61) * 1000:.0f}", GREYCHECK_DEADLINE="60s")
     assert ran.verdict == (ACCEPTED, "error")
-    assert 'error="no answer within 60s"' in ran.log
+    assert int(ran.log.partition(" ms=")[2]) >= 60_000
 
 
 # --- a person ---------------------------------------------------------------------------------------------------------

@@ -19,14 +19,14 @@ def test_it_is_sound_restructured_text(path: str) -> None:
 
 
 def test_it_lists_every_setting_with_default_and_meaning() -> None:
-    rows = re.findall(r"^(\w+) +(\S*) {2,}(\S.*\.)$", README, re.MULTILINE)
+    rows = re.findall(r"^(\w+) +((?:\S+(?: \S+)*)?) {2,}(\S.*\.)$", README, re.MULTILINE)
     assert rows == [(setting.name, setting.text, setting.meaning) for setting in settings.TABLE]
 
 
 def test_it_explains_every_reason() -> None:
     rows = dict(re.findall(r"^``(\w+)`` +(accept|defer|reject) ", README, re.MULTILINE))
     reasons = {reason: action for action, reason in policy.TRANSITIONS.values()}
-    accepting = ("incomplete", "exempt", "rule", "client", "expected", "pool", "full", "error")
+    accepting = ("incomplete", "exempt", "rule", "client", "expected", "message", "pool", "full", "error")
     assert rows == reasons | {"strikes": "reject"} | dict.fromkeys(accepting, "accept")
 
 

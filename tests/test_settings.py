@@ -138,7 +138,7 @@ def test_checking_stays_on_where_the_variable_makes_no_sense() -> None:
 
 
 def test_other_variables_that_begin_alike_are_not_ours() -> None:
-    assert read(NO_FILE | {b"GREYCHECKER": b"x"}).problems == []
+    assert read(NO_FILE | {b"GREYCHECKER": b"x", b"PATH": b"/bin"}).problems == []
 
 
 @pytest.mark.parametrize(
@@ -292,3 +292,129 @@ def test_marks_are_kept_where_a_file_would_be() -> None:
     assert read_with(database=url, state_directory="/run/greycheck").state_directory == "/run/greycheck"
     assert read_with(database=url).state_directory == settings.default_directory({})
     assert read_with(database="/var/x.db").state_directory == ""
+
+
+# --- what the resident and its peers need -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", ()),
+        ("127.0.0.1:10023", (("127.0.0.1", 10023),)),
+        ("0.0.0.0:1, [::]:65535", (("0.0.0.0", 1), ("::", 65535))),
+        ("[::1]:10023", (("::1", 10023),)),
+        ("2001:DB8:0::1:10023", (("2001:db8::1", 10023),)),
+        (" 192.0.2.1:0 ", (("192.0.2.1", 0),)),
+    ],
+)
+def test_the_resident_listens_on_addresses_and_ports(text: str, found: tuple[tuple[str, int], ...]) -> None:
+    assert with_environ(LISTEN=text).listen == found
+    assert with_environ(LISTEN=text).problems == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "10023",
+        ":10023",
+        "127.0.0.1",
+        "localhost:10023",
+        "127.0.0.1:x",
+        "127.0.0.1:65536",
+        "127.0.0.1:-1",
+        "127.0.0.1:٣",
+        "::1",
+    ],
+)
+def test_what_nobody_can_listen_on(text: str) -> None:
+    found = with_environ(LISTEN=f"127.0.0.1:1, {text}")
+    said = f"{text}: not an address and a port (as 127.0.0.1:10023 or [::1]:10023); using the default"
+    assert found.problems == [f"GREYCHECK_LISTEN: listen = 127.0.0.1:1, {text}: {said}"]
+    assert found.listen == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", ()),
+        ("127.0.0.0/8, ::1", ("127.0.0.0/8", "::1/128")),
+        ("192.0.2.77/24", ("192.0.2.0/24",)),
+        ("192.0.2.1", ("192.0.2.1/32",)),
+        ("2001:DB8:0::5/32,0.0.0.0/0,::/0", ("2001:db8::/32", "0.0.0.0/0", "::/0")),
+    ],
+)
+def test_networks_that_may_ask(text: str, found: tuple[str, ...]) -> None:
+    assert with_environ(LISTEN_CLIENTS=text).listen_clients == found
+    assert with_environ(LISTEN_CLIENTS=text).problems == []
+
+
+@pytest.mark.parametrize(
+    "text", ["localhost", "192.0.2.0/33", "::/129", "192.0.2.0/x", "192.0.2.0/-1", "192.0.2.0/٣", "/8"]
+)
+def test_what_is_no_network(text: str) -> None:
+    found = with_environ(LISTEN_CLIENTS=text)
+    said = f"{text}: not a network (as 192.0.2.0/24 or 2001:db8::/32); using 127.0.0.0/8, ::1"
+    assert found.problems == [f"GREYCHECK_LISTEN_CLIENTS: listen_clients = {text}: {said}"]
+    assert found.listen_clients == ("127.0.0.0/8", "::1/128")
+
+
+@pytest.mark.parametrize(
+    ("text", "owner"), [("", ("", "")), ("qmaild", ("qmaild", "")), (":nofiles", ("", "nofiles")), ("a:b", ("a", "b"))]
+)
+def test_a_socket_has_an_owner(text: str, owner: tuple[str, str]) -> None:
+    found = with_environ(SOCKET_OWNER=text)
+    assert (found.socket_owner, found.problems) == (owner, [])
+
+
+@pytest.mark.parametrize("text", ["a:b:c", "a b", ":b c"])
+def test_what_is_no_owner(text: str) -> None:
+    found = with_environ(SOCKET_OWNER=text)
+    assert found.socket_owner == ("", "")
+    assert found.problems[0].endswith("not a user, a :group or user:group; using the default")
+
+
+@pytest.mark.parametrize(("text", "mode"), [("0600", 0o600), ("0660", 0o660), ("0666", 0o666)])
+def test_a_socket_has_one_of_three_modes(text: str, mode: int) -> None:
+    assert with_environ(SOCKET_MODE=text).socket_mode == mode
+
+
+@pytest.mark.parametrize("text", ["0777", "666", "0o666", "rw"])
+def test_what_is_no_mode_of_a_socket(text: str) -> None:
+    found = with_environ(SOCKET_MODE=text)
+    assert found.socket_mode == 0o660
+    assert found.problems[0].endswith(": not 0600, 0660 or 0666; using 0660")
+
+
+def test_texts_are_printable() -> None:
+    found = with_environ(DEFER_TEXT="gräu gelistet, {wait} s", REJECT_TEXT="nein\r\n250 ok")
+    assert found.defer_text == "gräu gelistet, {wait} s"
+    assert found.reject_text == "refused by local policy"
+    [problem] = found.problems
+    assert problem.endswith(": not a line of printable characters; using refused by local policy")
+    assert with_environ(DEFER_TEXT="").defer_text == ""
+
+
+def test_the_socket_is_a_path() -> None:
+    assert with_environ().socket == "/run/greycheck/socket"
+    assert with_environ(SOCKET="run/socket").problems[0].endswith(": not an absolute path; using /run/greycheck/socket")
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("socket_patience", "0s", "61s"),
+        ("max_connections", "0", "100001"),
+        ("max_request", "1023", "1048577"),
+        ("request_time", "0", "11m"),
+        ("idle_time", "0", "3651d"),
+        ("max_queue", "0", "1000001"),
+        ("pool_size", "0", "1001"),
+    ],
+)
+def test_limits_of_the_resident_have_limits(name: str, low: str, high: str) -> None:
+    default = getattr(with_environ(), name)
+    for text in (low, high):
+        found = with_environ(**{name.upper(): text})
+        assert getattr(found, name) == default
+        assert "; using " in found.problems[0]
