@@ -2,6 +2,6 @@
 
 ``questions`` reads requests, ``peers`` holds connections, ``sockets`` makes what listens; ``file_store`` and ``pool`` decide, for an SQLite
 file and for a server database; ``journal`` is the log; ``server`` brings them together. All but the pool's workers and the writing back of
-SQLite's log is one thread that never waits for a peer, the log or a lock. ``spawned`` is ``greycheck policy``: one peer on descriptors 0 and
-1, asked and answered alike, and waited for.
+SQLite's log is one thread that never waits for a peer, the log or a lock.
+``spawned`` is ``greycheck policy``: one peer on descriptors 0 and 1, asked and answered alike.
 """

@@ -7,6 +7,7 @@ meanwhile.
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic, time
 
 from greycheck import check, policy
@@ -129,7 +130,8 @@ class FileStore:
                     store, question.envelope, question.settings, now, self._messages.first_passed
                 )
             if question.verdict.vouches and question.hook:
-                check.remember(store, question.envelope, question.settings, now)
+                with suppress(StoreError):  # later recipients wait, then
+                    check.remember(store, question.envelope, question.settings, now)
 
     def _give_up(self) -> None:
         """Answers what has waited for the lock for as long as it may."""
