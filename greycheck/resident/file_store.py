@@ -29,6 +29,9 @@ LOOK = 0.1
 # How soon a file that was taken away is made once more, in seconds; and how long ``tick`` may wait where nothing is to be done.
 IDLE = 1.0
 
+# Changes after which the log is written back: some 10 MB of it.
+CHANGES = 1500
+
 Answer = Callable[[Question, Verdict, "list[str]"], None]
 Batch = list[tuple[Question, Asked]]
 
@@ -46,12 +49,14 @@ class FileStore:
         self._writing_back: threading.Thread | None = None
         self._looked = monotonic()
         self._made = float("-inf")
+        # Changes since the log was last written back, and its size then.
+        self._changes = self._log = 0
         self._notes: list[str] = []
 
     # --- looking up -------------------------------------------------------------------------------------------------------
 
     def decide(self, questions: list[Question]) -> None:
-        """Decides QUESTIONS, and answers those whose verdict is nothing to be written first."""
+        """Decides QUESTIONS, and answers those whose verdict is nothing to be written first; ``tick`` writes."""
         now = int(time())
         asked = [
             (q, Asked(q.envelope, triplet(q.envelope, q.settings.ipv4_prefix, q.settings.ipv6_prefix)))
@@ -72,7 +77,6 @@ class FileStore:
             store.commit()
         except StoreError:
             store.roll_back()
-        self._write()
 
     def _look_up(self, store: Store, asked: tuple[Question, Asked], now: int) -> None:
         question, what = asked
@@ -110,6 +114,7 @@ class FileStore:
         try:
             self._save(store, batch)
             store.commit()
+            self._changes += len(batch)
         except Exception as error:
             store.roll_back()
             self._unrecorded(batch, error)
@@ -222,9 +227,14 @@ class FileStore:
         store = self._store
         if store is not None and store.is_replaced():
             self._leave()
-        elif store is not None and store.log_size() > resident_sqlite.LOG_STEP and not self._is_writing_back():
+        elif store is not None and self._wants_write_back(store) and not self._is_writing_back():
+            self._changes, self._log = 0, store.log_size()
             self._writing_back = threading.Thread(target=resident_sqlite.write_back, args=(self._path,), daemon=True)
             self._writing_back.start()
+
+    def _wants_write_back(self, store: Store) -> bool:
+        """Whether the log is long: by what was changed here, as it is written over from its beginning; by its size, as others write too."""
+        return self._changes > CHANGES or store.log_size() > self._log + resident_sqlite.LOG_STEP
 
     def _is_writing_back(self) -> bool:
         return self._writing_back is not None and self._writing_back.is_alive()

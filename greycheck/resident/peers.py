@@ -24,7 +24,7 @@ class Peer:
     ``since`` is when it last did what was expected of it (``monotonic``); ``question`` is what it waits for an answer to.
     """
 
-    __slots__ = ("descriptor", "input", "output", "question", "registered", "since", "where")
+    __slots__ = ("descriptor", "ends", "input", "output", "question", "registered", "since", "where")
 
     def __init__(self, descriptor: int, where: str) -> None:
         self.descriptor = descriptor
@@ -33,6 +33,8 @@ class Peer:
         self.output = b""
         self.question: Question | None = None
         self.registered = 0
+        # Whether it is left once it has what waits to be sent.
+        self.ends = False
         self.since = monotonic()
 
     def read(self, limit: int) -> bool:
@@ -56,21 +58,21 @@ class Peer:
 
     def request(self) -> bytes | None:
         """The next whole request, without its end, taken off what came; None where there is none yet."""
-        end = self.input.find(END)
-        if end < 0:
+        request, end, rest = self.input.partition(END)
+        if not end:
             return None
-        request = self.input[:end]
-        self.input = self.input[end + len(END) :]
+        self.input = rest
         return request
 
     def write(self, answer: bytes) -> bool:
         """Sends ANSWER, behind what waits already. Whether all of it is sent; raises OSError."""
-        self.output = self.output + answer if self.output else answer
+        if self.output:
+            answer = self.output + answer
         try:
-            sent = os.write(self.descriptor, self.output)
+            sent = os.write(self.descriptor, answer)
         except BlockingIOError:
-            return False
-        self.output = self.output[sent:]
+            sent = 0
+        self.output = answer[sent:]
         return not self.output
 
     def is_slow(self, now: float, request_time: int) -> bool:

@@ -129,6 +129,8 @@ class Reader:
         self.settings = settings.read(environ)
         self._hooks = {hook.NAME.encode(): hook for hook in hooks.every()}
         self._variants: dict[tuple[tuple[bytes, bytes], ...], tuple[Settings, list[str]]] = {}
+        # The same, by how the attributes of a native child are written, and whether there is a verified name.
+        self._read: dict[tuple[bytes, bool], tuple[Settings, list[str]]] = {}
         self._of_verified_names = self._variant(((MODE, b"yes"),))
         self._own = self._variant(())
 
@@ -143,8 +145,9 @@ class Reader:
             hook = self._hooks.get(name)
             if hook is None:
                 raise Elsewhere(f"no such hook: {log.quoted(name.decode('utf-8', 'surrogateescape'))}")
-        if b"\nGREYCHECK" in request:
-            used, problems = self._with(found)
+        own = 0 if request.startswith(b"GREYCHECK") else request.find(b"\nGREYCHECK")
+        if own >= 0:
+            used, problems = self._with(found, request[own:])
         else:
             used, problems = self._of_verified_names if protocol.has_verified_name(found) else self._own
         envelope = protocol.envelope(found, hook.NAME if hook else protocol.NAME)
@@ -154,12 +157,22 @@ class Reader:
             self.messages.identify(envelope, found.get(b"instance", b""))
         return Question(peer, envelope, used, hook, problems)
 
-    def _with(self, attributes: dict[bytes, bytes]) -> tuple[Settings, list[str]]:
-        """The settings under those that a request's ATTRIBUTES bring along, and what is wrong with these."""
+    def _with(self, attributes: dict[bytes, bytes], written: bytes) -> tuple[Settings, list[str]]:
+        """The settings under those that a request's ATTRIBUTES bring along, WRITTEN so, and what is wrong with these."""
+        verified = protocol.has_verified_name(attributes)
+        found = self._read.get((written, verified))
+        if found is None:
+            found = self._read_anew(attributes, verified)
+            if len(self._read) >= VARIANTS:
+                self._read.clear()
+            self._read[written, verified] = found
+        return found
+
+    def _read_anew(self, attributes: dict[bytes, bytes], verified: bool) -> tuple[Settings, list[str]]:
         given = {name: value for name, value in attributes.items() if name.startswith(b"GREYCHECK")}
         for name in OF_THE_STORE & given.keys():
             self._refuse_another(name, given.pop(name))
-        if protocol.has_verified_name(attributes):
+        if verified:
             given.setdefault(MODE, b"yes")
         return self._variant(tuple(sorted(given.items())))
 

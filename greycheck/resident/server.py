@@ -35,6 +35,9 @@ from greycheck.store.lean import StoreError
 # How many connections are taken in one turn, from each socket.
 TAKEN = 64
 
+# How often one turn looks for more to be committed together.
+ROUNDS = 4
+
 # How often peers are looked at for having taken too long, in seconds.
 SWEEP = 1.0
 
@@ -111,6 +114,26 @@ class Server:
 
     def _one_turn(self, events: list[tuple[int, int]]) -> None:
         self._turn = monotonic()
+        self._in_hand = []
+        for _ in range(ROUNDS):
+            self._ask(events)
+            if not self._store.waits:
+                break
+            # What came meanwhile is committed along with what is to be written.
+            events = self._epoll.poll(0)
+            if not events:
+                break
+        self._store.tick()
+        if self._turn - self._swept > SWEEP:
+            self._sweep()
+        self._turn = 0.0
+        if self._signals:
+            self._obey()
+        if self.journal.waits:
+            self.journal.flush()
+
+    def _ask(self, events: list[tuple[int, int]]) -> None:
+        """Reads what came by EVENTS, and asks the store about it."""
         for descriptor, event in events:
             peer = self._peers.get(descriptor)
             try:
@@ -122,7 +145,7 @@ class Server:
                     self._read(peer)
             except Exception as error:
                 self._leave(peer, error)
-        questions = self._in_hand = []
+        questions = []
         for _ in range(len(self._ready)):
             peer = self._ready.popleft()
             try:
@@ -133,15 +156,8 @@ class Server:
             if question is not None:
                 questions.append(question)
         if questions:
+            self._in_hand += questions
             self._store.decide(questions)
-        self._store.tick()
-        if self._turn - self._swept > SWEEP:
-            self._sweep()
-        self._turn = 0.0
-        if self._signals:
-            self._obey()
-        if self.journal.waits:
-            self.journal.flush()
 
     def _pause(self) -> float:
         if self._ready:
@@ -162,10 +178,9 @@ class Server:
     def _leave(self, peer: Peer | None, error: Exception) -> None:
         """Leaves PEER, over whom an ERROR came up that nobody foresaw."""
         self._complain(error)
-        if peer is not None and self._peers.get(peer.descriptor) is peer:
+        if peer is not None:
             self._answer_by_error(peer, error)
-            if self._peers.get(peer.descriptor) is peer:
-                self._close(peer)
+            self._drop(peer)
 
     def _recover(self, error: Exception) -> None:
         """Answers all that was asked by ``on_error``, because of an ERROR that nobody foresaw, and opens the store's file anew."""
@@ -184,11 +199,17 @@ class Server:
         try:
             # What went wrong may have been the answer itself.
             if question.answered:
-                self._close(peer)
+                self._drop(peer)
             else:
                 self._answer_by_fault(question, f"{type(error).__name__}: {error}")
         except Exception:
-            self._close(peer)
+            self._drop(peer)
+
+    def _drop(self, peer: Peer) -> None:
+        """Closes the connection of PEER, if that was not done before."""
+        if self._peers.get(peer.descriptor) is peer:
+            with suppress(OSError):
+                self._close(peer)
 
     def _answer_by_fault(self, question: Question, fault: str) -> None:
         self._answer(question, policy.observe(question.error(fault), question.envelope, question.settings), [])
@@ -227,7 +248,10 @@ class Server:
             peer = Peer(descriptor, where)
             self._peers[descriptor] = peer
             # Most send at once: what is there already needs no further turn.
-            self._read(peer)
+            try:
+                self._read(peer)
+            except Exception as error:
+                self._leave(peer, error)
 
     def _may_ask(self, address: str) -> bool:
         canonical = normalise.client_address(address.encode())
@@ -327,24 +351,25 @@ class Server:
         self.journal.add(lines)
         peer = question.peer
         if self._peers.get(peer.descriptor) is peer:
-            self._send(peer, self._writer.answer(question, verdict, lines), last=question.hook is not None)
+            peer.ends = question.hook is not None
+            self._send(peer, self._writer.answer(question, verdict, lines))
         peer.question = None
 
-    def _send(self, peer: Peer, answer: bytes, last: bool = False) -> None:
-        """Sends ANSWER to PEER, and goes on with what he sends next, unless it is his LAST."""
+    def _send(self, peer: Peer, answer: bytes) -> None:
+        """Sends ANSWER to PEER, and goes on with what he sends next, unless he is to be left."""
         try:
             sent = peer.write(answer)
         except OSError:
             self._close(peer)
             return
-        peer.since = monotonic()
+        peer.since = self._turn or monotonic()
         if not sent:
             self._expect(peer, OUT)
-        elif last or self._drains:
+        elif peer.ends or self._drains:
             self._close(peer)
         elif peer.input:
             self._ready.append(peer)
-        else:
+        elif peer.registered != IN:
             self._expect(peer, IN)
 
     # --- now and then -----------------------------------------------------------------------------------------------------

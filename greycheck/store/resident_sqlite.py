@@ -22,10 +22,10 @@ from greycheck.store.rule_index import RuleIndex, Unreadable
 # How soon rules are read again after somebody has written, in seconds; or as many times longer than that took.
 REREAD, TIMES = 0.05, 20
 
-# How long an estimate of all that waits is good for, in seconds.
+# How long an estimate of all that waits is good for, in seconds; where somebody has written, so many TIMES longer than it took.
 ESTIMATE = 1.0
 
-# Bytes of write-ahead log after which the resident writes it back.
+# Bytes by which the write-ahead log may grow before it is written back.
 LOG_STEP = 4 << 20
 
 # How long writers may be kept out to empty it, where somebody reads what is in it, in seconds.
@@ -53,7 +53,11 @@ class Store(lean_sqlite.Store):
         self._indexed_when = float("-inf")
         self._indexing_took = 0.0
         self._fresh = False
-        self._estimate = (float("-inf"), 0)
+        self._version = 0
+        # All that waits: how many, of which version, since when, and how long counting took.
+        self._total = self._counted_at = 0
+        self._counted_when = float("-inf")
+        self._counting_took = 0.0
 
     def is_replaced(self) -> bool:
         """Whether the file at the path is no longer the one that is open."""
@@ -70,7 +74,7 @@ class Store(lean_sqlite.Store):
         self._run("BEGIN")
         try:
             # It changes with every commit of another connection, and with none of this one.
-            version = self._run("PRAGMA data_version").fetchone()[0]
+            self._version = version = self._run("PRAGMA data_version").fetchone()[0]
             self._fresh = version == self._indexed_at
             if not self._fresh and monotonic() - self._indexed_when > max(REREAD, TIMES * self._indexing_took):
                 self._read_rules(version)
@@ -111,15 +115,17 @@ class Store(lean_sqlite.Store):
     def waiting(self, asked: Asked, since: int, limit: int) -> Waiting:
         """What waits besides; in all, as others had it a moment ago, with what was added here since."""
         others, oldest = self._run(compiled.POOL[0], (asked.pair, asked.triplet.network, since)).fetchone()
-        return Waiting(others, oldest, self._total(asked, limit) if limit else 0)
+        return Waiting(others, oldest, self._estimate(asked, limit) if limit else 0)
 
-    def _total(self, asked: Asked, limit: int) -> int:
-        when, total = self._estimate
-        if monotonic() - when > ESTIMATE:
+    def _estimate(self, asked: Asked, limit: int) -> int:
+        now = monotonic()
+        good_for = ESTIMATE if self._version == self._counted_at else min(ESTIMATE, TIMES * self._counting_took)
+        if now - self._counted_when > good_for:
             low, high, times = sample(asked.key, limit)
-            total = self._run(compiled.PENDING[0], (low, high)).fetchone()[0] * times
-            self._estimate = monotonic(), total
-        return total
+            self._total = self._run(compiled.PENDING[0], (low, high)).fetchone()[0] * times
+            self._counted_at, self._counted_when = self._version, now
+            self._counting_took = monotonic() - now
+        return self._total
 
     def lock(self, _asked: Asked) -> None:
         """A batch of changes has the lock."""
@@ -143,8 +149,7 @@ class Store(lean_sqlite.Store):
         values = parameters(asked, change)
         done = self._run(sql, [values[name] for name in names]).rowcount == 1
         if done and kind == "INSERT_TRIPLET":
-            when, total = self._estimate
-            self._estimate = when, total + 1
+            self._total += 1
         return done
 
     def _read_rules(self, version: int) -> None:
@@ -171,7 +176,10 @@ class Store(lean_sqlite.Store):
 
 
 def write_back(path: str) -> None:
-    """Writes the log of the file PATH back into it, then empties it where that takes but a moment. For a thread of its own."""
+    """Writes the log of the file PATH back into it, so that it begins anew. For a thread of its own.
+
+    The log keeps its size: to write over it costs less than to make it grow again.
+    """
     try:
         connection = sqlite3.connect(lean_sqlite.uri(path), uri=True, isolation_level=None, timeout=EMPTYING)
     except sqlite3.Error:
@@ -179,7 +187,7 @@ def write_back(path: str) -> None:
     try:
         # First what there is, while others read and write; then, keeping writers out, the little that they wrote meanwhile.
         connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.execute("PRAGMA wal_checkpoint(RESTART)")
     except sqlite3.Error:
         pass
     finally:
