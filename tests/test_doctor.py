@@ -741,7 +741,21 @@ def test_a_service_of_another_user_is_a_warning(installed: Installation) -> None
 def test_a_service_without_a_hook_is_a_warning_and_a_session_is_not(installed: Installation) -> None:
     run(installed, 10, TCPSERVER, environ={})
     run(installed, 11, "qmail-smtpd", environ={})
-    assert "neither SMTPEXTFORK nor CHECKENV" in only(service.look_at_services, installed, "warning").found
+    assert "no hook's variable" in only(service.look_at_services, installed, "warning").found
+
+
+def test_a_plugin_of_qmail_spp_is_a_hook(installed: Installation, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "QMAIL_HOME", place)
+    (place / "control").mkdir()
+    (place / "control" / "smtpplugins").write_text("[rcpt]\n/var/qmail/bin/greycheck-spp\n")
+    run(installed, 10, TCPSERVER, environ={})
+    assert any("qmail-spp switched on" in one.found for one in service.look_at_services(installed))
+
+
+def test_a_program_of_rcptcheck_that_is_not_there_is_a_fault(installed: Installation) -> None:
+    run(installed, 10, TCPSERVER, environ={"RCPTCHECK": "/nonexistent"})
+    found = only(service.look_at_services, installed, "fault").found
+    assert "RCPTCHECK: /nonexistent: no such program: all mail is deferred" in found
 
 
 @pytest.mark.parametrize("options", ["-x tcp.cdb", "-vRx tcp.cdb"])

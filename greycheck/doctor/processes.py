@@ -15,7 +15,7 @@ SESSION = "qmail-smtpd"
 # Bytes of a rules file (tcprules' cdb) that are looked through.
 RULES_FILE = 16_000_000
 
-HOOK_VARIABLES = (b"SMTPEXTFORK", b"SMTPEXTFORKR", b"CHECKENV")
+HOOK_VARIABLES = (b"SMTPEXTFORK", b"SMTPEXTFORKR", b"CHECKENV", b"RCPTCHECK")
 
 
 @dataclass(frozen=True)

@@ -72,10 +72,11 @@ def look_at_user(service: Service, installation: Installation) -> Iterator[Findi
 def look_at_hooks(service: Service, environ: dict[bytes, bytes], installation: Installation) -> Iterator[Finding]:
     """Which hook SERVICE has switched on, and whether its program is there."""
     names = [name.decode() for name in HOOK_VARIABLES if name in environ or name in service.rules]
+    names += ["qmail-spp"] * has_plugin(QMAIL_HOME)
     if not names and service.name == SESSION:
         return
     if not names:
-        text = f"{service.shown}: neither SMTPEXTFORK nor CHECKENV in its environment or its rules"
+        text = f"{service.shown}: no hook's variable (SMTPEXTFORK, CHECKENV, RCPTCHECK) in its environment or its rules"
         yield Finding("warning", "service", text, "Switch one on, for tcpserver in the rules or with envdir.")
         return
     yield Finding("ok", "service", f"{service.shown}: {', '.join(names)} switched on")
@@ -89,9 +90,21 @@ def look_at_hooks(service: Service, environ: dict[bytes, bytes], installation: I
         for program in programs
         if not os.access(program, os.F_OK)
     )
+    program = os.fsdecode(environ.get(b"RCPTCHECK", b""))
+    if program and not os.access(program, os.F_OK):
+        text = f"{service.shown}: RCPTCHECK: {safe(program)}: no such program: all mail is deferred"
+        yield Finding("fault", "service", text, f"Run: greycheck install {installation.directory}")
     if b"CHECKENV" in environ and not os.access(installation.programs[1], os.F_OK):
         text = f"{service.shown}: CHECKENV is set, and {installation.programs[1]} is not there: all mail is stopped"
         yield Finding("fault", "service", text, f"Run: greycheck install {installation.directory}")
+
+
+def has_plugin(home: Path) -> bool:
+    """Whether qmail-spp in the qmail HOME runs greycheck-spp."""
+    try:
+        return "greycheck-spp" in (home / "control" / "smtpplugins").read_text(errors="replace")
+    except OSError:
+        return False
 
 
 def look_at_environment(service: Service, environ: dict[bytes, bytes], installation: Installation) -> Iterator[Finding]:
