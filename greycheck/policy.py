@@ -291,18 +291,22 @@ def _struck(client: ClientRow | None, strikes: int, until: int, settings: "Setti
 def _used_by_client(client: ClientRow, row: TripletRow | None, terms: Terms, now: int) -> list[Change]:
     """The changes that remember a use of a known client, and of the triplet if that has passed too."""
     triplet = _used_triplet(row, terms, now) if row is not None and phase(row, terms, now) == KNOWN else []
+    if _is_recent(client, terms, now):
+        return triplet
     used = ClientRow(client.first, now, client.passes, client.strikes, client.struck)
-    return triplet + _used(client, used, terms, now)
+    return [*triplet, Change(client, used, now + terms.lifetime)]
 
 
 def _used_triplet(row: TripletRow, terms: Terms, now: int) -> list[Change]:
-    return _used(row, TripletRow(row.first, now, row.early, row.passes + 1, row.passed), terms, now)
-
-
-def _used(row: TripletRow | ClientRow, used: TripletRow | ClientRow, terms: Terms, now: int) -> list[Change]:
-    if abs(now - row.last) < min(REFRESH, terms.lifetime // 2):
+    if _is_recent(row, terms, now):
         return []
+    used = TripletRow(row.first, now, row.early, row.passes + 1, row.passed)
     return [Change(row, used, now + terms.lifetime)]
+
+
+def _is_recent(row: TripletRow | ClientRow, terms: Terms, now: int) -> bool:
+    """Whether the last use of ROW was recorded a moment ago, so that this one need not be."""
+    return abs(now - row.last) < min(REFRESH, terms.lifetime // 2)
 
 
 def _passed(found: Found, settings: "Settings", now: int) -> list[Change]:
@@ -336,7 +340,10 @@ def vouches(verdict: Verdict, changes: "Sequence[Change]", found: Found, setting
     """Whether VERDICT on the first recipient is what lets later ones pass: greylisting let it pass, and does not know its client."""
     if verdict.reason not in ("known", "retry", "pool"):
         return False
-    client = next((change.new for change in changes if isinstance(change.new, ClientRow)), found.client)
+    client = found.client
+    for change in changes:
+        if isinstance(change.new, ClientRow):
+            client = change.new
     return not is_known(client, settings, now)
 
 

@@ -210,11 +210,11 @@ def fits(found: str, wanted: str) -> bool:
 
 def rows(found: tuple[object, ...], wanted: str) -> tuple[TripletRow | None, ClientRow | None]:
     """The triplet's and the client's row of what LOOKUP found, for a program that is compiled for the revision WANTED."""
-    check_revision(found[0], wanted)  # type: ignore[arg-type]
-    triplet, client = found[1:6], found[6:11]
+    if found[0] != wanted:
+        check_revision(found[0], wanted)  # type: ignore[arg-type]
     return (
-        None if triplet[0] is None else TripletRow(*triplet),  # type: ignore[arg-type]
-        None if client[0] is None else ClientRow(*client),  # type: ignore[arg-type]
+        None if found[1] is None else TripletRow(*found[1:6]),  # type: ignore[arg-type]
+        None if found[6] is None else ClientRow(*found[6:11]),  # type: ignore[arg-type]
     )
 
 

@@ -151,9 +151,13 @@ class Store:
         try:
             return self._connection.execute(sql, values)
         except _sqlite3.Error as error:
-            if "column" in str(error):
-                self._check_revision()
-            raise self._fault(error) from None
+            raise self._explained(error) from None
+
+    def _explained(self, error: Exception) -> StoreError:
+        """What to raise for ERROR."""
+        if "column" in str(error):
+            self._check_revision()
+        return self._fault(error)
 
     def _check_revision(self) -> None:
         """Raises StoreError where a column is not there because the schema is another program's."""

@@ -13,11 +13,13 @@ import sqlite3
 from contextlib import suppress
 from time import monotonic
 
-from greycheck.policy import Change, Found, RuleRow, Waiting
+from greycheck.policy import Change, Found, RuleRow, TripletRow, Waiting
 from greycheck.store import compiled_sqlite as compiled
 from greycheck.store import lean_sqlite
 from greycheck.store.lean import Asked, Busy, NoSchema, StoreError, parameters, rows, sample, statement
 from greycheck.store.rule_index import RuleIndex, Unreadable
+
+LOOKUP = compiled.LOOKUP[0]
 
 # How soon rules are read again after somebody has written, in seconds; or as many times longer than that took.
 REREAD, TIMES = 0.05, 20
@@ -105,7 +107,10 @@ class Store(lean_sqlite.Store):
 
     def lookup(self, asked: Asked, now: int) -> Found:
         """The rows of the triplet and the client, and the rules that match."""
-        found = self._run(compiled.LOOKUP[0], (asked.key, asked.triplet.client)).fetchone()
+        try:
+            found = self._connection.execute(LOOKUP, (asked.key, asked.triplet.client)).fetchone()
+        except sqlite3.Error as error:
+            raise self._explained(error) from None
         matching: list[RuleRow] = []
         expected = None
         if found[-1]:
@@ -148,8 +153,8 @@ class Store(lean_sqlite.Store):
         sql, names = getattr(compiled, kind)
         values = parameters(asked, change)
         done = self._run(sql, [values[name] for name in names]).rowcount == 1
-        if done and kind == "INSERT_TRIPLET":
-            self._total += 1
+        if done and isinstance(change.new, TripletRow):
+            self._total += _waits(change.new) - _waits(change.old)
         return done
 
     def _read_rules(self, version: int) -> None:
@@ -173,6 +178,11 @@ class Store(lean_sqlite.Store):
     def close(self) -> None:
         """Closes the connection; the last one writes the log back."""
         self._connection.close()
+
+
+def _waits(row: object) -> bool:
+    """Whether ROW is a triplet's that waits."""
+    return isinstance(row, TripletRow) and not row.passes
 
 
 def write_back(path: str) -> None:

@@ -113,8 +113,9 @@ def _bits(address: str) -> tuple[int, int]:
 
 def _take(found: list[RuleRow], kind: _Kind, values: Iterable[bytes], now: int) -> None:
     """Adds to what was FOUND the rules of KIND that match one of VALUES and count at NOW."""
+    there = kind.values
     for value in values:
-        rule = kind.values.get(value)
+        rule = there.get(value)
         if rule is not None and (rule[1] is None or rule[1] > now):
             found.append(rule[0])
 
