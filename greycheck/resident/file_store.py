@@ -29,8 +29,8 @@ LOOK = 0.1
 # How soon a file that was taken away is made once more, in seconds; and how long ``tick`` may wait where nothing is to be done.
 IDLE = 1.0
 
-# Changes after which the log is written back: some 10 MB of it.
-CHANGES = 1500
+# Changes after which the log is written back, some 10 MB of it; and how long it is let alone after that, in seconds.
+CHANGES, QUIET = 1500, 3.0
 
 Answer = Callable[[Question, Verdict, "list[str]"], None]
 Batch = list[tuple[Question, Asked]]
@@ -51,6 +51,7 @@ class FileStore:
         self._made = float("-inf")
         # Changes since the log was last written back, and its size then.
         self._changes = self._log = 0
+        self._written_back = float("-inf")
         self._notes: list[str] = []
 
     # --- looking up -------------------------------------------------------------------------------------------------------
@@ -228,12 +229,14 @@ class FileStore:
         if store is not None and store.is_replaced():
             self._leave()
         elif store is not None and self._wants_write_back(store) and not self._is_writing_back():
-            self._changes, self._log = 0, store.log_size()
+            self._changes, self._log, self._written_back = 0, store.log_size(), now
             self._writing_back = threading.Thread(target=resident_sqlite.write_back, args=(self._path,), daemon=True)
             self._writing_back.start()
 
     def _wants_write_back(self, store: Store) -> bool:
         """Whether the log is long: by what was changed here, as it is written over from its beginning; by its size, as others write too."""
+        if monotonic() - self._written_back < QUIET:
+            return False
         return self._changes > CHANGES or store.log_size() > self._log + resident_sqlite.LOG_STEP
 
     def _is_writing_back(self) -> bool:

@@ -33,6 +33,10 @@ LOG_STEP = 4 << 20
 # How long writers may be kept out to empty it, where somebody reads what is in it, in seconds.
 EMPTYING = 0.02
 
+# How long the log may become, in pages, before writers are kept out for the moment that it takes to begin it anew; how often it is tried
+# to make that short, and what makes it short enough, in pages.
+LONGEST, PASSES, REST = 16384, 8, 100
+
 # Kibibytes of the file that are kept in memory.
 CACHE = 32 << 10
 
@@ -186,17 +190,26 @@ def _waits(row: object) -> bool:
 
 
 def write_back(path: str) -> None:
-    """Writes the log of the file PATH back into it, so that it begins anew. For a thread of its own.
+    """Writes the log of the file PATH back into it. For a thread of its own.
 
-    The log keeps its size: to write over it costs less than to make it grow again.
+    The log keeps its size: to write over it costs less than to make it grow again. A disk that is slow to confirm would let writers wait
+    as long as it takes twice for that, so they are kept out only where they never pause by themselves.
     """
     try:
         connection = sqlite3.connect(lean_sqlite.uri(path), uri=True, isolation_level=None, timeout=EMPTYING)
     except sqlite3.Error:
         return
     try:
-        # First what there is, while others read and write; then, keeping writers out, the little that they wrote meanwhile.
-        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        # While others read and write. Where nobody wrote meanwhile, the next one begins the log anew.
+        _busy, pages, done = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if pages <= LONGEST:
+            return
+        # What was written meanwhile is less each time; the last of it is worth a moment without writers.
+        for _ in range(PASSES):
+            _busy, pages, _done = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if pages - done < REST:
+                break
+            done = pages
         connection.execute("PRAGMA wal_checkpoint(RESTART)")
     except sqlite3.Error:
         pass
