@@ -205,7 +205,12 @@ TABLE = (
         "",
         "Where checks note that a server does not answer; else where an SQLite file would be.",
     ),
-    Setting("database_mode", _mode("0600", "0660"), "0600", "Permissions of an SQLite file that greycheck makes: 0600 or 0660."),
+    Setting(
+        "database_mode",
+        _mode("0600", "0660"),
+        "0600",
+        "Permissions of an SQLite file that greycheck makes: 0600 or 0660.",
+    ),
     Setting("delay", _duration(0), "5m", "How long after the first attempt a retry still comes too early."),
     Setting(
         "retry_window",
@@ -270,8 +275,12 @@ TABLE = (
     Setting("listen_clients", _networks, "127.0.0.0/8, ::1", "Networks that may ask the resident there."),
     Setting("max_connections", _whole(1, 100000), "2000", "How many peers the resident serves at once."),
     Setting("max_request", _whole(1024, 1048576), "16384", "How long a request to the resident may be, in bytes."),
-    Setting("request_time", _duration(1, 600), "10s", "How long a peer may take over a request, or over taking an answer."),
-    Setting("idle_time", _duration(1), "20m", "How long the resident keeps the connection of a peer that asks nothing."),
+    Setting(
+        "request_time", _duration(1, 600), "10s", "How long a peer may take over a request, or over taking an answer."
+    ),
+    Setting(
+        "idle_time", _duration(1), "20m", "How long the resident keeps the connection of a peer that asks nothing."
+    ),
     Setting("max_queue", _whole(1, 1000000), "1000", "How many requests may wait for a server database at once."),
     Setting("pool_size", _whole(1, 1000), "8", "How many connections to a server database the resident has."),
     Setting("header", _choice("yes", "no"), "no", "Whether a policy's answer adds X-Greylist to a message: yes or no."),

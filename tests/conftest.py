@@ -5,15 +5,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from greycheck.cli.launcher import PROGRAMS
 from greycheck.store import schema
+from tests.resident.resident import Resident
 from tests.servers import MariaDB, Postgres, galera, mariadb, postgres, standby, templates  # noqa: F401
-from tests.support import MEASURED, Child, Database, ServerDatabase, SQLiteFile
+from tests.support import MEASURED, NOWHERE, Child, Database, ServerDatabase, SQLiteFile
 
 
 @pytest.fixture
@@ -25,19 +27,66 @@ def place() -> Iterator[Path]:
     shutil.rmtree(directory, ignore_errors=True)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "both_ways: also with programs in C, which ask a resident")
+    config.addinivalue_line("markers", "one_way: not so, where all others of the file are")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    definition = metafunc.definition
+    if "way" in metafunc.fixturenames and definition.get_closest_marker("both_ways"):
+        ways = ["forked"] if definition.get_closest_marker("one_way") else ["forked", "resident"]
+        metafunc.parametrize("way", ways, indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of a resident, each hook is tried with a file, and each server with one hook."""
+    spared = [item for item in items if hasattr(item, "callspec") and is_spared(item.callspec.params)]
+    config.hook.pytest_deselected(items=spared)
+    items[:] = [item for item in items if item not in spared]
+
+
+def is_spared(given: dict[str, object]) -> bool:
+    on_server = given.get("database", "sqlite") != "sqlite" or "pair" in given
+    return given.get("way") == "resident" and on_server and given.get("hook", "SMTPEXTFORK") != "SMTPEXTFORK"
+
+
+@pytest.fixture
+def way(request: pytest.FixtureRequest) -> str:
+    """How programs come to their verdict: ``forked``, as a Python child, or by asking a ``resident`` that serves the test's store."""
+    return str(getattr(request, "param", "forked"))
+
+
 @pytest.fixture(scope="session")
 def launchers() -> Iterator[Path]:
     """The directory of the programs, written by ``greycheck install``."""
     with tempfile.TemporaryDirectory(prefix="greycheck-bin-") as name:
-        directory = Path(name)
-        directory.chmod(0o755)
-        subprocess.run(
-            [sys.executable, "-m", "greycheck", "install", name, "--user", "root" if os.geteuid() == 0 else str_user()],
-            env={"PATH": os.defpath, "GREYCHECK_CONFIG": "/dev/null", "GREYCHECK_DATABASE": f"{name}/unused.db"},
-            check=True,
-            capture_output=True,
-        )
-        yield directory
+        yield installed(Path(name))
+
+
+@pytest.fixture(scope="session")
+def natives() -> Iterator[Path]:
+    """The directory of the programs in C, written by ``greycheck install --native``."""
+    with tempfile.TemporaryDirectory(prefix="greycheck-native-") as name:
+        yield installed(Path(name), "--native")
+
+
+def installed(directory: Path, *options: str) -> Path:
+    """DIRECTORY, with the programs that ``greycheck install`` puts there."""
+    directory.chmod(0o755)
+    user = "root" if os.geteuid() == 0 else str_user()
+    subprocess.run(
+        [sys.executable, "-m", "greycheck", "install", directory, "--user", user, *options],
+        env={
+            "PATH": os.defpath,
+            "GREYCHECK_CONFIG": "/dev/null",
+            "GREYCHECK_DATABASE": f"{directory}/unused.db",
+            "GREYCHECK_SOCKET": str(NOWHERE),
+        },
+        check=True,
+        capture_output=True,
+    )
+    return directory
 
 
 def str_user() -> str:
@@ -87,13 +136,51 @@ def on_mariadb(
     found.close()
 
 
+Serving = Callable[[ServerDatabase | None], Resident]
+
+
+@pytest.fixture(scope="module")
+def serving(empty_store: Path) -> Iterator[Serving]:
+    """The resident of a server database, or with an SQLite file: one of each for a file of tests, and no row in its store."""
+    started: dict[str, Resident] = {}
+    with ExitStack() as running:
+
+        def start(server_database: ServerDatabase | None) -> Resident:
+            directory = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="greycheck-test-")))
+            directory.chmod(0o755)
+            store: Database = SQLiteFile(directory / "greycheck.db", empty_store)
+            if server_database is not None:
+                store = server_database.seen_from(directory)
+            store.make()
+            # Sessions may be another user's, and a busy machine may take its time.
+            settings = {"socket_mode": "0666", "deadline": "60s"}
+            return running.enter_context(Resident(directory, settings, store)).wait()
+
+        def serve(server_database: ServerDatabase | None) -> Resident:
+            name = server_database.url if server_database else ""
+            if name not in started:
+                started[name] = start(server_database)
+            started[name].forget()
+            return started[name]
+
+        yield serve
+
+
 @pytest.fixture
-def database(request: pytest.FixtureRequest, place: Path, empty_store: Path) -> Database:
-    """An SQLite file that is yet to be made; where ``support.on_every_database`` asks for it, any store, with tables but no row."""
+def database(request: pytest.FixtureRequest, place: Path, empty_store: Path, way: str) -> Database:
+    """An SQLite file that is yet to be made; where ``support.on_every_database`` asks for it, any store, with tables but no row.
+
+    A resident's store has its tables.
+    """
     dialect, _, driver = getattr(request, "param", "").partition("+")
-    found: Database = SQLiteFile(place / "greycheck.db", empty_store)
+    server_database: ServerDatabase | None = None
     if dialect not in ("", "sqlite"):
-        server_database: ServerDatabase = request.getfixturevalue(f"on_{dialect}")
+        server_database = request.getfixturevalue(f"on_{dialect}")
+    if way == "resident":
+        serving: Serving = request.getfixturevalue("serving")
+        return serving(server_database).store
+    found: Database = SQLiteFile(place / "greycheck.db", empty_store, driver == "resident")
+    if server_database is not None:
         found = server_database.seen_from(place, driver)
     if dialect:
         found.make()
@@ -101,9 +188,16 @@ def database(request: pytest.FixtureRequest, place: Path, empty_store: Path) -> 
 
 
 @pytest.fixture
-def child(launchers: Path, database: Database) -> Child:
-    """The forked child with a store of its own."""
-    return Child(launchers, database)
+def programs(request: pytest.FixtureRequest, way: str) -> Path:
+    """The directory of the programs that a mail server runs."""
+    found: Path = request.getfixturevalue("natives" if way == "resident" else "launchers")
+    return found
+
+
+@pytest.fixture
+def child(programs: Path, database: Database, way: str) -> Child:
+    """What a mail server runs, with a store of its own."""
+    return Child(programs, database, database.directory / "socket" if way == "resident" else NOWHERE)
 
 
 @pytest.fixture(params=["launcher", "measured"])

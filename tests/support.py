@@ -7,8 +7,8 @@ import shutil
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -16,9 +16,12 @@ import pytest
 from sqlalchemy import Connection, Engine, Executable, NullPool, case, create_engine, delete, text, update
 from sqlalchemy.exc import DBAPIError
 
-from greycheck.store import schema
+from greycheck.policy import Change, Found, Waiting
+from greycheck.settings import read
+from greycheck.store import connect, lean, resident_sqlite, schema
+from greycheck.store.lean import Asked
 from greycheck.store.tables import client, rule, triplet
-from tests.servers import USER, Server
+from tests.servers import USER, Server, wait_until
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,7 +57,12 @@ OTHER_DRIVERS = ("postgresql+psycopg", "mariadb+pymysql")
 
 on_every_database = pytest.mark.parametrize("database", DATABASES, indirect=True)
 with_every_driver = pytest.mark.parametrize("database", DATABASES + OTHER_DRIVERS, indirect=True)
+in_every_store = pytest.mark.parametrize("database", [*DATABASES, *OTHER_DRIVERS, "sqlite+resident"], indirect=True)
 on_every_server = pytest.mark.parametrize("database", DATABASES[1:] + OTHER_DRIVERS, indirect=True)
+
+# Also with programs in C, which ask a resident that serves the test's store (see ``conftest.way``); and not so.
+both_ways = pytest.mark.both_ways
+one_way = pytest.mark.one_way
 
 # The columns that hold a time, or NULL.
 TIMES = {
@@ -83,6 +91,11 @@ class Database(ABC):
     def begin(self) -> AbstractContextManager[Connection]:
         """A transaction on it."""
 
+    def connect(self, patience: float) -> "lean.Store":
+        """A check's connection, which waits PATIENCE seconds at most."""
+        environ = {"GREYCHECK_CONFIG": "/dev/null", **self.environ}
+        return connect(read({os.fsencode(name): os.fsencode(value) for name, value in environ.items()}), patience)
+
     def empty(self) -> None:
         """Removes all rows."""
         with self.begin() as connection:
@@ -110,10 +123,11 @@ class Database(ABC):
 
 
 class SQLiteFile(Database):
-    """The SQLite file PATH, which the first check makes, or ``make`` as a copy of TEMPLATE."""
+    """The SQLite file PATH, which the first check makes, or ``make`` as a copy of TEMPLATE; ``is_kept`` where it is a resident's."""
 
-    def __init__(self, path: Path, template: Path | None = None) -> None:
+    def __init__(self, path: Path, template: Path | None = None, is_kept: bool = False) -> None:
         self.path = path
+        self.is_kept = is_kept
         self.template = template
         self.url = f"sqlite:///{path}"
         self.directory = path.parent
@@ -127,9 +141,59 @@ class SQLiteFile(Database):
     def begin(self) -> AbstractContextManager[Connection]:
         return self._engine.begin()
 
+    def connect(self, patience: float) -> "lean.Store":
+        return Batches(self.path) if self.is_kept else super().connect(patience)
+
     @cached_property
     def _engine(self) -> Engine:
         return create_engine(self.url, poolclass=NullPool)
+
+
+class Batches:
+    """The resident's connection to the SQLite file PATH as a check has one: all that it asks is a batch of its own."""
+
+    notes: Sequence[str] = ()
+
+    def __init__(self, path: Path) -> None:
+        self._store = resident_sqlite.Store(str(path))
+        self._is_locked = False
+
+    @contextmanager
+    def _reading(self) -> Iterator[resident_sqlite.Store]:
+        if self._is_locked:
+            yield self._store
+            return
+        self._store.begin_reading()
+        try:
+            yield self._store
+        finally:
+            self._store.commit()
+
+    def lookup(self, asked: Asked, now: int) -> Found:
+        with self._reading() as store:
+            return store.lookup(asked, now)
+
+    def waiting(self, asked: Asked, since: int, limit: int) -> Waiting:
+        with self._reading() as store:
+            return store.waiting(asked, since, limit)
+
+    def lock(self, _asked: Asked) -> None:
+        wait_until(self._store.begin_writing, "nobody else writes")
+        self._is_locked = True
+
+    def save(self, asked: Asked, changes: list[Change], patient: bool) -> bool:
+        if not self._is_locked:
+            self.lock(asked)
+        self._is_locked = False
+        done = self._store.save(asked, changes, patient)
+        self._store.commit()
+        return done
+
+    def tidy(self) -> None:
+        self._store.close()
+
+    def overdue(self) -> None:
+        """A file is nobody's fault."""
 
 
 # How a new database treats texts where nobody says anything else: as unlike SQLite as can be had for nothing.
@@ -215,12 +279,20 @@ class Ran:
         return f"<{self.code} {self.log!r}>"
 
 
-class Child:
-    """Runs the programs in the directory PROGRAMS against STORE, or the SQLite file of that path."""
+# A socket that nobody listens on: no resident of the machine answers a test.
+NOWHERE = Path("/nonexistent/greycheck/socket")
 
-    def __init__(self, programs: Path, store: Database | Path) -> None:
+
+class Child:
+    """Runs the programs in the directory PROGRAMS against STORE, or the SQLite file of that path.
+
+    ``socket`` is where those in C ask a resident; None is what was compiled in.
+    """
+
+    def __init__(self, programs: Path, store: Database | Path, socket: Path | None = NOWHERE) -> None:
         self.programs = programs
         self.store = SQLiteFile(store) if isinstance(store, Path) else store
+        self.socket = socket
         self.settings: dict[str, str] = {}
 
     @property
@@ -240,12 +312,20 @@ class Child:
             "GREYCHECK_CONFIG": "/dev/null",
             "PROTO": "TCP",
             **self.store.environ,
+            **self._asking,
             **self.settings,
             **more,
         }
         if client is not None:
             environ["TCPREMOTEIP"] = client
         return {os.fsencode(name): os.fsencode(value) for name, value in environ.items()}
+
+    @property
+    def _asking(self) -> dict[str, str]:
+        """Where a resident is asked; a busy machine may take its time over the answer."""
+        if self.socket is None:
+            return {}
+        return {"GREYCHECK_SOCKET": str(self.socket), "GREYCHECK_SOCKET_PATIENCE": "60s"}
 
     def smtpextfork(
         self,

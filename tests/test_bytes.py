@@ -1,6 +1,5 @@
 """Addresses of any bytes in every database, whatever its collation: two are never one, each finds its own row, and people read it back."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +12,10 @@ from greycheck import rules
 from greycheck.envelope import Envelope, Triplet
 from greycheck.log import show
 from greycheck.policy import Change, TripletRow
-from greycheck.settings import read
-from greycheck.store import connect, lean, lean_server, tables
+from greycheck.store import lean, lean_server, tables
 from greycheck.store.lean import Asked
 from tests.servers import MariaDB, Postgres
-from tests.support import Database, ServerDatabase, with_every_driver
+from tests.support import Database, ServerDatabase, in_every_store
 
 PATIENCE = 20
 LONGEST = 899
@@ -46,8 +44,7 @@ def asked(sender: bytes, recipient: bytes) -> Asked:
 
 
 def opened(database: Database) -> "lean.Store":
-    environ = {"GREYCHECK_CONFIG": "/dev/null", **database.environ}
-    return connect(read({os.fsencode(name): os.fsencode(value) for name, value in environ.items()}), PATIENCE)
+    return database.connect(PATIENCE)
 
 
 def keep_apart(store: "lean.Store", database: Database, pairs: list[tuple[bytes, bytes]]) -> None:
@@ -73,13 +70,13 @@ def store(database: Database) -> Iterator["lean.Store"]:
         found._disconnect()
 
 
-@with_every_driver
+@in_every_store
 def test_addresses_that_look_alike_are_kept_apart(database: Database, store: "lean.Store") -> None:
     keep_apart(store, database, [(address, b"bob@example.net") for address in ALIKE])
     keep_apart(store, database, [(b"alice@example.org", address) for address in ALIKE])
 
 
-@with_every_driver
+@in_every_store
 def test_any_addresses_are_kept_apart(database: Database, store: "lean.Store") -> None:
     address = st.binary(max_size=LONGEST).map(lambda found: found.replace(b"\0", b"\\"))
     close = st.text("aA \\'\u00e9\U0001f600", max_size=4).map(str.encode)
@@ -92,7 +89,7 @@ def test_any_addresses_are_kept_apart(database: Database, store: "lean.Store") -
     hold()
 
 
-@with_every_driver
+@in_every_store
 def test_the_same_addresses_of_another_network_are_a_pool_and_others_are_none(
     database: Database, store: "lean.Store"
 ) -> None:
@@ -104,7 +101,7 @@ def test_the_same_addresses_of_another_network_are_a_pool_and_others_are_none(
         assert (waiting.others, waiting.oldest) == ((1, number) if address else (0, None)), address
 
 
-@with_every_driver
+@in_every_store
 def test_rules_for_addresses_that_look_alike_are_kept_apart(database: Database, store: "lean.Store") -> None:
     written = {"kind": "sender", "action": "allow", "comment": "", "created_at": 1}
     keys = [{"match_key": lean.digest(rules.key("sender", address)), "pattern": show(address)} for address in ALIKE]

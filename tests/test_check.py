@@ -1,6 +1,5 @@
 """One check against a store that loses races and fails, and against the real one."""
 
-import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,10 +15,10 @@ from greycheck.envelope import OF_MESSAGE, Envelope, Triplet, message_triplet, t
 from greycheck.log import show
 from greycheck.policy import MESSAGE_TIME, Change, ClientRow, Found, RuleRow, TripletRow, Waiting
 from greycheck.settings import read
-from greycheck.store import connect, lean, lean_server, schema, tables
+from greycheck.store import lean, lean_server, schema, tables
 from greycheck.store.lean import Again, Asked, StoreError
 from greycheck.store.lean_sqlite import Store
-from tests.support import Database, with_every_driver
+from tests.support import Database, in_every_store, with_every_driver
 
 NOW = 1_800_000_000
 PATIENCE = 20
@@ -167,14 +166,13 @@ class Stores:
     """Connections to DATABASE, as children have them."""
 
     def __init__(self, database: Database) -> None:
-        environ = {"GREYCHECK_CONFIG": "/dev/null", **database.environ}
-        self.settings = read({os.fsencode(name): os.fsencode(value) for name, value in environ.items()})
+        self.database = database
         self.execute = database.execute
         self.opened: list[lean.Store] = []
 
     def open(self) -> "lean.Store":
         """A further connection."""
-        self.opened.append(connect(self.settings, PATIENCE))
+        self.opened.append(self.database.connect(PATIENCE))
         return self.opened[-1]
 
     def close(self) -> None:
@@ -201,7 +199,7 @@ def asked(
 ASKED = asked()
 
 
-@with_every_driver
+@in_every_store
 def test_a_row_comes_back_as_it_was_saved(stores: Stores) -> None:
     store = stores.open()
     row, client = TripletRow(1, 2, 3, 4, 5), ClientRow(6, 7, 8, 9, 10)
@@ -215,7 +213,7 @@ def values(row: TripletRow | ClientRow | None) -> list[int | None]:
     return [getattr(row, name) for name in row.__slots__]
 
 
-@with_every_driver
+@in_every_store
 @pytest.mark.parametrize(
     "stale", [TripletRow(0, 2), TripletRow(1, 1), TripletRow(1, 2, early=1), TripletRow(1, 2, passes=1)]
 )
@@ -226,14 +224,14 @@ def test_a_row_that_changed_meanwhile_is_not_overwritten(stores: Stores, stale: 
     assert values(store.lookup(ASKED, NOW).triplet) == values(TripletRow(1, 2))
 
 
-@with_every_driver
+@in_every_store
 def test_a_row_that_came_meanwhile_is_not_overwritten(stores: Stores) -> None:
     one, other = stores.open(), stores.open()
     assert one.save(ASKED, [Change(None, TripletRow(1, 1), 9)], patient=True)
     assert not other.save(ASKED, [Change(None, TripletRow(2, 2), 9)], patient=True)
 
 
-@with_every_driver
+@in_every_store
 def test_all_changes_are_written_or_none(stores: Stores) -> None:
     store = stores.open()
     stale = Change(ClientRow(1, 1, 1), ClientRow(1, 1, 2), 9)
@@ -244,7 +242,7 @@ def test_all_changes_are_written_or_none(stores: Stores) -> None:
     assert (found.triplet, found.client) == (None, None)
 
 
-@with_every_driver
+@in_every_store
 def test_changes_can_be_saved_under_the_lock(stores: Stores) -> None:
     store = stores.open()
     store.lock(ASKED)
@@ -258,7 +256,7 @@ def test_a_file_without_tables_has_no_schema(tmp_path: Path) -> None:
         Store(f"{tmp_path}/empty.db", 1).lookup(ASKED, NOW)
 
 
-@with_every_driver
+@in_every_store
 def test_a_decision_without_a_change_lets_go_of_the_lock(stores: Stores) -> None:
     store, other = stores.open(), stores.open()
     store.lock(ASKED)
@@ -302,7 +300,7 @@ def test_keys_do_not_run_together() -> None:
 # --- messages ---------------------------------------------------------------------------------------------------------
 
 
-@with_every_driver
+@in_every_store
 def test_later_recipients_follow_a_first_one_that_is_remembered(stores: Stores) -> None:
     later = recipient(b"c@example.net")
     assert check(stores.open(), later, EACH_WAITS, NOW).reason == "new"
@@ -317,7 +315,7 @@ def test_later_recipients_follow_a_first_one_that_is_remembered(stores: Stores) 
     assert values(waiting) == values(TripletRow(NOW, NOW))
 
 
-@with_every_driver
+@in_every_store
 def test_a_message_that_is_remembered_is_written_again_only_when_its_time_is_half_over(stores: Stores) -> None:
     first = recipient(b"b@example.net", first=True)
     message = Asked(first, message_triplet(triplet(first, 24, 64), MESSAGE))
@@ -343,7 +341,7 @@ def shown(key: bytes) -> str:
     return key.decode().replace("\0", "|")
 
 
-@with_every_driver
+@in_every_store
 @pytest.mark.parametrize("client", ["192.0.2.1", "2001:db8::1"])
 def test_rules_come_in_the_order_in_which_they_decide(stores: Stores, client: str) -> None:
     envelope = Envelope(
@@ -359,14 +357,14 @@ def test_rules_come_in_the_order_in_which_they_decide(stores: Stores, client: st
     assert found.expected is None
 
 
-@with_every_driver
+@in_every_store
 @pytest.mark.parametrize(("expires", "counts"), [(None, True), (NOW + 1, True), (NOW, False)])
 def test_a_rule_counts_until_it_is_over(stores: Stores, expires: int | None, counts: bool) -> None:
     put(stores, rules.key("sender", b"a@example.org"), "sender", "reject", expires)
     assert (check(stores.open(), ENVELOPE, SETTINGS, NOW).reason == "rule") == counts
 
 
-@with_every_driver
+@in_every_store
 @pytest.mark.parametrize("domain", [b"", b".example.org", b".org"])
 def test_expected_mail_passes_once(stores: Stores, domain: bytes) -> None:
     put(stores, rules.expectation_key(b"b@example.net", domain), "expect", "allow", NOW + 900)
@@ -376,13 +374,13 @@ def test_expected_mail_passes_once(stores: Stores, domain: bytes) -> None:
     assert check(stores.open(), other, SETTINGS, NOW).reason == "new"
 
 
-@with_every_driver
+@in_every_store
 def test_mail_from_elsewhere_is_not_expected(stores: Stores) -> None:
     put(stores, rules.expectation_key(b"b@example.net", b".example.com"), "expect", "allow", NOW + 900)
     assert check(stores.open(), ENVELOPE, SETTINGS, NOW).reason == "new"
 
 
-@with_every_driver
+@in_every_store
 def test_the_most_specific_expectation_is_used_up_first(stores: Stores) -> None:
     for domain in (b"", b".org", b".example.org"):
         put(stores, rules.expectation_key(b"b@example.net", domain), "expect", "allow", NOW + 900)
@@ -398,7 +396,7 @@ def wait_from(stores: Stores, network: str, first: int, **more: bytes) -> None:
     stores.open().save(asked(network, **more), [Change(None, TripletRow(first, first), first + 9999)], patient=True)
 
 
-@with_every_driver
+@in_every_store
 def test_the_same_mail_from_other_networks_is_counted(stores: Stores) -> None:
     for number in range(4):
         wait_from(stores, f"10.0.{number}.0/24", NOW - 100 * number)
@@ -411,7 +409,7 @@ def test_the_same_mail_from_other_networks_is_counted(stores: Stores) -> None:
     assert (waiting.others, waiting.oldest, waiting.total) == (3, NOW - 200, 7)
 
 
-@with_every_driver
+@in_every_store
 def test_bounces_are_no_pool(stores: Stores) -> None:
     for number in range(4):
         wait_from(stores, f"10.0.{number}.0/24", NOW - 1000, sender=b"")

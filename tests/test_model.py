@@ -18,9 +18,11 @@ from sqlalchemy import Engine, delete, insert
 from greycheck import rules
 from greycheck.cli.launcher import PROGRAMS, driver_directories, interpreter
 from greycheck.normalise import address_bits
+from greycheck.patterns import FIELD_OF
 from greycheck.store import expiry, tables
 from greycheck.store.engine import open_engine
 from greycheck.store.lean import digest
+from tests.resident.resident import Resident
 from tests.support import ROOT, Child, Database
 
 LAUNCHER = f"""#!{interpreter()} -IS
@@ -257,15 +259,15 @@ def network(client: str) -> str:
 
 
 class Histories(RuleBasedStateMachine):
-    """Random histories of the child with the programs in PLACE, against DATABASE; ENGINE is an operator's way to that."""
+    """Random histories of CHILD; ENGINE is an operator's way to its store."""
 
-    def __init__(self, place: Path, database: Database, engine: Engine) -> None:
+    def __init__(self, child: Child, engine: Engine) -> None:
         super().__init__()
-        self.place = place
-        self.database = database
+        self.child = child
+        self.place = child.programs
+        self.database = child.store
         self.engine = engine
         self.database.empty()
-        self.child = Child(place, database)
         self.now = 1_800_000_000
 
     @initialize(
@@ -380,7 +382,7 @@ class Histories(RuleBasedStateMachine):
         own = delay if action == "greylist" else None
         expires = None if lasts is None else self.now + lasts
         self.model.rules[pattern] = {"action": action, "delay": own, "expires": expires}
-        self.write(rules.key(kind, value(kind, text)), kind, f"{kind}:{text}", action, own, expires)
+        self.write(rules.key(kind, value(kind, text)), kind, written(kind, text), action, own, expires)
 
     @rule(pattern=st.sampled_from(PATTERNS))
     def remove_rule(self, pattern: tuple[str, str]) -> None:
@@ -391,7 +393,8 @@ class Histories(RuleBasedStateMachine):
     def expect(self, recipient: str, domain: str) -> None:
         self.model.expected[recipient, domain] = self.now + 900
         key = rules.expectation_key(recipient.encode(), domain.encode())
-        self.write(key, "expect", f"{recipient}{domain}", "allow", None, self.now + 900)
+        text = f"to:{recipient}" + (f" from:{domain}" if domain else "")
+        self.write(key, "expect", text, "allow", None, self.now + 900)
 
     def write(self, key: bytes, kind: str, text: str, action: str, delay: int | None, expires: int | None) -> None:
         self.remove(key)
@@ -402,6 +405,11 @@ class Histories(RuleBasedStateMachine):
 
     def remove(self, key: bytes) -> None:
         self.database.execute(delete(tables.rule).where(tables.rule.c.match_key == digest(key)))
+
+
+def written(kind: str, text: str) -> str:
+    """The pattern as an operator's command keeps it: a resident reads it again."""
+    return text if kind == "network" else f"{FIELD_OF[kind]}:{text or '<>'}"
 
 
 def value(kind: str, text: str) -> bytes:
@@ -431,12 +439,10 @@ def engine(database: Database) -> Iterator[Engine]:
     found.dispose()
 
 
-@pytest.mark.parametrize(
-    ("database", "histories"), [("sqlite", 60), ("postgresql", 12), ("mariadb", 12)], indirect=["database"]
-)
-def test_the_child_agrees_with_the_model(programs: Path, database: Database, engine: Engine, histories: int) -> None:
+def agree(child: Child, engine: Engine, histories: int) -> None:
+    """Runs so many HISTORIES of CHILD."""
     run_state_machine_as_test(
-        lambda: Histories(programs, database, engine),  # type: ignore[arg-type,unused-ignore]
+        lambda: Histories(child, engine),  # type: ignore[arg-type,unused-ignore]
         settings=settings(
             max_examples=histories,
             stateful_step_count=40,
@@ -444,3 +450,41 @@ def test_the_child_agrees_with_the_model(programs: Path, database: Database, eng
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         ),
     )
+
+
+@pytest.mark.parametrize(
+    ("database", "histories"), [("sqlite", 60), ("postgresql", 12), ("mariadb", 12)], indirect=["database"]
+)
+def test_the_child_agrees_with_the_model(programs: Path, database: Database, engine: Engine, histories: int) -> None:
+    agree(Child(programs, database), engine, histories)
+
+
+# What the resident's Python runs first: the time is what a file says.
+CLOCK = """
+import pathlib, time
+time.time = lambda: int(pathlib.Path({path!r}).read_text())
+"""
+
+
+class Clocked(Child):
+    """A child whose resident has the clock in the file CLOCK."""
+
+    clock: Path
+
+    def environ(self, client: str | None = None, **more: str | bytes) -> dict[bytes, bytes]:
+        self.clock.write_text(str(more.pop("TEST_NOW")))
+        return super().environ(client, **more)
+
+
+@pytest.mark.parametrize(
+    ("database", "histories"), [("sqlite", 120), ("postgresql", 20), ("mariadb", 20)], indirect=["database"]
+)
+def test_a_resident_agrees_with_the_model(
+    natives: Path, place: Path, database: Database, engine: Engine, histories: int
+) -> None:
+    child = Clocked(natives, database, place / "socket")
+    child.clock = place / "now"
+    child.clock.write_text("0")
+    (place / "sitecustomize.py").write_text(CLOCK.format(path=str(child.clock)))
+    with Resident(place, {"deadline": "60s"}, database, environ={"PYTHONPATH": str(place)}).wait():
+        agree(child, engine, histories)

@@ -45,7 +45,7 @@ def install_native(qmail: Path, code: int = 0) -> Result:  # noqa: F811
 def child(qmail: Path) -> Child:  # noqa: F811
     """What a mail server would run; the socket is the one that was compiled in."""
     install_native(qmail)
-    return Child(qmail, qmail.parent / "store" / "greycheck.db")
+    return Child(qmail, qmail.parent / "store" / "greycheck.db", socket=None)
 
 
 def names(directory: Path) -> list[str]:

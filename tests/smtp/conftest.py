@@ -13,7 +13,7 @@ from tests.smtp.dialogue import (
     DEFERRED_AT_DATA,
 )
 from tests.smtp.mailhost import MailHost
-from tests.support import Child
+from tests.support import NOWHERE, Child
 
 
 class Hook:
@@ -33,6 +33,7 @@ def bare_mx(place: Path, child: Child) -> Iterator[MailHost]:
     yield host
     host.stop()
     assert not [line for line in host.log() if "Traceback" in line]
+    assert child.socket == NOWHERE or not [line for line in host.log() if "without the resident" in line]
 
 
 @pytest.fixture
@@ -43,12 +44,12 @@ def mx(bare_mx: MailHost) -> MailHost:
 
 
 @pytest.fixture(params=["SMTPEXTFORK", "CHECKENV", "RCPTCHECK", "qmail-spp"])
-def hook(request: pytest.FixtureRequest, launchers: Path) -> Hook:
+def hook(request: pytest.FixtureRequest, programs: Path) -> Hook:
     """Each of the hooks, switched on for greycheck."""
     if request.param == "CHECKENV":
         return Hook("checkenv", {"CHECKENV": ""}, DEFERRED_421)
     if request.param == "RCPTCHECK":
-        return Hook("rcptcheck", {"RCPTCHECK": str(launchers / "greycheck-rcptcheck")}, DEFERRED_421_RCPTCHECK)
+        return Hook("rcptcheck", {"RCPTCHECK": str(programs / "greycheck-rcptcheck")}, DEFERRED_421_RCPTCHECK)
     if request.param == "qmail-spp":
-        return Hook("spp", {"SPP_RCPT": str(launchers / "greycheck-spp")}, DEFERRED_451, DEFERRED_AT_DATA)
-    return Hook("smtpextfork", {"SMTPEXTFORK": str(launchers / "greycheck")}, DEFERRED_454)
+        return Hook("spp", {"SPP_RCPT": str(programs / "greycheck-spp")}, DEFERRED_451, DEFERRED_AT_DATA)
+    return Hook("smtpextfork", {"SMTPEXTFORK": str(programs / "greycheck")}, DEFERRED_454)

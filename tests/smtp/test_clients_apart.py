@@ -3,7 +3,9 @@
 from tests.smtp.conftest import Hook
 from tests.smtp.dialogue import ACCEPTED, DEFERRED_421, DEFERRED_454, mail
 from tests.smtp.mailhost import MailHost
-from tests.support import on_every_database
+from tests.support import both_ways, on_every_database
+
+pytestmark = both_ways
 
 RELAY = '127.0.0.2:allow,RELAYCLIENT=""\n:allow'
 FIXING_RELAY = '127.0.0.2:allow,RELAYCLIENT="@fixme"\n:allow'

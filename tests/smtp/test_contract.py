@@ -4,6 +4,9 @@ import pytest
 
 from tests.smtp.dialogue import ACCEPTED, DEFERRED_421, DEFERRED_454, mail
 from tests.smtp.mailhost import MailHost
+from tests.support import both_ways
+
+pytestmark = both_ways
 
 UNKNOWN_CODES = (1, 2, 99, 102, 111, 120, 126, 127, 255)
 

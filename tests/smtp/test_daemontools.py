@@ -5,6 +5,9 @@ from pathlib import Path
 from tests.smtp.conftest import Hook
 from tests.smtp.dialogue import ACCEPTED, DEFERRED_421, DEFERRED_454, mail
 from tests.smtp.mailhost import MailHost, tool
+from tests.support import both_ways
+
+pytestmark = both_ways
 
 # Bytes that a check has to make do with.
 MEMORY = 18_000_000

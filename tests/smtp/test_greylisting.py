@@ -5,9 +5,9 @@ import pytest
 from tests.smtp.conftest import Hook
 from tests.smtp.dialogue import ACCEPTED, DEFERRED_421, mail
 from tests.smtp.mailhost import MailHost
-from tests.support import on_every_database
+from tests.support import both_ways, on_every_database
 
-pytestmark = on_every_database
+pytestmark = [on_every_database, both_ways]
 
 DELAY = 300
 WINDOW = 24 * 3600

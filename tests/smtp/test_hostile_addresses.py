@@ -8,13 +8,15 @@ import pytest
 from tests.smtp.conftest import Hook
 from tests.smtp.dialogue import ACCEPTED, mail
 from tests.smtp.mailhost import MailHost
-from tests.support import on_every_database
+from tests.support import both_ways, on_every_database
 
 LONGEST = 899
 VERDICT = re.compile(
     r"greycheck: (defer|accept) reason=(new|retry) client=127\.0\.0\.1 sender=<[^<>\s]*> recipient=<[^<>\s]*>"
     r"( wait=300)? hook=\w+ ms=\d+"
 )
+
+pytestmark = both_ways
 
 HOSTILE = {
     "an option": b"--help",

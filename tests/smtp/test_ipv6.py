@@ -3,7 +3,9 @@
 from tests.smtp.conftest import Hook
 from tests.smtp.dialogue import ACCEPTED, mail
 from tests.smtp.mailhost import IPV6_BUILD, MailHost
-from tests.support import on_every_database
+from tests.support import both_ways, on_every_database
+
+pytestmark = both_ways
 
 
 @on_every_database

@@ -2,6 +2,9 @@
 
 from tests.smtp.dialogue import ACCEPTED, DEFERRED_454, mail
 from tests.smtp.mailhost import MailHost
+from tests.support import both_ways
+
+pytestmark = both_ways
 
 REFUSED = """\
 S: 554 sorry, permanent envelope failure due to local policy

@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from tests.smtp.conftest import Hook
 from tests.smtp.dialogue import ACCEPTED, mail
 from tests.smtp.mailhost import MailHost, Server
-from tests.support import on_every_database
+from tests.support import both_ways, on_every_database
 
-pytestmark = on_every_database
+pytestmark = [on_every_database, both_ways]
 
 SESSIONS = 40
 

@@ -2,6 +2,9 @@
 
 from tests.smtp.dialogue import ACCEPTED, DEFERRED_421, mail
 from tests.smtp.mailhost import MailHost, wait_for
+from tests.support import both_ways
+
+pytestmark = both_ways
 
 # What qmail-smtpd reads at once, in bytes.
 BUFFER = 1024

@@ -8,7 +8,9 @@ import pytest
 from tests.smtp.dialogue import ACCEPTED, DEFERRED_421_RCPTCHECK, mail
 from tests.smtp.mailhost import MailHost, wait_for
 from tests.smtp.test_faults import session, writing
-from tests.support import on_every_database
+from tests.support import both_ways, on_every_database
+
+pytestmark = both_ways
 
 REFUSED = """\
 S: 553 sorry, this recipient is not valid

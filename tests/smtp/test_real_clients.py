@@ -6,6 +6,9 @@ import subprocess
 from tests.smtp.conftest import Hook
 from tests.smtp.dialogue import ACCEPTED, TIMEOUT, mail
 from tests.smtp.mailhost import MailHost, Server, tool
+from tests.support import both_ways
+
+pytestmark = both_ways
 
 SENDER = "alice@example.org"
 RECIPIENT = "bob@example.net"

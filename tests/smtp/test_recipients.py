@@ -3,9 +3,9 @@
 from tests.smtp.conftest import Hook
 from tests.smtp.dialogue import ACCEPTED, mail
 from tests.smtp.mailhost import MailHost
-from tests.support import on_every_database
+from tests.support import both_ways, on_every_database
 
-pytestmark = on_every_database
+pytestmark = [on_every_database, both_ways]
 
 TEN = [f"user{number}@example.net" for number in range(10)]
 

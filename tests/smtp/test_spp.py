@@ -8,7 +8,9 @@ import pytest
 from tests.smtp.dialogue import ACCEPTED, DEFERRED_451, DEFERRED_AT_DATA, mail
 from tests.smtp.mailhost import MailHost, wait_for
 from tests.smtp.test_faults import locked, session, writing
-from tests.support import on_every_database
+from tests.support import both_ways, on_every_database, one_way
+
+pytestmark = both_ways
 
 BEGUN = """\
 S: 220
@@ -267,6 +269,7 @@ def test_a_recipient_that_a_rule_greylists_waits_whoever_vouches(mx: MailHost) -
 FAULT = "S: 451 temporary failure, please try again later (#4.3.0)\n" + LEFT
 
 
+@one_way
 def test_a_missing_store_is_answered_by_on_error(bare_mx: MailHost) -> None:
     missing = f"{bare_mx.place}/missing/greycheck.db"
     server = bare_mx.start(GREYCHECK_DATABASE=missing, GREYCHECK_ON_ERROR="defer", SPP_RCPT=bare_mx.spp)
@@ -275,6 +278,7 @@ def test_a_missing_store_is_answered_by_on_error(bare_mx: MailHost) -> None:
     assert bare_mx.reasons() == ["error", "error"]
 
 
+@one_way
 @pytest.mark.parametrize(("on_error", "outcome"), [("accept", ACCEPTED), ("defer", FAULT)])
 def test_the_deadline_is_answered_once_by_on_error(bare_mx: MailHost, on_error: str, outcome: str) -> None:
     server = bare_mx.start(GREYCHECK_DEADLINE="1s", GREYCHECK_ON_ERROR=on_error, SPP_RCPT=bare_mx.spp)

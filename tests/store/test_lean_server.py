@@ -610,6 +610,124 @@ def set_password(found: Server, password: str) -> None:
     found.sql(f"{how} '{password}'")
 
 
+# --- one check after the other ----------------------------------------------------------------------------------------
+
+
+def again(store: lean_server.Store, patience: float = 4) -> object:
+    """What a further check finds on the connection that there is."""
+    store.begin(patience)
+    found = store.lookup(ASKED, NOW).triplet
+    store.rest()
+    return found
+
+
+def test_a_further_check_goes_on_with_the_connection(found: Server, tmp_path: Path) -> None:
+    store = store_at(found.url("lean"), tmp_path)
+    again(store)
+    connection = store._connection
+    assert connection
+    again(store)
+    again(store, 0.1)
+    assert store._connection is connection
+
+
+def test_a_further_check_asks_no_host_that_is_marked_and_keeps_its_connection(found: Server, tmp_path: Path) -> None:
+    store, other = (store_at(found.url("lean"), tmp_path) for _ in range(2))
+    again(store)
+    connection = store._connection
+    other._breaker.set(other._server.hosts[0], "down")
+    with pytest.raises(StoreError, match=r"has not answered for \d+s: not asked"):
+        store.begin(4)
+    make_due(tmp_path)
+    assert other._breaker.claim(other._server.hosts[0], "down")
+    with pytest.raises(StoreError, match=r"has not answered for 6\ds: not asked"):
+        store.begin(4)
+    other.rest()
+    store.begin(4)
+    store.lookup(ASKED, NOW)
+    assert " answers again after 6" in store.notes[0]
+    assert store._connection is connection
+    again(store)
+    assert store.notes == []
+
+
+def test_a_further_check_goes_back_to_the_first_host_that_is_due(found: Server, tmp_path: Path) -> None:
+    here = f"127.0.0.1:{found.port}"
+    there = here.replace("127.0.0.1", ELSEWHERE)
+    store = store_at(with_hosts(found.url("lean"), here, there), tmp_path)
+    store._breaker.set(store._server.hosts[0], "down")
+    again(store)
+    assert str(store._host) == there
+    again(store)
+    assert str(store._host) == there
+    make_due(tmp_path)
+    again(store)
+    assert str(store._host) == here
+    assert f"{here} answers again" in store.notes[0]
+    again(store)
+    assert str(store._host) == here
+
+
+def test_what_was_claimed_and_not_settled_is_left_to_others(found: Server, tmp_path: Path) -> None:
+    store, other = (store_at(found.url("lean"), tmp_path) for _ in range(2))
+    other._breaker.set(other._server.hosts[0], "down")
+    make_due(tmp_path)
+    store.begin(4)
+    Failing(store, "SELECT", server.silent(0.1))
+    store._until = time.monotonic() + 0.1
+    with pytest.raises(StoreError, match="no answer"):
+        store.lookup(ASKED, NOW)
+    store._breaker.claim(store._server.hosts[0], "down")
+    with pytest.raises(StoreError, match="not asked"):
+        other.lookup(ASKED, NOW)
+    store.rest()
+    again(other)
+    assert " answers again " in other.notes[0]
+
+
+def test_a_transaction_that_a_check_did_not_end_ends_with_it(found: Server, tmp_path: Path) -> None:
+    url = found.url("lean")
+    store = store_at(url, tmp_path)
+    decide(store, url, tmp_path)
+    store.lock(ASKED)
+    store.rest()
+    assert decide(store_at(url, tmp_path), url, tmp_path, NOW + 60).reason == "early"
+    assert again(store)
+
+
+def test_a_check_that_comes_late_is_no_fault_of_the_host(found: Server, tmp_path: Path) -> None:
+    store = store_at(found.url("lean"), tmp_path)
+    again(store)
+    store.begin(0.1)
+    Failing(store, "SELECT", server.silent(0.1))
+    with pytest.raises(StoreError, match="no answer"):
+        store.lookup(ASKED, NOW)
+    assert store.notes == []
+
+
+def test_a_connection_that_was_made_in_a_hurry_is_made_again(found: Server, tmp_path: Path) -> None:
+    """Its limits are for that hurry."""
+    store = store_at(found.url("lean"), tmp_path)
+    again(store, 1.1)
+    connection = store._connection
+    again(store, 1.1)
+    assert store._connection is connection
+    again(store)
+    assert store._connection is not connection
+
+
+def test_a_connection_that_was_lost_meanwhile_costs_no_check(found: Server, tmp_path: Path) -> None:
+    url = found.url("lean")
+    store = store_at(url, tmp_path)
+    decide(store, url, tmp_path)
+    for number in range(2):
+        found.restart()
+        store.begin(20)
+        assert decide(store, url, tmp_path, NOW + 60 + number).reason == "early"
+        assert store.notes == []
+        store.rest()
+
+
 # --- a cluster --------------------------------------------------------------------------------------------------------
 
 
