@@ -8,14 +8,20 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from greycheck import check, settings
+from greycheck.envelope import Envelope
+from greycheck.policy import Verdict
+from greycheck.resident.pool import Pool
+from greycheck.resident.questions import Messages, Question
 from greycheck.store import drivers, server
 from tests.resident.conftest import Start
 from tests.resident.resident import ACCEPTED, DEFERRED, Resident, request
 from tests.servers import PASSWORD, USER, Postgres, Server, wait_until
-from tests.support import Child, Database, ServerDatabase, SQLiteFile, on_every_server
+from tests.support import CLIENT, Child, Database, ServerDatabase, SQLiteFile, on_every_server
 
 EARLY = "DEFER_IF_PERMIT greylisted, please try again in "
 DEADLINE = 2
@@ -91,6 +97,17 @@ def test_a_first_recipient_vouches_for_later_ones(start: Start, database: Server
 
 
 @each_kind
+def test_a_first_recipient_that_a_mail_server_tells_of_vouches_too(start: Start, database: ServerDatabase) -> None:
+    resident = start({"store": database}, client_passes="0")
+    assert resident.ask(instance="one") == DEFERRED
+    resident.age(300)
+    assert resident.ask(instance="two") == ACCEPTED
+    assert resident.ask(instance="two", recipient="carol@example.net") == ACCEPTED
+    assert resident.ask(instance="three", recipient="carol@example.net") == DEFERRED
+    assert resident.reasons() == ["new", "retry", "message", "new"]
+
+
+@each_kind
 def test_many_at_once_are_decided_as_one_after_the_other(start: Start, database: ServerDatabase) -> None:
     resident = start({"store": database}, pool_size="4")
 
@@ -159,6 +176,10 @@ def test_a_server_that_is_stopped_costs_nobody_more_than_the_deadline(
         assert said(resident, " is not asked any more: ") == 1
         assert not [number for number in range(10) if timed(resident, f"{number}@later.example")[1] > DEADLINE / 2]
         assert ": not asked" in resident.verdicts[-1]
+        # Where it is due, one question is the trial.
+        make_due(database)
+        tried = list(pool.map(lambda number: timed(resident, f"{number}@tried.example"), range(10)))
+        assert len([took for _, took in tried if took > DEADLINE / 2]) == 1
         served.thaw()
         make_due(database)
         wait_until(lambda: resident.ask(sender="after@example.org") != ACCEPTED, "it is asked again")
@@ -201,6 +222,24 @@ def test_each_question_has_a_deadline_of_its_own(start: Start, database: ServerD
         assert len(resident.verdicts) == 2
         served.thaw()
         assert patient.action() == DEFERRED
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_a_driver_that_waits_for_longer_than_the_deadline_is_not_waited_for(
+    start: Start, database: ServerDatabase, served: Server
+) -> None:
+    """Its limits are whole seconds, of when it connected."""
+    resident = start({"store": database}, deadline="4s", pool_size="1")
+    assert resident.ask() == DEFERRED
+    served.freeze()
+    assert resident.ask(sender="next@example.org", GREYCHECK_DEADLINE="1s") == ACCEPTED
+    assert 'error="no answer within 1s"' in resident.verdicts[-1]
+    assert [warning.partition(": ")[2] for warning in resident.warnings()] == ["no answer for 1.0s"]
+    assert len(marks(database)) == 1
+    served.thaw()
+    make_due(database)
+    wait_until(lambda: resident.ask(sender="after@example.org") != ACCEPTED, "it is asked again")
+    assert said(resident, " is not asked any more: ") == 1
 
 
 @each_kind
@@ -470,6 +509,46 @@ def test_what_waits_for_a_database_that_is_left_is_answered_first(
         assert peer.action() == ACCEPTED
         assert peer.ask() == DEFERRED
     assert resident.reasons() == ["new", "error", "new"]
+
+
+# --- faults that nobody foresaw --------------------------------------------------------------------------------------
+
+
+@each_kind
+def test_a_fault_that_nobody_foresaw_is_told_and_the_worker_goes_on(
+    database: ServerDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered: list[Verdict] = []
+
+    def answer(question: Question, verdict: Verdict, _notes: list[str]) -> None:
+        question.answered = True
+        answered.append(verdict)
+
+    environ = {"GREYCHECK_CONFIG": "/dev/null", "GREYCHECK_POOL_SIZE": "1", **database.environ}
+    found = settings.read({name.encode(): value.encode() for name, value in environ.items()})
+    pool = Pool(found, answer, Messages())
+
+    def ask() -> str:
+        envelope = Envelope("policy", CLIENT, b"a@example.org", b"b@example.net")
+        pool.decide([Question(cast(Any, None), envelope, found, None, [])])
+
+        def is_answered() -> bool:
+            pool.tick()
+            return bool(answered)
+
+        wait_until(is_answered, "it is answered")
+        verdict = answered.pop()
+        return f"{verdict.reason} {verdict.detail}"
+
+    try:
+        assert ask() == "new "
+        with monkeypatch.context() as broken:
+            broken.setattr(check, "check", lambda *_given: 1 / 0)
+            assert ask() == 'error error="ZeroDivisionError: division by zero"'
+        assert ask() == "early "
+        assert pool.waits == 0
+    finally:
+        pool.close()
 
 
 # --- drivers in threads -----------------------------------------------------------------------------------------------
