@@ -119,7 +119,8 @@ class Server:
             self._ask(events)
             if not self._store.waits:
                 break
-            # What came meanwhile is committed along with what is to be written.
+            # What came meanwhile is committed along with what is to be written; what was answered is in the log before.
+            self.journal.flush()
             events = self._epoll.poll(0)
             if not events:
                 break

@@ -123,7 +123,8 @@ def test_many_at_once_are_decided_as_one_after_the_other(start: Start, database:
     assert set(resident.reasons()) == {"new", "early"}
     assert resident.reasons().count("new") == 201
     assert said(resident, "unrecorded") == 0
-    assert 1 <= connections(database.server) <= 4
+    # One that was left is there until its process on the server has ended.
+    wait_until(lambda: 1 <= connections(database.server) <= 4, "as many connections as the pool may have")
 
 
 @each_kind
@@ -131,8 +132,8 @@ def test_little_mail_needs_few_connections(start: Start, database: ServerDatabas
     resident = start({"store": database})
     for number in range(20):
         resident.ask(sender=f"{number}@example.org")
-    # The next question may come before the last worker is at rest again.
-    assert connections(database.server) <= 2
+    # The next question may come before the last worker is at rest again, on a busy machine several times.
+    wait_until(lambda: connections(database.server) <= 2, "a connection or two")
 
 
 @pytest.mark.parametrize("database", ["mariadb"], indirect=True)
