@@ -74,7 +74,7 @@ class Measured:
         self.known = Case(f"{way.name}: known", checked(place, "known", asks(found.load, way, directory, "known")))
         self.new = Case(f"{way.name}: new", checked(place, "new", asks(found.load, way, directory, "new")))
         self.open = (
-            [Case(f"{way.name}: breaker open", checked(place, "error", no_host(way, directory / "marks")))]
+            [Case(f"{way.name}: open", checked(place, "error", no_host(way, directory / "marks")))]
             if is_open
             else []
         )

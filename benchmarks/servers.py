@@ -192,7 +192,7 @@ def ways_to_galera(found: Galera) -> list[Way]:
     """TCP by mysqldb, with all nodes in the URL."""
     first = found.nodes[0].url(driver="mysqldb", ssl_mode="DISABLED")
     hosts = [f"127.0.0.1:{node.port}" for node in found.nodes]
-    return [Way("mysqldb, three hosts", "mysqldb", server.with_hosts(first, hosts))]
+    return [Way("mysqldb, 3 hosts", "mysqldb", server.with_hosts(first, hosts))]
 
 
 def fill(found: Server, numbers: Numbers) -> None:
