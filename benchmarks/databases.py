@@ -74,9 +74,7 @@ class Measured:
         self.known = Case(f"{way.name}: known", checked(place, "known", asks(found.load, way, directory, "known")))
         self.new = Case(f"{way.name}: new", checked(place, "new", asks(found.load, way, directory, "new")))
         self.open = (
-            [Case(f"{way.name}: open", checked(place, "error", no_host(way, directory / "marks")))]
-            if is_open
-            else []
+            [Case(f"{way.name}: open", checked(place, "error", no_host(way, directory / "marks")))] if is_open else []
         )
 
     @property
