@@ -453,7 +453,7 @@ def agree(child: Child, engine: Engine, histories: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("database", "histories"), [("sqlite", 60), ("postgresql", 12), ("mariadb", 12)], indirect=["database"]
+    ("database", "histories"), [("sqlite", 30), ("postgresql", 6), ("mariadb", 6)], indirect=["database"]
 )
 def test_the_child_agrees_with_the_model(programs: Path, database: Database, engine: Engine, histories: int) -> None:
     agree(Child(programs, database), engine, histories)
@@ -477,7 +477,7 @@ class Clocked(Child):
 
 
 @pytest.mark.parametrize(
-    ("database", "histories"), [("sqlite", 120), ("postgresql", 20), ("mariadb", 20)], indirect=["database"]
+    ("database", "histories"), [("sqlite", 40), ("postgresql", 8), ("mariadb", 8)], indirect=["database"]
 )
 def test_a_resident_agrees_with_the_model(
     natives: Path, place: Path, database: Database, engine: Engine, histories: int
