@@ -451,6 +451,7 @@ class Server:
             self._turn = monotonic()
             select.select([], [], [], self._store.pause)
             self._store.tick()
+        self._turn = 0.0
         if isinstance(self._store, Pool):
             self._epoll.unregister(self._store.descriptor)
         self._store.close()
