@@ -39,7 +39,7 @@ OF_THE_STORE = {
     PREFIX + name for name in (b"CONFIG", b"DATABASE", b"DATABASE_FILE", b"DATABASE_HOSTS", b"DATABASE_MODE")
 }
 
-MODE = PREFIX + b"VERIFIED_NAMES"
+VERIFIED_NAMES = PREFIX + b"VERIFIED_NAMES"
 
 
 class Elsewhere(Exception):
@@ -128,11 +128,10 @@ class Reader:
         self.messages = messages
         self.settings = settings.read(environ)
         self._hooks = {hook.NAME.encode(): hook for hook in hooks.every()}
-        self._variants: dict[tuple[tuple[bytes, bytes], ...], tuple[Settings, list[str]]] = {}
-        # The same, by how the attributes of a native child are written, and whether there is a verified name.
-        self._read: dict[tuple[bytes, bool], tuple[Settings, list[str]]] = {}
-        self._of_verified_names = self._variant(((MODE, b"yes"),))
-        self._own = self._variant(())
+        # Settings and what is wrong with them, by how a request writes its own, and whether it has a verified name.
+        self._variants: dict[tuple[bytes, bool], tuple[Settings, list[str]]] = {}
+        self._of_verified_names = self._variant({VERIFIED_NAMES: b"yes"})
+        self._own = self._variant({})
 
     def question(self, request: bytes, peer: "Peer") -> Question | None:
         """The question that a REQUEST, given without its end, asks; None where there is nothing to decide. Raises Malformed, Elsewhere."""
@@ -160,12 +159,12 @@ class Reader:
     def _with(self, attributes: dict[bytes, bytes], written: bytes) -> tuple[Settings, list[str]]:
         """The settings under those that a request's ATTRIBUTES bring along, WRITTEN so, and what is wrong with these."""
         verified = protocol.has_verified_name(attributes)
-        found = self._read.get((written, verified))
+        found = self._variants.get((written, verified))
         if found is None:
             found = self._read_anew(attributes, verified)
-            if len(self._read) >= VARIANTS:
-                self._read.clear()
-            self._read[written, verified] = found
+            if len(self._variants) >= VARIANTS:
+                self._variants.clear()
+            self._variants[written, verified] = found
         return found
 
     def _read_anew(self, attributes: dict[bytes, bytes], verified: bool) -> tuple[Settings, list[str]]:
@@ -173,8 +172,8 @@ class Reader:
         for name in OF_THE_STORE & given.keys():
             self._refuse_another(name, given.pop(name))
         if verified:
-            given.setdefault(MODE, b"yes")
-        return self._variant(tuple(sorted(given.items())))
+            given.setdefault(VERIFIED_NAMES, b"yes")
+        return self._variant(given)
 
     def _refuse_another(self, name: bytes, value: bytes) -> None:
         if value == self.environ.get(name, b""):
@@ -187,15 +186,10 @@ class Reader:
                 pass
         raise Elsewhere(f"{name.decode()} is another one here")
 
-    def _variant(self, given: tuple[tuple[bytes, bytes], ...]) -> tuple[Settings, list[str]]:
-        found = self._variants.get(given)
-        if found is None:
-            if len(self._variants) >= VARIANTS:
-                self._variants.clear()
-            read = settings.read(self.environ | dict(given))
-            found = read, [problem for problem in read.problems if problem not in self.settings.problems]
-            self._variants[given] = found
-        return found
+    def _variant(self, given: dict[bytes, bytes]) -> tuple[Settings, list[str]]:
+        """The settings where GIVEN is in the environment besides, and what is wrong with them that is not wrong without."""
+        read = settings.read(self.environ | given)
+        return read, [problem for problem in read.problems if problem not in self.settings.problems]
 
 
 class Writer:

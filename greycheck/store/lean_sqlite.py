@@ -102,7 +102,7 @@ class Store:
         """Writes all CHANGES and commits, or writes none and returns False. Not PATIENT: another writer is hardly waited for."""
         if not changes:
             return self._end("ROLLBACK", True)
-        log = self._log_size()
+        log = self.log_size()
         if not patient:
             self._patience = HURRY
             self._execute(f"PRAGMA busy_timeout = {HURRY * 1000:.0f}")
@@ -113,7 +113,7 @@ class Store:
             if self._execute(sql, names, parameters(asked, change)).rowcount != 1:
                 return self._end("ROLLBACK", False)
         self._end("COMMIT", True)
-        self._log_grew = self._log_grew or self._log_size() // LOG_STEP > log // LOG_STEP
+        self._log_grew = self._log_grew or self.log_size() // LOG_STEP > log // LOG_STEP
         return True
 
     def _end(self, how: str, written: bool) -> bool:
@@ -167,7 +167,8 @@ class Store:
             return
         check_revision(found[0] if found else None, compiled.REVISION)
 
-    def _log_size(self) -> int:
+    def log_size(self) -> int:
+        """Bytes of write-ahead log."""
         try:
             return posix.stat(self._path + "-wal").st_size
         except OSError:

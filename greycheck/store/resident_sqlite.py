@@ -30,8 +30,8 @@ ESTIMATE = 1.0
 # Bytes by which the write-ahead log may grow before it is written back.
 LOG_STEP = 4 << 20
 
-# How long writers may be kept out to empty it, where somebody reads what is in it, in seconds.
-EMPTYING = 0.02
+# How long writers may be kept out to begin it anew, where somebody reads what is in it, in seconds.
+BEGINNING = 0.02
 
 # How long the log may become, in pages, before writers are kept out for the moment that it takes to begin it anew; how often it is tried
 # to make that short, and what makes it short enough, in pages.
@@ -173,16 +173,6 @@ class Store(lean_sqlite.Store):
         self._indexed_when = monotonic()
         self._indexing_took = self._indexed_when - began
 
-    # --- the log ----------------------------------------------------------------------------------------------------------
-
-    def log_size(self) -> int:
-        """Bytes of write-ahead log."""
-        return self._log_size()
-
-    def close(self) -> None:
-        """Closes the connection; the last one writes the log back."""
-        self._connection.close()
-
 
 def _waits(row: object) -> bool:
     """Whether ROW is a triplet's that waits."""
@@ -196,7 +186,7 @@ def write_back(path: str) -> None:
     as long as it takes twice for that, so they are kept out only where they never pause by themselves.
     """
     try:
-        connection = sqlite3.connect(lean_sqlite.uri(path), uri=True, isolation_level=None, timeout=EMPTYING)
+        connection = sqlite3.connect(lean_sqlite.uri(path), uri=True, isolation_level=None, timeout=BEGINNING)
     except sqlite3.Error:
         return
     try:

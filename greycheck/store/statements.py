@@ -123,7 +123,7 @@ def pending() -> Select[tuple[object, ...]]:
 
 
 def waiting() -> Select[tuple[object, ...]]:
-    """Both."""
+    """How many others of the same pair wait, the oldest since when, and how many of all triplets in a range of keys wait."""
     others, all_of_them = pool().subquery("pool"), pending().subquery("pending")
     return select(others.c.others, others.c.oldest, all_of_them.c.total).join_from(others, all_of_them, true())
 
