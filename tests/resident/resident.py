@@ -52,36 +52,13 @@ class Closed(Exception):
     """The resident has closed the connection; ARGS[0] is what it had sent of an answer."""
 
 
-class Peer:
-    """A connection to the resident at ADDRESS: a path, or host and port."""
+class Conversation:
+    """What is said on a SOCKET."""
 
-    def __init__(self, address: Path | tuple[str, int], source: str = "") -> None:
-        if isinstance(address, Path):
-            self.socket = socket.socket(socket.AF_UNIX)
-            self._address: str | tuple[str, int] = str(address)
-        else:
-            self.socket = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
-            self._address = address
-        if source:
-            self.socket.bind((source, 0))
-        try:
-            self.socket.connect(self._address)
-        except OSError:
-            self.socket.close()
-            raise
+    def __init__(self, connected: socket.socket) -> None:
+        self.socket = connected
         self.socket.settimeout(PATIENCE)
         self._came = b""
-
-    def __enter__(self) -> "Peer":
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self.socket.close()
 
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
@@ -112,12 +89,41 @@ class Peer:
         return self.action()
 
     def is_closed(self) -> bool:
-        """Whether the resident closes the connection without another word."""
+        """Whether the other side ends it without another word."""
         try:
             self.answer()
         except Closed as closed:
             return bool(closed.args[0] == b"")
         return False
+
+
+class Peer(Conversation):
+    """A connection to the resident at ADDRESS: a path, or host and port."""
+
+    def __init__(self, address: Path | tuple[str, int], source: str = "") -> None:
+        if isinstance(address, Path):
+            connected = socket.socket(socket.AF_UNIX)
+        else:
+            connected = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+        if source:
+            connected.bind((source, 0))
+        try:
+            connected.connect(str(address) if isinstance(address, Path) else address)
+        except OSError:
+            connected.close()
+            raise
+        super().__init__(connected)
+
+    def __enter__(self) -> "Peer":
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.socket.close()
 
 
 class Resident:

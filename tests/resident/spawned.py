@@ -11,7 +11,7 @@ import termios
 from pathlib import Path
 from types import TracebackType
 
-from tests.resident.resident import Closed, Value, request
+from tests.resident.resident import Conversation
 from tests.servers import PATIENCE, wait_until
 from tests.support import ROOT, Database
 
@@ -32,7 +32,7 @@ main()
 PROGRAM = [sys.executable, "-c", MEASURED]
 
 
-class Spawned:
+class Spawned(Conversation):
     """``greycheck policy`` with STORE and SETTINGS; where it is SPAWNED its log's descriptor is the connection, as spawn(8) has it."""
 
     def __init__(
@@ -56,8 +56,8 @@ class Spawned:
             **{f"GREYCHECK_{name.upper()}": value for name, value in (settings or {}).items()},
             **(environ or {}),
         }
-        self.socket, others = socket.socketpair()
-        self.socket.settimeout(PATIENCE)
+        mine, others = socket.socketpair()
+        super().__init__(mine)
         with others, self.log_file.open("ab") as own:
             self.process = subprocess.Popen(
                 PROGRAM,
@@ -67,7 +67,6 @@ class Spawned:
                 stdout=others.fileno(),
                 stderr=log or (others if spawned else own).fileno(),
             )
-        self._came = b""
 
     def __enter__(self) -> "Spawned":
         return self
@@ -81,38 +80,6 @@ class Spawned:
         finally:
             self.process.kill()
             self.process.wait()
-
-    def send(self, data: bytes) -> None:
-        self.socket.sendall(data)
-
-    def answer(self) -> bytes:
-        """The next answer, without its end. Raises Closed."""
-        while b"\n\n" not in self._came:
-            try:
-                came = self.socket.recv(65536)
-            except ConnectionError:
-                came = b""
-            if not came:
-                raise Closed(self._came)
-            self._came += came
-        answer, _, self._came = self._came.partition(b"\n\n")
-        return answer
-
-    def ask(self, **attributes: Value) -> str:
-        """The action that a request with ATTRIBUTES is answered with."""
-        self.send(request(**attributes))
-        answer = self.answer().decode()
-        assert answer.startswith("action="), answer
-        assert "\n" not in answer, answer
-        return answer.removeprefix("action=")
-
-    def is_closed(self) -> bool:
-        """Whether it closes the connection without another word."""
-        try:
-            self.answer()
-        except Closed as closed:
-            return bool(closed.args[0] == b"")
-        return False
 
     def has_read(self) -> bool:
         """Whether it has read all that was sent."""

@@ -1,10 +1,14 @@
-"""What the SMTP scenarios share: a mail host for each, and the hooks."""
+"""What the SMTP scenarios share: a mail host for each, and the hooks; of Postfix and Exim, the resident that they ask."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
+from tests.resident.resident import Resident
 from tests.smtp.dialogue import (
     DEFERRED_421,
     DEFERRED_421_RCPTCHECK,
@@ -13,7 +17,18 @@ from tests.smtp.dialogue import (
     DEFERRED_AT_DATA,
 )
 from tests.smtp.mailhost import MailHost
-from tests.support import NOWHERE, Child
+from tests.support import NOWHERE, Child, SQLiteFile
+
+Start = Callable[..., Resident]
+
+
+class AskingHost(Protocol):
+    """A mail server that asks a resident: the fixture ``host`` of its module."""
+
+    store: SQLiteFile
+
+    def resident(self, **settings: str) -> Resident:
+        """A resident that listens where it asks, with SETTINGS."""
 
 
 class Hook:
@@ -53,3 +68,19 @@ def hook(request: pytest.FixtureRequest, programs: Path) -> Hook:
     if request.param == "qmail-spp":
         return Hook("spp", {"SPP_RCPT": str(programs / "greycheck-spp")}, DEFERRED_451, DEFERRED_AT_DATA)
     return Hook("smtpextfork", {"SMTPEXTFORK": str(programs / "greycheck")}, DEFERRED_454)
+
+
+@pytest.fixture
+def start(host: AskingHost, empty_store: Path) -> Iterator[Start]:
+    """Starts a resident whose store knows nobody, with settings given by name."""
+    for path in host.store.path.parent.iterdir():
+        path.unlink()
+    shutil.copy(empty_store, host.store.path)
+    with ExitStack() as running:
+        yield lambda **settings: running.enter_context(host.resident(**settings))
+
+
+@pytest.fixture
+def resident(start: Start) -> Resident:
+    """One with the default settings."""
+    return start()

@@ -1,20 +1,19 @@
 """Exim asks the resident by ``readsocket``: the lines of the README, over real SMTP."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.resident.resident import Resident
 from tests.smtp import readme
+from tests.smtp.conftest import Start
 from tests.smtp.exim import Exim
 from tests.smtp.postfix import RECIPIENT, RELAY
 from tests.support import ROOT, SENDER, SQLiteFile
@@ -24,8 +23,6 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become 
 OK = "250 Accepted"
 DEFERRED = "451 greylisted, please try again in 300 seconds"
 REJECTED = "550 refused by local policy"
-
-Start = Callable[..., Resident]
 
 
 class Host:
@@ -66,22 +63,6 @@ def host() -> Iterator[Host]:
         with found.exim:
             yield found
         assert found.exim.log("panic") == ""
-
-
-@pytest.fixture
-def start(host: Host, empty_store: Path) -> Iterator[Start]:
-    """Starts a resident whose store knows nobody, with settings given by name."""
-    for path in host.store.path.parent.iterdir():
-        path.unlink()
-    shutil.copy(empty_store, host.store.path)
-    with ExitStack() as running:
-        yield lambda **settings: running.enter_context(host.resident(**settings))
-
-
-@pytest.fixture
-def resident(start: Start) -> Resident:
-    """One with the default settings."""
-    return start()
 
 
 def test_a_mail_is_deferred_and_then_delivered(host: Host, resident: Resident) -> None:

@@ -9,8 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ import pytest
 from tests.resident.resident import Resident
 from tests.servers import free_port, wait_until
 from tests.smtp import readme
+from tests.smtp.conftest import Start
 from tests.smtp.dialogue import TIMEOUT
 from tests.smtp.maildir import USER
 from tests.smtp.mailhost import tool
@@ -31,8 +31,6 @@ SAID = "<{}>: Recipient address rejected: {}"
 DEFERRED = "450 4.7.1 " + SAID.format(RECIPIENT, "greylisted, please try again in 300 seconds")
 REJECTED = "554 5.7.1 " + SAID.format(RECIPIENT, "refused by local policy")
 NOT_ANSWERED = "451 4.3.5 " + SAID.format(RECIPIENT, "Server configuration problem")
-
-Start = Callable[..., Resident]
 
 
 class Host:
@@ -109,22 +107,6 @@ def host() -> Iterator[Host]:
         found = Host(place)
         with found.postfix:
             yield found
-
-
-@pytest.fixture
-def start(host: Host, empty_store: Path) -> Iterator[Start]:
-    """Starts a resident whose store knows nobody, with settings given by name."""
-    for path in host.store.path.parent.iterdir():
-        path.unlink()
-    shutil.copy(empty_store, host.store.path)
-    with ExitStack() as running:
-        yield lambda **settings: running.enter_context(host.resident(**settings))
-
-
-@pytest.fixture
-def resident(start: Start) -> Resident:
-    """One with the default settings."""
-    return start()
 
 
 # --- the resident -----------------------------------------------------------------------------------------------------
