@@ -19,7 +19,7 @@ SHOWN = 1200
 # How long a stuck log pipe may hold the verdict, in seconds.
 PATIENCE = 0.2
 
-_SPECIAL = ' <>"\\'
+_SPECIAL = frozenset(' <>"\\')
 
 
 def show(text: bytes) -> str:
@@ -28,7 +28,7 @@ def show(text: bytes) -> str:
     Reversible: two different texts never look the same.
     """
     decoded = text.decode("utf-8", "surrogateescape")
-    if decoded.isprintable() and not any(special in decoded for special in _SPECIAL):
+    if decoded.isprintable() and _SPECIAL.isdisjoint(decoded):
         return decoded
     return "".join(
         char
@@ -39,7 +39,7 @@ def show(text: bytes) -> str:
 
 
 def _clip(text: str) -> str:
-    if len(text.encode()) <= SHOWN:
+    if len(text) <= SHOWN // 4 or len(text.encode()) <= SHOWN:
         return text
     return text.encode()[: SHOWN - 3].decode("utf-8", "ignore") + "..."
 

@@ -63,15 +63,16 @@ def _parse(text: bytes) -> tuple[int, int] | None:
     return IPV6_BITS, value
 
 
+# As each is written: whatever else can be read as a number (blanks, leading zeros) is none.
+_OCTETS = {b"%d" % number: number for number in range(256)}
+
+
 def _parse_ipv4(text: bytes) -> int | None:
     try:
-        a, b, c, d = map(int, text.split(b"."))
-    except ValueError:
+        a, b, c, d = text.split(b".")
+        return _OCTETS[a] << 24 | _OCTETS[b] << 16 | _OCTETS[c] << 8 | _OCTETS[d]
+    except (ValueError, KeyError):
         return None
-    # Whatever else can be read as a number (blanks, leading zeros) is not written so.
-    if not 0 <= a | b | c | d <= 255 or b"%d.%d.%d.%d" % (a, b, c, d) != text:
-        return None
-    return a << 24 | b << 16 | c << 8 | d
 
 
 def _parse_ipv6(text: bytes) -> int | None:
@@ -223,9 +224,9 @@ _UUID = (8, 4, 4, 4, 12)
 
 
 def _fold_tags(local: bytes) -> bytes:
-    words, ends = _split_words(local)
-    if len(words) == 1:
+    if len(local.translate(None, _ENDS)) == len(local):  # one word
         return _FOLDED if _is_tag(local, _WHOLE_HEX) else local
+    words, ends = _split_words(local)
     bounce = next((index for index, word in enumerate(words) if word in _BOUNCES), len(words))
     verp = ends.index(b"=") if b"=" in ends else 0
     tags = [
@@ -238,11 +239,15 @@ def _fold_tags(local: bytes) -> bytes:
     return b"".join((_FOLDED if tag else word) + end for word, tag, end in zip(words, tags, ends, strict=True))
 
 
+# What ends a word.
+_ENDS = b"-=_."
+
+
 def _split_words(local: bytes) -> tuple[list[bytes], list[bytes]]:
     """The words of LOCAL and the byte that ends each (empty for the last)."""
     words, ends, start = [], [], 0
     for index, byte in enumerate(local):
-        if byte in b"-=_.":
+        if byte in _ENDS:
             words.append(local[start:index])
             ends.append(local[index : index + 1])
             start = index + 1

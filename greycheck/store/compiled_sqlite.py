@@ -28,6 +28,11 @@ RULES_IPV6 = (
     ("key_0", "key_1", "key_2", "key_3", "key_4", "key_5", "key_6", "key_7", "key_8", "key_9", "key_10", "key_11", "key_12", "key_13", "key_14", "key_15", "key_16", "key_17", "key_18", "key_19", "key_20", "key_21", "key_22", "key_23", "key_24", "key_25", "key_26", "key_27", "key_28", "key_29", "key_30", "key_31", "key_32", "key_33", "key_34", "key_35", "key_36", "key_37", "key_38", "key_39", "key_40", "key_41", "key_42", "key_43", "key_44", "key_45", "key_46", "key_47", "key_48", "key_49", "key_50", "key_51", "key_52", "key_53", "key_54", "key_55", "key_56", "key_57", "key_58", "key_59", "key_60", "key_61", "key_62", "key_63", "key_64", "key_65", "key_66", "key_67", "key_68", "key_69", "key_70", "key_71", "key_72", "key_73", "key_74", "key_75", "key_76", "key_77", "key_78", "key_79", "key_80", "key_81", "key_82", "key_83", "key_84", "key_85", "key_86", "key_87", "key_88", "key_89", "key_90", "key_91", "key_92", "key_93", "key_94", "key_95", "key_96", "key_97", "key_98", "key_99", "key_100", "key_101", "key_102", "key_103", "key_104", "key_105", "key_106", "key_107", "key_108", "key_109", "key_110", "key_111", "key_112", "key_113", "key_114", "key_115", "key_116", "key_117", "key_118", "key_119", "key_120", "key_121", "key_122", "key_123", "key_124", "key_125", "key_126", "key_127", "key_128", "key_129", "key_130", "key_131", "key_132", "key_133", "key_134", "key_135", "key_136", "key_137", "key_138", "key_139", "key_140", "key_141", "key_142", "key_143", "key_144", "key_145", "key_146", "key_147", "key_148", "key_149", "key_150", "key_151", "key_152", "key_153", "key_154", "key_155", "key_156", "key_157", "key_158", "key_159", "key_160", "key_161", "key_162", "key_163", "key_164", "key_165", "key_166", "key_167",),
 )
 
+ROWS = (
+    "SELECT triplet.first_attempt, triplet.last_attempt, triplet.early_attempts, triplet.passes, triplet.passed_at, client.first_seen, client.last_seen, client.passes AS client_passes, client.strikes, client.struck_until FROM (SELECT 1 AS one) AS one LEFT OUTER JOIN triplet ON triplet.triplet_key = ? LEFT OUTER JOIN client ON client.address = ?",
+    ("triplet_key", "address",),
+)
+
 ALL_RULES = (
     "SELECT rule.match_key, rule.kind, rule.pattern, rule.action, rule.delay, rule.expires_at FROM rule",
     (),

@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from types import ModuleType
-    from typing import Protocol, TypeVar
+    from typing import Any, Protocol, TypeVar
 
     T = TypeVar("T")
 
@@ -212,9 +212,14 @@ def rows(found: tuple[object, ...], wanted: str) -> tuple[TripletRow | None, Cli
     """The triplet's and the client's row of what LOOKUP found, for a program that is compiled for the revision WANTED."""
     if found[0] != wanted:
         check_revision(found[0], wanted)  # type: ignore[arg-type]
+    return made(found[1:11])
+
+
+def made(found: "Sequence[Any]") -> tuple[TripletRow | None, ClientRow | None]:
+    """The triplet's and the client's row of the columns that were FOUND."""
     return (
-        None if found[1] is None else TripletRow(*found[1:6]),  # type: ignore[arg-type]
-        None if found[6] is None else ClientRow(*found[6:11]),  # type: ignore[arg-type]
+        None if found[0] is None else TripletRow(*found[:5]),
+        None if found[5] is None else ClientRow(*found[5:]),
     )
 
 

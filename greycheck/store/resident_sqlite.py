@@ -13,13 +13,13 @@ import sqlite3
 from contextlib import suppress
 from time import monotonic
 
-from greycheck.policy import Change, Found, RuleRow, TripletRow, Waiting
+from greycheck.policy import Change, Found, TripletRow, Waiting
 from greycheck.store import compiled_sqlite as compiled
 from greycheck.store import lean_sqlite
-from greycheck.store.lean import Asked, Busy, NoSchema, StoreError, parameters, rows, sample, statement
+from greycheck.store.lean import Asked, Busy, NoSchema, StoreError, made, parameters, sample, statement
 from greycheck.store.rule_index import RuleIndex, Unreadable
 
-LOOKUP = compiled.LOOKUP[0]
+ROWS = compiled.ROWS[0]
 
 # How soon rules are read again after somebody has written, in seconds; or as many times longer than that took.
 REREAD, TIMES = 0.05, 20
@@ -111,15 +111,13 @@ class Store(lean_sqlite.Store):
 
     def lookup(self, asked: Asked, now: int) -> Found:
         """The rows of the triplet and the client, and the rules that match."""
+        if not self._fresh:
+            return super().lookup(asked, now)
         try:
-            found = self._connection.execute(LOOKUP, (asked.key, asked.triplet.client)).fetchone()
+            found = self._connection.execute(ROWS, (asked.key, asked.triplet.client)).fetchone()
         except sqlite3.Error as error:
             raise self._explained(error) from None
-        matching: list[RuleRow] = []
-        expected = None
-        if found[-1]:
-            matching, expected = self._index.find(asked, now) if self._fresh else self._rules(asked, now)
-        return Found(*rows(found, compiled.REVISION), matching, expected)
+        return Found(*made(found), *self._index.find(asked, now))
 
     def waiting(self, asked: Asked, since: int, limit: int) -> Waiting:
         """What waits besides; in all, as others had it a moment ago, with what was added here since."""
@@ -163,6 +161,7 @@ class Store(lean_sqlite.Store):
 
     def _read_rules(self, version: int) -> None:
         began = monotonic()
+        self._check_revision()  # as every look-up does that is not made from memory
         found = self._run(compiled.ALL_RULES[0]).fetchall()
         try:
             if found != self._indexed:

@@ -57,6 +57,12 @@ def _rows() -> tuple[list[ColumnElement[Any]], FromClause]:
     return columns, rows.outerjoin(client, client.c.address == bindparam("address"))
 
 
+def rows() -> Select[tuple[object, ...]]:
+    """The rows alone, for whoever knows the rest."""
+    (_revision, *columns), found = _rows()
+    return select(*columns).select_from(found)
+
+
 def lookup() -> Select[tuple[object, ...]]:
     """The rows, and whether there are any rules: for a file, where asking for these is cheap when there are."""
     columns, rows = _rows()
@@ -156,7 +162,7 @@ def for_dialect(name: str) -> dict[str, Select[tuple[object, ...]] | Insert | Up
     most = {"IPV4": rules.MOST_KEYS[normalise.IPV4_BITS], "IPV6": rules.MOST_KEYS[normalise.IPV6_BITS]}
     if name == "sqlite":
         looking = {"LOOKUP": lookup(), **{f"RULES_{kind}": matching(keys) for kind, keys in most.items()}}
-        looking |= {"ALL_RULES": all_rules(), "POOL": pool(), "PENDING": pending()}
+        looking |= {"ROWS": rows(), "ALL_RULES": all_rules(), "POOL": pool(), "PENDING": pending()}
     else:
         looking = {f"LOOKUP_{kind}": lookup_with_rules(keys) for kind, keys in most.items()}
         looking["LOCK_TRIPLET"] = lock_triplet()

@@ -270,9 +270,15 @@ def test_a_batch_that_could_not_begin_can_begin_later(store: Store, other: sqlit
     assert look(store).triplet is None
 
 
+@pytest.mark.parametrize("reread", [0, 60])
 @pytest.mark.parametrize(("revision", "what"), [("0001", "older"), ("9999", "newer")])
-def test_a_schema_of_another_program_is_said(store: Store, other: sqlite3.Connection, revision: str, what: str) -> None:
+def test_a_schema_of_another_program_is_said(
+    store: Store, other: sqlite3.Connection, revision: str, what: str, reread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether rules are read again then or looked up in the table."""
+    monkeypatch.setattr(resident_sqlite, "TIMES", 0)
     assert look(store).triplet is None
+    monkeypatch.setattr(resident_sqlite, "REREAD", reread)
     other.execute("UPDATE alembic_version SET version_num = ?", (revision,))
     with pytest.raises(StoreError, match=f"the schema is at {revision}, {what} than"):
         look(store)
