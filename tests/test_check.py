@@ -410,6 +410,26 @@ def test_the_same_mail_from_other_networks_is_counted(stores: Stores) -> None:
 
 
 @in_every_store
+def test_what_only_stands_beside_a_pair_is_none_of_it(stores: Stores) -> None:
+    """The keys of two pairs may begin the same."""
+    columns = {"recipient": "b@example.net", "first_attempt": NOW, "last_attempt": NOW, "expires_at": NOW, "passes": 0}
+    rows = [
+        {
+            "triplet_key": ASKED.key[: lean.PAIR] + bytes([number]) * 12,
+            "network": f"10.0.{number}.0/24",
+            "sender": sender,
+        }
+        for number, sender in (
+            (0, "a@example.org"),
+            (1, "A@example.org"),
+            (255, "a@example.org"),
+        )
+    ]
+    stores.execute(insert(tables.triplet).values(columns | {"early_attempts": 0}), rows)
+    assert stores.open().waiting(ASKED, 0, 0).others == 2
+
+
+@in_every_store
 def test_bounces_are_no_pool(stores: Stores) -> None:
     for number in range(4):
         wait_from(stores, f"10.0.{number}.0/24", NOW - 1000, sender=b"")
@@ -426,6 +446,17 @@ def test_the_number_of_all_that_waits_is_estimated_well(stores: Stores, limit: i
     store = stores.open()
     estimates = [store.waiting(asked(f"{number}"), 0, limit).total for number in range(50)]
     assert 0.9 < sum(estimates) / 50 / 20_000 < 1.1
+
+
+@in_every_store
+def test_many_of_one_pair_do_not_seem_to_be_everything(stores: Stores) -> None:
+    """A pair's keys stand together: who asks for one more of them does not count there."""
+    columns = {"network": "", "sender": "", "recipient": "", "first_attempt": 1, "last_attempt": 1, "expires_at": 1}
+    rows = [{"triplet_key": asked(f"{number}").key} for number in range(1000)]
+    stores.execute(insert(tables.triplet).values(columns | {"early_attempts": 0, "passes": 0}), rows)
+    store = stores.open()
+    estimates = [store.waiting(asked(f"{number}"), 0, 100_000).total for number in range(1000, 1050)]
+    assert sum(estimate > 0 for estimate in estimates) < 5
 
 
 @given(st.binary(min_size=16, max_size=16), st.integers(1, 999_999_999))

@@ -585,7 +585,7 @@ def test_rows_of_the_future_are_a_warning(installed: Installation) -> None:
     ahead = int(installed.now) + 3600
     execute(
         installed,
-        f"INSERT INTO triplet VALUES (x'00', 'n', 's', 'r', {ahead}, {ahead}, 0, 0, NULL, {ahead}, NULL)",
+        f"INSERT INTO triplet VALUES (x'00', 'n', 's', 'r', {ahead}, {ahead}, 0, 0, NULL, {ahead})",
         f"INSERT INTO client VALUES ('192.0.2.1', 1, {ahead}, {ahead - 60}, {ahead}, 0, 0)",
     )
     found = only(store.look_at_store, installed, "warning", "clock")

@@ -19,7 +19,7 @@ from greycheck.explain import DECIDES, PASSES, UNCHANGED, UNREACHED, Explanation
 from greycheck.log import show
 from greycheck.settings import read
 from greycheck.store import connect
-from greycheck.store.lean import Asked, StoreError, digest
+from greycheck.store.lean import PAIR, Asked, StoreError, digest, pair_keys
 from tests.support import CLIENT, RECIPIENT, SENDER, Child, Ran
 
 HELO = b"client.example.org"
@@ -53,6 +53,7 @@ def given_state(child: Child, state: State) -> None:
     child.settings = dict(state.variables)
     now = int(time())
     asked = Asked(*of_envelope(Envelope("", CLIENT, state.sender, state.recipient)))
+    mail = show(asked.triplet.sender), show(asked.triplet.recipient)
     connection = sqlite3.connect(child.database)
     with connection:
         for table in ("triplet", "client", "rule"):
@@ -61,16 +62,17 @@ def given_state(child: Child, state: State) -> None:
             row = (
                 asked.key,
                 asked.triplet.network,
+                *mail,
                 now - state.first,
                 now - state.last,
                 state.early,
                 int(state.passed),
             )
-            add_triplet(connection, row, now - state.last if state.passed else None, asked.pair)
+            add_triplet(connection, row, now - state.last if state.passed else None)
         for other in range(state.others):
             first = now - state.others_first
-            row = (digest(b"%d" % other), f"198.51.{other}.0/24", first, first, 0, 0)
-            add_triplet(connection, row, None, asked.pair)
+            key = pair_keys(asked.key)[0] + digest(b"%d" % other)[PAIR:]
+            add_triplet(connection, (key, f"198.51.{other}.0/24", *mail, first, first, 0, 0), None)
         if state.client:
             passes, ago, strikes, refused = state.client
             values = (CLIENT, passes, now - ago, now - ago, now + DAY, strikes, now + refused if refused else 0)
@@ -86,12 +88,8 @@ def of_envelope(envelope: Envelope) -> tuple[Envelope, Triplet]:
     return envelope, triplet(envelope, 24, 64)
 
 
-def add_triplet(
-    connection: sqlite3.Connection, row: tuple[object, ...], passed: int | None, pair: bytes | None
-) -> None:
-    key, network, first, last, early, passes = row
-    values = (key, network, "s", "r", first, last, early, passes, passed, 99999999999, pair)
-    connection.execute("INSERT INTO triplet VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+def add_triplet(connection: sqlite3.Connection, row: tuple[object, ...], passed: int | None) -> None:
+    connection.execute("INSERT INTO triplet VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, passed, 99999999999))
 
 
 def add_rule(connection: sqlite3.Connection, key: bytes, kind: str, action: str, delay: int | None) -> None:

@@ -433,7 +433,7 @@ def fill(child: Child, number: int) -> None:
     connection = sqlite3.connect(child.database)
     with connection:
         connection.executemany(
-            "INSERT INTO triplet VALUES (?, '203.0.113.0/24', 'x@example.org', 'y@example.net', ?, ?, 0, 0, NULL, ?, NULL)",
+            "INSERT INTO triplet VALUES (?, '203.0.113.0/24', 'x@example.org', 'y@example.net', ?, ?, 0, 0, NULL, ?)",
             ((random.Random(index).randbytes(16), now, now, now + 86400) for index in range(number)),
         )
     connection.close()

@@ -94,7 +94,8 @@ class NoSchema(StoreError):
 MAKE_IT = "make it, and let the user that qmail runs greycheck as own it"
 
 
-DIGEST = 16
+# Bytes of a digest, and of how much of it a pair's rows have in common: others may too, if seldom.
+DIGEST, PAIR = 16, 4
 
 
 def digest(text: bytes) -> bytes:
@@ -105,8 +106,8 @@ def digest(text: bytes) -> bytes:
 class Asked:
     """What the check of an envelope asks a store for.
 
-    ``key`` is the primary key of its triplet; ``pair`` that of sender and recipient, which pools share (None for the null sender: what
-    bounces from everywhere is no pool).
+    ``key`` is the primary key of its triplet. It begins with a digest of sender and recipient, the pair that a pool shares, so that all
+    rows of a pair stand together and no other index is to be kept. The null sender has none: what bounces from everywhere is no pool.
     """
 
     __slots__ = ("envelope", "key", "triplet")
@@ -115,13 +116,9 @@ class Asked:
         self.envelope = envelope
         self.triplet = triplet
         # No part can hold a NUL (contract.md section 4), so the parts cannot run together.
-        self.key = digest(b"\0".join((triplet.network.encode(), triplet.sender, triplet.recipient)))
-
-    @property
-    def pair(self) -> bytes | None:
-        """Its digest, made when it is wanted: what is known needs none."""
-        triplet = self.triplet
-        return digest(triplet.sender + b"\0" + triplet.recipient) if triplet.sender else None
+        pair = triplet.sender + b"\0" + triplet.recipient
+        every = digest(triplet.network.encode() + b"\0" + pair)
+        self.key = digest(pair)[:PAIR] + every[:-PAIR] if triplet.sender else every
 
 
 class RuleKeys:
@@ -157,14 +154,25 @@ class RuleKeys:
 def waiting_parameters(asked: "Asked", since: int, limit: int) -> tuple[dict[str, object], int]:
     """The parameters of WAITING, by name, and by what its total is to be multiplied."""
     low, high, times = sample(asked.key, limit) if limit else (b"", b"", 0)
-    values: dict[str, object] = {
-        "pair_digest": asked.pair,
+    return pool_parameters(asked, since) | {"low": low, "high": high}, times
+
+
+def pool_parameters(asked: "Asked", since: int) -> dict[str, object]:
+    """The parameters of POOL, by name."""
+    pair_low, pair_high = pair_keys(asked.key) if asked.triplet.sender else (b"", b"")
+    return {
+        "pair_low": pair_low,
+        "pair_high": pair_high,
+        "sender": show(asked.triplet.sender),
+        "recipient": show(asked.triplet.recipient),
         "network": asked.triplet.network,
         "since": since,
-        "low": low,
-        "high": high,
     }
-    return values, times
+
+
+def pair_keys(key: bytes) -> tuple[bytes, bytes]:
+    """The range of keys, from the first up to and without the second, in which all rows of the pair of KEY are."""
+    return key[:PAIR], key[:PAIR] + b"\xff" * (DIGEST - PAIR + 1)
 
 
 # How many waiting triplets an estimate of their number is to be made from.
@@ -174,14 +182,14 @@ SAMPLE = 512
 def sample(key: bytes, limit: int) -> tuple[bytes, bytes, int]:
     """The range of keys, from the first up to and without the second, in which to count, and by what to multiply.
 
-    Keys are digests and so spread evenly: of LIMIT waiting triplets some SAMPLE are in any range of their share of all keys. KEY
-    chooses which range. Where LIMIT is small the range holds all.
+    Keys are digests and so spread evenly, but for pairs: of LIMIT waiting triplets some SAMPLE are in any range of their share of all
+    keys. KEY chooses which range, not that of its own pair. Where LIMIT is small the range holds all.
     """
     times = limit // SAMPLE
     if times <= 1:
         return b"", b"\xff" * (DIGEST + 1), 1
     width = (1 << 64) // times
-    start = int.from_bytes(key[:8]) % ((1 << 64) - width)
+    start = int.from_bytes(key[-8:]) % ((1 << 64) - width)
     return start.to_bytes(8), (start + width).to_bytes(8), times
 
 
@@ -241,7 +249,6 @@ def parameters(asked: Asked, change: Change) -> dict[str, object]:
         values["network"] = asked.triplet.network
         values["sender"] = show(asked.triplet.sender)
         values["recipient"] = show(asked.triplet.recipient)
-        values["pair_digest"] = asked.pair
         values["passed_at"] = new.passed
         values |= _triplet_state("", new)
         if isinstance(old, TripletRow):

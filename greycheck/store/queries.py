@@ -23,7 +23,7 @@ from greycheck.settings import Settings
 from greycheck.store import faults
 from greycheck.store.engine import reading
 from greycheck.store.expiry import BATCH
-from greycheck.store.lean import DIGEST
+from greycheck.store.lean import DIGEST, pair_keys
 from greycheck.store.tables import client, triplet
 
 LISTS = ("pending", "passed", "clients", "struck")
@@ -248,8 +248,14 @@ def client_by_address(engine: Engine, address: str) -> RowMapping | None:
 
 def of_same_pair(engine: Engine, row: RowMapping) -> int:
     """How many triplets of the sender and recipient of ROW wait from other networks."""
+    low, high = pair_keys(row["triplet_key"])
     others = and_(
-        triplet.c.pair_digest == row["pair_digest"], triplet.c.network != row["network"], triplet.c.passes == 0
+        triplet.c.triplet_key >= low,
+        triplet.c.triplet_key < high,
+        triplet.c.sender == row["sender"],
+        triplet.c.recipient == row["recipient"],
+        triplet.c.network != row["network"],
+        triplet.c.passes == 0,
     )
     with reading(engine).connect() as connection:
         return connection.execute(select(func.count()).select_from(triplet).where(others)).scalar_one()

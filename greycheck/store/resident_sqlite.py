@@ -16,7 +16,7 @@ from time import monotonic
 from greycheck.policy import Change, Found, TripletRow, Waiting
 from greycheck.store import compiled_sqlite as compiled
 from greycheck.store import lean_sqlite
-from greycheck.store.lean import Asked, Busy, NoSchema, StoreError, made, parameters, sample, statement
+from greycheck.store.lean import Asked, Busy, NoSchema, StoreError, made, parameters, pool_parameters, sample, statement
 from greycheck.store.rule_index import RuleIndex, Unreadable
 
 ROWS = compiled.ROWS[0]
@@ -121,7 +121,8 @@ class Store(lean_sqlite.Store):
 
     def waiting(self, asked: Asked, since: int, limit: int) -> Waiting:
         """What waits besides; in all, as others had it a moment ago, with what was added here since."""
-        others, oldest = self._run(compiled.POOL[0], (asked.pair, asked.triplet.network, since)).fetchone()
+        sql, names = compiled.POOL
+        others, oldest = self._execute(sql, names, pool_parameters(asked, since)).fetchone()
         return Waiting(others, oldest, self._estimate(asked, limit) if limit else 0)
 
     def _estimate(self, asked: Asked, limit: int) -> int:

@@ -111,8 +111,11 @@ def pool() -> Select[tuple[object, ...]]:
         func.min(triplet.c.first_attempt).label("oldest"),
     ]
     return select(*columns).where(
-        triplet.c.pair_digest == bindparam("pair_digest"),
+        triplet.c.triplet_key >= bindparam("pair_low"),
+        triplet.c.triplet_key < bindparam("pair_high"),
         triplet.c.passes == literal_column("0"),
+        triplet.c.sender == bindparam("sender"),
+        triplet.c.recipient == bindparam("recipient"),
         triplet.c.network != bindparam("network"),
         triplet.c.first_attempt >= bindparam("since"),
     )

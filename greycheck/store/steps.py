@@ -26,7 +26,13 @@ OPTIONS: dict[str, Any] = {
 
 # Error numbers of MySQL's dialect: it is there already, or it is not there any more.
 TABLE_EXISTS, NO_TABLE, NO_SUCH_TABLE = 1050, 1051, 1146
-COLUMN_EXISTS, INDEX_EXISTS, NOT_THERE = 1060, 1061, 1091
+NO_COLUMN, COLUMN_EXISTS, INDEX_EXISTS, NOT_THERE = 1054, 1060, 1061, 1091
+
+# Rows that a migration changes at once.
+BATCH = 2000
+
+# What a table is called while it is taken away.
+AWAY = "_upgrading"
 
 
 class ForeignTable(Exception):
@@ -59,7 +65,7 @@ def add_column(table: str, column: sa.Column[Any]) -> None:
     """Adds COLUMN, which has a default or may be NULL, so that older programs go on writing."""
     if column.name in _columns(table):
         return
-    with _unless_done(COLUMN_EXISTS):
+    with _unless_done(COLUMN_EXISTS, NO_SUCH_TABLE):
         op.add_column(table, column)
 
 
@@ -75,7 +81,7 @@ def make_index(table: str, column: str) -> None:
     """Makes an index of one COLUMN, with the name that ``tables`` gives it."""
     if index_name(table, column) in _indexes(table):
         return
-    with _unless_done(INDEX_EXISTS):
+    with _unless_done(INDEX_EXISTS, NO_SUCH_TABLE):
         op.create_index(index_name(table, column), table, [column])
 
 
@@ -89,7 +95,42 @@ def drop_index(table: str, column: str) -> None:
 
 def index_name(table: str, column: str) -> str:
     """The name of the index of a COLUMN, as ``tables.NAMING`` makes it."""
-    return f"ix_{table}_{column}"
+    return f"ix_{table.removesuffix(AWAY)}_{column}"
+
+
+def take_away(table: str, has: str = "", lacks: str = "") -> str:
+    """Keeps all others from TABLE, where it still HAS a column, or LACKS one; returns what it is called until it is given back.
+
+    For whatever would let a check find something else than there is: checks find no table, and end by ``on_error``. Where a transaction
+    keeps others out, this does nothing.
+    """
+    if not _resumable():
+        return table
+    there = _columns(table)
+    if there and (has in there if has else lacks not in there):
+        with _unless_done(NO_SUCH_TABLE, TABLE_EXISTS):
+            op.rename_table(table, table + AWAY)
+    return table + AWAY
+
+
+def give_back(table: str) -> None:
+    """Lets others have TABLE again."""
+    if _resumable() and _columns(table + AWAY):
+        with _unless_done(NO_SUCH_TABLE, TABLE_EXISTS):
+            op.rename_table(table + AWAY, table)
+
+
+@contextmanager
+def on_what_is_there() -> Iterator[None]:
+    """Work on rows, unless another node has done it and has given the table back, or has taken away what this works on."""
+    with _unless_done(NO_SUCH_TABLE, NO_COLUMN):
+        yield
+
+
+def save() -> None:
+    """Commits a batch of rows, where a migration is no transaction."""
+    if _resumable():
+        op.get_bind().exec_driver_sql("COMMIT")
 
 
 def _resumable() -> bool:

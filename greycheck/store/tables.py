@@ -23,7 +23,7 @@ Digest = LargeBinary(DIGEST).with_variant(mysql.BINARY(DIGEST), "mysql", "mariad
 # Canonical addresses and networks are ASCII; the longest, an IPv6 network, has 43 characters.
 Address = String(45).with_variant(mysql.VARCHAR(45, charset="ascii", collation="ascii_bin"), "mysql", "mariadb")
 
-# What log.show makes of at most 899 bytes (contract.md section 4), for people to read. No statement of a check compares it.
+# What log.show makes of at most 899 bytes (contract.md section 4), for people to read. No index has it.
 Shown = Text().with_variant(mysql.TEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
 
 triplet = Table(
@@ -39,9 +39,7 @@ triplet = Table(
     Column("passes", Integer, nullable=False, comment="recorded uses, one an hour at most; 0 while it waits"),
     Column("passed_at", BigInteger, comment="NULL while it waits"),
     Column("expires_at", BigInteger, nullable=False),
-    Column("pair_digest", Digest, comment="digest of sender and recipient; NULL for the null sender"),
     Index(None, "expires_at"),
-    Index(None, "pair_digest"),
     sqlite_with_rowid=False,
 )
 

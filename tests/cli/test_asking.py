@@ -430,7 +430,7 @@ def test_show_of_a_key_that_several_begin_with_asks_for_more(store: Child) -> No
     connection = sqlite3.connect(store.database)
     with connection:
         for key in (b"\xab\xcd" + bytes(14), b"\xab\xcd" + bytes(13) + b"1"):
-            connection.execute("INSERT INTO triplet VALUES (?, 'n', 's', 'r', 1, 1, 0, 0, NULL, 1, NULL)", (key,))
+            connection.execute("INSERT INTO triplet VALUES (?, 'n', 's', 'r', 1, 1, 0, 0, NULL, 1)", (key,))
     connection.close()
     assert "several keys begin so" in run("show", "abcd", code=1).stderr
     assert "several keys begin so" in run("forget", "abcd", code=1).stderr

@@ -162,8 +162,8 @@ def fill(store: Path) -> None:
     schema.upgrade(f"sqlite:///{store}")
     connection = sqlite3.connect(store)
     with connection:
-        connection.execute("INSERT INTO triplet VALUES (x'00', 'n', 's', 'r', 1, 1, 0, 0, NULL, 1, NULL)")
-        connection.execute("INSERT INTO triplet VALUES (x'01', 'n', 's', 'r', 1, 1, 0, 0, NULL, 99999999999, NULL)")
+        connection.execute("INSERT INTO triplet VALUES (x'00', 'n', 's', 'r', 1, 1, 0, 0, NULL, 1)")
+        connection.execute("INSERT INTO triplet VALUES (x'01', 'n', 's', 'r', 1, 1, 0, 0, NULL, 99999999999)")
         connection.execute("INSERT INTO client VALUES ('192.0.2.1', 1, 1, 1, 1, 0, 0)")
     connection.close()
 
@@ -237,7 +237,7 @@ def test_expire_under_load_removes_all_and_defers_nobody(store: Path, launchers:
     with connection:
         for number in range(5000):
             row = (number.to_bytes(16, "big"),)
-            connection.execute("INSERT INTO triplet VALUES (?, 'n', 's', 'r', 1, 1, 0, 0, NULL, 1, NULL)", row)
+            connection.execute("INSERT INTO triplet VALUES (?, 'n', 's', 'r', 1, 1, 0, 0, NULL, 1)", row)
     connection.close()
     child = Child(launchers, store)
     expiring = [subprocess.Popen([sys.executable, "-m", "greycheck", "expire"]) for _host in range(2)]

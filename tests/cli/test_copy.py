@@ -42,7 +42,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def rows(number: int, start: int = 0) -> list[databases.Row]:
     return [
-        (key.to_bytes(16), "192.0.2.0/24", f"s{key}@example.org", "r", 1, 1, 0, 0, None, ALIVE, None)
+        (key.to_bytes(16), "192.0.2.0/24", f"s{key}@example.org", "r", 1, 1, 0, 0, None, ALIVE)
         for key in range(start, start + number)
     ]
 

@@ -5,17 +5,29 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, NullPool, create_engine, event, inspect, text
 
+from greycheck.envelope import Envelope, Triplet
+from greycheck.log import show
 from greycheck.store import schema
+from greycheck.store.lean import Asked
 from tests.support import ROOT, Child
 
 NAME = "revisions"
 
-KEY = b"0123456789abcdef"
+
+def digest(text: bytes) -> bytes:
+    """A key of those times."""
+    return blake2b(text, digest_size=16).digest()
+
+
+# The key of the row below, up to 0002 and from 0003 on.
+KEY = digest(b"n\0s\0r")
+KEY_WITH_PAIR = digest(b"s\0r")[:4] + KEY[:12]
 TRIPLET = (
     "INSERT INTO triplet (triplet_key, network, sender, recipient, first_attempt, last_attempt, early_attempts, passes, expires_at)"
     " VALUES ({}, 'n', 's', 'r', 1, 2, 3, 4, 5)"
@@ -57,8 +69,28 @@ class Store:
 
     def write_rows(self) -> None:
         """A row of each table of the first revision, as a program of that writes it."""
-        key = f"CAST('{KEY.decode()}' AS BLOB)" if self.kind == "sqlite" else f"'{KEY.decode()}'"
-        self.run(TRIPLET.format(key), CLIENT)
+        self.run(TRIPLET.format(literal(KEY, self.kind)), CLIENT)
+
+    def write_rows_of_0002(self) -> None:
+        """Rows as a program of the second revision writes them, of many kinds, and some as the first left them: without a pair."""
+        parameters = {"passes": 4, "passed": 5}
+        with self.engine.begin() as connection:
+            for number, mail in enumerate(MAILS):
+                connection.execute(
+                    text(
+                        "INSERT INTO triplet (triplet_key, pair_digest, network, sender, recipient, first_attempt, last_attempt,"
+                        " early_attempts, passes, passed_at, expires_at) VALUES"
+                        " (:key, :pair, :network, :sender, :recipient, :first, 2, 3, :passes, :passed, 5)"
+                    ),
+                    parameters
+                    | {"key": mail.old_key, "pair": mail.pair if number % 4 else None, "first": number}
+                    | {"network": mail.network, "sender": show(mail.sender), "recipient": show(mail.recipient)},
+                )
+
+    def mails(self) -> dict[bytes, tuple[Any, ...]]:
+        """The rows of triplets by their keys."""
+        columns = "triplet_key, network, sender, recipient, first_attempt, passes, passed_at"
+        return {row[0]: row[1:] for row in self.run(f"SELECT {columns} FROM triplet")}
 
     def revisions(self) -> list[str]:
         """The rows of alembic_version."""
@@ -70,18 +102,62 @@ class Store:
         self.engine.dispose()
 
 
+def literal(key: bytes, kind: str) -> str:
+    """KEY in a statement of a database of that KIND. A colon would be taken for a parameter's."""
+    return f"'\\x{key.hex()}'" if kind == "postgresql" else f"x'{key.hex()}'"
+
+
+class Mail(NamedTuple):
+    """A triplet, and its keys."""
+
+    network: str
+    sender: bytes
+    recipient: bytes
+
+    @property
+    def old_key(self) -> bytes:
+        """Up to 0002."""
+        return digest(b"\0".join((self.network.encode(), self.sender, self.recipient)))
+
+    @property
+    def pair(self) -> bytes | None:
+        """What 0002 has besides."""
+        return digest(self.sender + b"\0" + self.recipient) if self.sender else None
+
+    @property
+    def key(self) -> bytes:
+        """As a check asks for it."""
+        return Asked(
+            Envelope("", "192.0.2.1", self.sender, self.recipient),
+            Triplet("192.0.2.1", self.network, self.sender, self.recipient),
+        ).key
+
+    def row(self, number: int) -> tuple[Any, ...]:
+        """What ``Store.mails`` has of it, the one of that NUMBER."""
+        return self.network, show(self.sender), show(self.recipient), number, 4, 5
+
+
+# One pair from many networks; bytes that are shown as others; no sender; and what stands for the other recipients of a message.
+MAILS = [
+    *(Mail(f"192.0.{number}.0/24", b"a@example.org", b"b@example.net") for number in range(5)),
+    *(Mail("2001:db8::/64", sender, b"b@example.net") for sender in (b"", b'\xff\\x20"@example.org', "ä@b".encode())),
+    *(Mail("192.0.2.0/24", sender, b"x y\n\xfe@b") for sender in (b"", b"<>@c", b"\\x00@c")),
+    *(Mail("192.0.2.0/24", sender, b"\0message") for sender in (b"", b"a@example.org")),
+]
+
+
 class Stopped(BaseException):
     """As a kill."""
 
 
 @contextmanager
 def before_statement(number: int, act: Callable[[], None]) -> Iterator[list[str]]:
-    """Calls ACT before the statement of that NUMBER which changes the schema or its revision. Yields those that came before."""
+    """Calls ACT before the statement of that NUMBER which changes the schema, rows or its revision. Yields those that came before."""
     seen: list[str] = []
 
     def look(_connection: object, _cursor: object, statement: str, *_more: object) -> None:
         words = statement.split()
-        if words[0] in ("CREATE", "ALTER", "DROP") or "alembic_version" in words[1:3]:
+        if words[0] in ("CREATE", "ALTER", "DROP", "UPDATE") or "alembic_version" in words[1:3]:
             seen.append(statement)
             if len(seen) == number:
                 act()
@@ -103,7 +179,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 from greycheck.store import steps
 
-revision, down_revision, branch_labels, depends_on = "0003_0001", "0002", None, None
+revision, down_revision, branch_labels, depends_on = "0004_0003", "0003", None, None
 
 
 def upgrade():
@@ -122,7 +198,7 @@ CONTRACT = """
 import sqlalchemy as sa
 from greycheck.store import steps
 
-revision, down_revision, branch_labels, depends_on = "0004_0003", "0003_0001", None, None
+revision, down_revision, branch_labels, depends_on = "0005_0004", "0004_0003", None, None
 
 
 def upgrade():
@@ -137,7 +213,7 @@ def downgrade():
 def write_migrations(directory: Path, *texts: str) -> Path:
     """The program's migrations, and further ones with TEXTS, in DIRECTORY."""
     shutil.copytree(schema.migrations(), directory, ignore=shutil.ignore_patterns("__pycache__"))
-    for number, migration in enumerate(texts, 3):
+    for number, migration in enumerate(texts, 4):
         (directory / "versions" / f"{number:04}_further.py").write_text(migration)
     return directory
 
@@ -147,11 +223,13 @@ def write_program(directory: Path, *texts: str) -> None:
     write_migrations(directory / "migrations", *texts)
     package = directory / "greycheck"
     shutil.copytree(ROOT / "greycheck", package, ignore=shutil.ignore_patterns("__pycache__"))
-    replace(package / "store/tables.py", '    Index(None, "pair_digest"),\n', '    Column("note", String(9)),\n')
+    replace(
+        package / "store/tables.py", '    Column("passed_at"', '    Column("note", String(9)),\n    Column("passed_at"'
+    )
     replace(
         package / "store/lean.py",
-        '        values["pair_digest"] = asked.pair\n',
-        '        values |= {"pair_digest": asked.pair, "note": "new"}\n',
+        '        values["passed_at"] = new.passed\n',
+        '        values |= {"passed_at": new.passed, "note": "new"}\n',
     )
     subprocess.run([sys.executable, "-m", "greycheck.store.generate"], cwd=directory, check=True)
     launcher = directory / "bin" / "greycheck"

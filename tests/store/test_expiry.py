@@ -19,7 +19,7 @@ def fill(engine: Engine, expired: int, alive: int) -> None:
     """Triplets, clients and rules, so many EXPIRED and so many ALIVE. The oldest has the highest key."""
     times = [NOW - 1 - index if index < expired else NOW + index - expired for index in range(expired + alive)]
     keys = [index.to_bytes(16, "big") for index in range(len(times))]
-    rows = [(key, "n", "s", "r", 1, 1, 0, 0, None, time, None) for key, time in zip(keys, times, strict=True)]
+    rows = [(key, "n", "s", "r", 1, 1, 0, 0, None, time) for key, time in zip(keys, times, strict=True)]
     databases.fill(engine, "triplet", rows)
     databases.fill(engine, "client", [(f"c{time}", 1, 1, 1, time, 0, 0) for time in times])
     databases.fill(engine, "rule", [(keys[0], "network", "p", "allow", None, "", 1, None)])

@@ -90,7 +90,7 @@ class Asking:
             asked = Asked(envelope, triplet_of(envelope, 24, 64))
             expires = self.expires + number * self.step
             sender = self.sender(number).decode()
-            found.append((asked.key, asked.triplet.network, sender, "r", *self.row, expires, asked.pair))
+            found.append((asked.key, asked.triplet.network, sender, "r", *self.row, expires))
         return found
 
 
@@ -104,7 +104,7 @@ def test_hosts_expire_at_once_while_children_check(stores: list[ServerDatabase],
         Asking("waited", (ACCEPTED, "retry"), now - 3600, now - 3600, None, now + DAY),
     ]
     fillers = [
-        (b"\0\0" + number.to_bytes(14), "n", "s", "r", 1, 1, 0, 0, None, now - DAY + number, None)
+        (b"\0\0" + number.to_bytes(14), "n", "s", "r", 1, 1, 0, 0, None, now - DAY + number)
         for number in range(FILLERS)
     ]
     databases.fill_url(stores[0].url, "triplet", fillers + [row for kind in kinds for row in kind.rows()])
@@ -168,7 +168,7 @@ def test_hosts_expire_at_once_while_children_check(stores: list[ServerDatabase],
 
 
 def test_a_batch_is_found_by_the_index(stores: list[ServerDatabase]) -> None:
-    rows = [(number.to_bytes(16), "n", "s" * 99, "r", 1, 1, 0, 0, None, number, None) for number in range(4000)]
+    rows = [(number.to_bytes(16), "n", "s" * 99, "r", 1, 1, 0, 0, None, number) for number in range(4000)]
     databases.fill_url(stores[0].url, "triplet", rows)
     [engine] = list(engines(stores[:1]))
     found: list[tuple[str, object]] = []
@@ -200,7 +200,7 @@ def test_hosts_take_rows_that_no_other_has_taken(stores: list[ServerDatabase], r
     databases.fill_url(
         store.url,
         "triplet",
-        [(number.to_bytes(16), "n", "s", "r", 1, 1, 0, 0, None, number, None) for number in range(rows)],
+        [(number.to_bytes(16), "n", "s", "r", 1, 1, 0, 0, None, number) for number in range(rows)],
     )
     [engine] = engines([store])
     with engine.begin() as other:
@@ -249,7 +249,7 @@ def be_quicker(here: Engine, there: Engine, times: int) -> None:
 def test_a_node_that_loses_tries_again_and_then_leaves_it_to_the_other(
     galera_databases: list[ServerDatabase], times: int
 ) -> None:
-    rows = [(number.to_bytes(16), "n", "s", "r", 1, 1, 0, 0, None, number, None) for number in range(100)]
+    rows = [(number.to_bytes(16), "n", "s", "r", 1, 1, 0, 0, None, number) for number in range(100)]
     databases.fill_url(galera_databases[0].url, "triplet", rows)
     here, there = engines([galera_databases[1], galera_databases[0]])
     with here.connect() as connection:

@@ -36,7 +36,6 @@ class Rows:
         early: int = 0,
         passed: int | None = None,
         expires: int = NOW + DAY,
-        pair: bytes | None = b"p" * 16,
     ) -> int:
         self.number += 1
         values = (
@@ -50,7 +49,6 @@ class Rows:
             int(passed is not None),
             passed,
             expires,
-            pair,
         )
         databases.fill(self.engine, "triplet", [values])
         return self.number
@@ -59,7 +57,7 @@ class Rows:
         """Nothing but triplets of NETWORKS and clients of ADDRESSES; returns the networks by number."""
         self.number = len(networks)
         numbered = dict(enumerate(networks, 1))
-        row = ("s", "r", NOW, NOW, 0, 0, None, NOW + DAY, None)
+        row = ("s", "r", NOW, NOW, 0, 0, None, NOW + DAY)
         with self.engine.begin() as connection:
             for table in metadata.tables.values():
                 connection.execute(delete(table))
@@ -281,7 +279,9 @@ def test_what_shares_a_pair_or_a_network_is_counted(engine: Engine, fill: Rows) 
     fill.triplet()
     fill.triplet(network="198.51.100.0/24")
     fill.triplet(network="203.0.113.0/24", passed=NOW)
-    fill.triplet(pair=b"q" * 16, passed=NOW)
+    fill.triplet(recipient=b"c@example.net", passed=NOW)
+    fill.triplet(recipient=b"c@example.net", network="198.51.100.0/24")
+    fill.triplet(sender=b"c@example.net", network="198.51.100.0/24")
     [row] = queries.triplets_by_key(engine, f"{1:032x}")
     assert queries.of_same_pair(engine, row) == 1
     assert queries.of_same_network(engine, "192.0.2.0/24") == (1, 1)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import inspect, text
 
-from greycheck.store import schema, upgrade_lock
+from greycheck.store import schema, steps, upgrade_lock
 from greycheck.store.schema import SchemaError
 from greycheck.store.tables import metadata
 from tests.servers import PASSWORD, Galera, MariaDB, Postgres, Server
@@ -18,6 +18,8 @@ from tests.store.schemas import (
     CONTRACT,
     EXPAND,
     KEY,
+    KEY_WITH_PAIR,
+    MAILS,
     NAME,
     TRIPLET,
     Stopped,
@@ -25,6 +27,7 @@ from tests.store.schemas import (
     before_statement,
     child,
     command,
+    literal,
     started,
     stop,
     write_migrations,
@@ -34,6 +37,7 @@ from tests.support import ACCEPTED, DEFERRED
 
 OLD_TRIPLETS = "SELECT triplet_key, sender, first_attempt, passed_at, expires_at FROM triplet"
 KEPT = [(KEY, "s", 1, None, 5)]
+KEPT_WITH_PAIR = [(KEY_WITH_PAIR, "s", 1, None, 5)]
 
 
 def fresh(server: Server, driver: str = "") -> str:
@@ -120,7 +124,7 @@ def test_data_go_up_and_down(store: Store) -> None:
     store.write_rows()
     before = store.run("SELECT * FROM triplet"), store.run("SELECT * FROM client")
     schema.upgrade(store.url)
-    assert store.run("SELECT triplet_key, sender, passes, pair_digest FROM triplet") == [(KEY, "s", 4, None)]
+    assert store.run("SELECT triplet_key, sender, passes FROM triplet") == [(KEY_WITH_PAIR, "s", 4)]
     assert store.run("SELECT address, expires_at, strikes, struck_until FROM client") == [("192.0.2.1", 4, 0, 0)]
     store.run("UPDATE client SET strikes = 5, struck_until = 6")
     schema.downgrade(store.url, "0001")
@@ -129,6 +133,46 @@ def test_data_go_up_and_down(store: Store) -> None:
     assert store.shape() == {}
     assert schema.upgrade(store.url) == schema.head()
     assert store.run("SELECT count(*) FROM triplet") == [(0,)]
+
+
+@pytest.mark.parametrize("batch", [1, 3, len(MAILS), 1000])
+def test_rows_move_to_their_new_keys_and_back(store: Store, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "BATCH", batch)
+    start_at_0002(store)
+    pairs = dict(store.run("SELECT triplet_key, pair_digest FROM triplet"))
+    schema.upgrade(store.url)
+    assert store.mails() == {mail.key: mail.row(number) for number, mail in enumerate(MAILS)}
+    schema.downgrade(store.url, "0002")
+    assert store.mails() == {mail.old_key: mail.row(number) for number, mail in enumerate(MAILS)}
+    back = dict(store.run("SELECT triplet_key, pair_digest FROM triplet"))
+    assert back == {mail.old_key: mail.pair for mail in MAILS}
+    assert {key: pair for key, pair in pairs.items() if pair} == {key: back[key] for key, pair in pairs.items() if pair}
+
+
+def start_at_0002(store: Store) -> None:
+    """The second revision, with rows."""
+    schema.upgrade(store.url)
+    store.run("DELETE FROM triplet")
+    schema.downgrade(store.url, "0002")
+    store.write_rows_of_0002()
+
+
+def test_checks_find_no_table_while_rows_move(mariadb: MariaDB, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has its old key still is not taken for new mail."""
+    monkeypatch.setattr(steps, "BATCH", 2)
+    store = Store(fresh(mariadb))
+    start_at_0002(store)
+    tables: list[list[str]] = []
+    for number in range(1, 100):
+        with before_statement(number, lambda: tables.append(inspect(store.engine).get_table_names())) as seen:
+            schema.upgrade(store.url)
+        if number > len(seen):
+            break
+        if seen[number - 1].startswith("UPDATE triplet"):
+            assert "triplet" not in tables[-1], seen[number - 1]
+        schema.downgrade(store.url, "0002")
+    assert sum(statement.startswith("UPDATE triplet") for statement in seen) >= 4
+    store.close()
 
 
 # --- stopped anywhere -----------------------------------------------------------------------------------------------------
@@ -170,10 +214,29 @@ def test_an_upgrade_that_is_stopped_is_gone_on_with(store: Store) -> None:
 
     def upgrade_and_look() -> None:
         schema.upgrade(store.url)
-        assert store.run(OLD_TRIPLETS) == KEPT
+        assert store.run(OLD_TRIPLETS) == KEPT_WITH_PAIR
 
     assert stop_everywhere(store, nothing, lambda: schema.upgrade(store.url)) >= 10
     assert stop_everywhere(store, first_with_rows, upgrade_and_look) >= 6
+
+
+def test_moving_rows_is_gone_on_with_where_it_was_stopped(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "BATCH", 3)
+
+    def up_and_look() -> None:
+        schema.upgrade(store.url)
+        assert store.mails() == {mail.key: mail.row(number) for number, mail in enumerate(MAILS)}
+
+    def start_at_0003() -> None:
+        start_at_0002(store)
+        schema.upgrade(store.url)
+
+    def down_and_look() -> None:
+        schema.downgrade(store.url, "0002")
+        assert store.mails() == {mail.old_key: mail.row(number) for number, mail in enumerate(MAILS)}
+
+    assert stop_everywhere(store, lambda: start_at_0002(store), up_and_look) >= 6
+    assert stop_everywhere(store, start_at_0003, down_and_look) >= 6
 
 
 def test_a_downgrade_that_is_stopped_is_gone_on_with(store: Store) -> None:
@@ -262,12 +325,12 @@ def test_a_table_that_somebody_holds_is_waited_for_without_keeping_checks(store:
         def tell(said: str) -> None:
             told.append(said)
             check.execute(text(CLIENT))
-            check.execute(text(TRIPLET.format(f"'{KEY.decode()}'")))
+            check.execute(text(TRIPLET.format(literal(KEY, store.kind))))
             check.commit()
             other.rollback()
 
         assert schema.upgrade(store.url, tell=tell) == schema.head()
-    assert store.run(OLD_TRIPLETS) == KEPT
+    assert store.run(OLD_TRIPLETS) == KEPT_WITH_PAIR
     who = (
         "a transaction from 127.0.0.1 holds the table client"
         if store.kind == "postgresql"
@@ -337,24 +400,56 @@ def take_back(url: str) -> None:
         schema.downgrade(url, "base")
 
 
-@pytest.mark.parametrize(("start", "change"), [(take_back, upgrade), (upgrade, take_back)], ids=["up", "down"])
-def test_two_nodes_may_meet_anywhere(
-    nodes: list[Store], start: Callable[[str], None], change: Callable[[str], None]
-) -> None:
-    """One node does it all while the other is before any of its statements."""
+def meet_everywhere(
+    nodes: list[Store], start: Callable[[str], None], change: Callable[[str], None], look: Callable[[Store], object]
+) -> int:
+    """CHANGE, from START on: one node does it all while the other is before any of its statements. LOOK is always the same after it.
+
+    Returns how many statements there were.
+    """
     one, other = nodes
     start(one.url)
     change(one.url)
-    wanted, revisions = one.shape(), one.revisions()
+    wanted = look(one)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         for number in range(1, 100):
             start(one.url)
             with before_statement(number, lambda: pool.apply(change, (other.url,))) as seen:
                 change(one.url)
-            assert (one.shape(), one.revisions()) == (wanted, revisions), f"met at {seen[number - 1]}"
+            assert look(one) == wanted, f"met at {seen[number - 1]}"
             if len(seen) < number:
-                break
-    assert number > 10
+                return number
+    raise AssertionError("it never ends")
+
+
+@pytest.mark.parametrize(("start", "change"), [(take_back, upgrade), (upgrade, take_back)], ids=["up", "down"])
+def test_two_nodes_may_meet_anywhere(
+    nodes: list[Store], start: Callable[[str], None], change: Callable[[str], None]
+) -> None:
+    assert meet_everywhere(nodes, start, change, lambda store: (store.shape(), store.revisions())) > 10
+
+
+def move_rows_back(url: str) -> None:
+    if schema.current(url) == schema.head():
+        schema.downgrade(url, "0002")
+
+
+def test_two_nodes_may_move_the_same_rows(nodes: list[Store], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "BATCH", 5)
+    one, _other = nodes
+
+    def start(_url: str) -> None:
+        start_at_0002(one)
+
+    def start_moved(_url: str) -> None:
+        start_at_0002(one)
+        schema.upgrade(one.url)
+
+    def look(store: Store) -> object:
+        return store.shape(), store.revisions(), store.mails()
+
+    assert meet_everywhere(nodes, start, upgrade, look) > 6
+    assert meet_everywhere(nodes, start_moved, move_rows_back, look) > 6
 
 
 def test_a_node_that_always_loses_gives_up(mariadb: MariaDB, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,16 +524,16 @@ def test_a_newer_schema_that_fits_is_used(
     with monkeypatch.context() as patch:
         directory = newer(EXPAND)
         patch.setattr(schema, "migrations", lambda: directory)
-        assert schema.upgrade(store.url) == schema.current(store.url) == "0003_0001"
+        assert schema.upgrade(store.url) == schema.current(store.url) == "0004_0003"
     shape = store.shape()
     schema.require(store.url)
-    assert schema.upgrade(store.url) == schema.current(store.url) == "0003_0001"
-    assert schema.standing("0003_0001") == "at 0003_0001, newer than this program's 0002, which can use it"
-    with pytest.raises(SchemaError, match="at 0003_0001, which this program does not know: use the one that made it"):
+    assert schema.upgrade(store.url) == schema.current(store.url) == "0004_0003"
+    assert schema.standing("0004_0003") == "at 0004_0003, newer than this program's 0003, which can use it"
+    with pytest.raises(SchemaError, match="at 0004_0003, which this program does not know: use the one that made it"):
         schema.downgrade(store.url, "0001")
     assert store.shape() == shape
     monkeypatch.setattr(schema, "migrations", lambda: directory)
-    assert schema.downgrade(store.url, "0002") == "0002"
+    assert schema.downgrade(store.url, "0003") == "0003"
     assert set(store.shape()) == {"client", "rule", "triplet"}
 
 
@@ -448,12 +543,12 @@ def test_a_newer_schema_that_does_not_fit_is_refused(
     directory = newer(EXPAND, CONTRACT.format(column="strikes"))
     with monkeypatch.context() as patch:
         patch.setattr(schema, "migrations", lambda: directory)
-        assert schema.upgrade(store.url) == "0004_0003"
+        assert schema.upgrade(store.url) == "0005_0004"
     for call in (schema.require, schema.upgrade):
-        said = "the schema is at 0004_0003, newer than this program's 0002: install the newer greycheck here too"
+        said = "the schema is at 0005_0004, newer than this program's 0003: install the newer greycheck here too"
         with pytest.raises(SchemaError, match=said):
             call(store.url)
-    assert schema.current(store.url) == "0004_0003"
+    assert schema.current(store.url) == "0005_0004"
 
 
 def test_further_migrations_that_are_stopped_are_gone_on_with(
@@ -464,7 +559,7 @@ def test_further_migrations_that_are_stopped_are_gone_on_with(
     schema.upgrade(store.url)
 
     def second() -> None:
-        schema.downgrade(store.url, "0002")
+        schema.downgrade(store.url, "0003")
 
     assert stop_everywhere(store, second, lambda: schema.upgrade(store.url)) >= 5
 
@@ -480,7 +575,7 @@ def test_old_and_new_children_share_an_expanded_schema(
     assert old.smtpextfork(sender="a@example.org").verdict == (DEFERRED, "new")
     too_old = new.smtpextfork(sender="a@example.org")
     assert too_old.verdict == (ACCEPTED, "error")
-    assert "the schema is at 0002, older than this program's 0003_0001: run greycheck db upgrade" in too_old.log
+    assert "the schema is at 0003, older than this program's 0004_0003: run greycheck db upgrade" in too_old.log
     with monkeypatch.context() as patch:
         patch.setattr(schema, "migrations", lambda: directory)
         schema.upgrade(store.url)
@@ -513,7 +608,7 @@ def test_a_child_that_a_schema_excludes_says_so(
     directory = newer(EXPAND, CONTRACT.format(column=column))
     if column == "expires_at":
         # An indexed column, which only writing needs.
-        path = directory / "versions/0004_further.py"
+        path = directory / "versions/0005_further.py"
         path.write_text(
             path.read_text().replace("    steps.drop_", '    steps.drop_index("client", "expires_at")\n    steps.drop_')
         )
@@ -521,7 +616,7 @@ def test_a_child_that_a_schema_excludes_says_so(
     schema.upgrade(store.url)
     ran = child(measured_launchers, store.url, place, GREYCHECK_ON_ERROR=on_error).smtpextfork()
     assert ran.verdict == (code, "error")
-    said = "the schema is at 0004_0003, newer than this program's 0002: install the newer greycheck here too"
+    said = "the schema is at 0005_0004, newer than this program's 0003: install the newer greycheck here too"
     assert said in ran.log
 
 
@@ -548,7 +643,7 @@ def test_the_command_goes_all_the_way_and_shows_no_password(store: Store, place:
     assert run("current") == f"{shown}: at nothing, this program is at {schema.head()}\n"
     assert run("upgrade") == f"{shown}: at {schema.head()}\n"
     assert run("current") == f"{shown}: at {schema.head()}, this program is at {schema.head()}\n"
-    assert '"revision": "0002"' in run("current", "--json")
+    assert '"revision": "0003"' in run("current", "--json")
     assert run("downgrade", "0001", "--yes") == f"{shown}: at 0001\n"
     assert run("current") == f"{shown}: at 0001, older than this program's {schema.head()}: run greycheck db upgrade\n"
     assert "Can't locate revision identified by 'nonsense'" in run("downgrade", "nonsense", "--yes", code=1)

@@ -1,0 +1,114 @@
+"""The key of a triplet begins with what its pair of sender and recipient have in common, so that pools need no index of their own.
+
+A new triplet is written at one random place of the table instead of two. It fits no older program: that looks for rows under other keys.
+"""
+
+import re
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import mysql
+
+from greycheck.store import steps
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+digest = sa.LargeBinary(16).with_variant(mysql.BINARY(16), "mysql", "mariadb")
+
+# The first 4 bytes of the pair's digest, then the first 12 of the old key, which is that of all three.
+MOVE = (
+    "UPDATE {table} SET triplet_key = {key}, pair_digest = NULL"
+    " WHERE triplet_key >= :first AND triplet_key <= :last AND pair_digest IS NOT NULL"
+)
+NEW_KEY = {
+    "sqlite": "CAST(substr(pair_digest, 1, 4) || substr(triplet_key, 1, 12) AS BLOB)",
+    "postgresql": "substr(pair_digest, 1, 4) || substr(triplet_key, 1, 12)",
+    "mysql": "CONCAT(LEFT(pair_digest, 4), LEFT(triplet_key, 12))",
+}
+
+
+def upgrade() -> None:
+    table = steps.take_away("triplet", has="pair_digest")
+    with steps.on_what_is_there():
+        _give_pairs(table)  # to rows that are older than 0002
+        _give_new_keys(table)
+    steps.drop_index(table, "pair_digest")
+    steps.drop_column(table, "pair_digest")
+    steps.give_back("triplet")
+
+
+def downgrade() -> None:
+    table = steps.take_away("triplet", lacks="pair_digest")
+    steps.add_column(
+        table, sa.Column("pair_digest", digest, comment="digest of sender and recipient; NULL for the null sender")
+    )
+    with steps.on_what_is_there():
+        _give_pairs(table)
+    steps.make_index(table, "pair_digest")
+    steps.give_back("triplet")
+
+
+def _give_new_keys(table: str) -> None:
+    """Moves rows that have a pair to their new key, and takes the pair away, so that they are not moved again."""
+    rows, bind = _rows(table), op.get_bind()
+    move = sa.text(MOVE.format(table=table, key=NEW_KEY[bind.dialect.name])).bindparams(
+        sa.bindparam("first", type_=digest), sa.bindparam("last", type_=digest)
+    )
+    for keys in _batches(rows, ["triplet_key"], rows.c.pair_digest.isnot(None)):
+        bind.execute(move, {"first": keys[0].triplet_key, "last": keys[-1].triplet_key})
+        steps.save()
+
+
+def _give_pairs(table: str) -> None:
+    """Gives rows that have a sender but no pair their pair, and the key that they have in 0002."""
+    rows, bind = _rows(table), op.get_bind()
+    change = (
+        sa.update(rows)
+        .where(rows.c.triplet_key == sa.bindparam("old"))
+        .values(triplet_key=sa.bindparam("key"), pair_digest=sa.bindparam("pair"))
+    )
+    without = sa.and_(rows.c.pair_digest.is_(None), rows.c.sender != "")
+    for found in _batches(rows, ["triplet_key", "network", "sender", "recipient"], without):
+        bind.execute(change, [_as_in_0002(row) for row in found])
+        steps.save()
+
+
+def _as_in_0002(row: sa.Row[Any]) -> dict[str, bytes]:
+    pair = _bytes(row.sender) + b"\0" + _bytes(row.recipient)
+    key = row.network.encode() + b"\0" + pair
+    return {
+        "old": bytes(row.triplet_key),
+        "key": blake2b(key, digest_size=16).digest(),
+        "pair": blake2b(pair, digest_size=16).digest(),
+    }
+
+
+def _bytes(shown: str) -> bytes:
+    """What log.show has SHOWN."""
+    return re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), shown.encode())
+
+
+def _rows(table: str) -> sa.TableClause:
+    return sa.table(
+        table,
+        *(sa.column(name, digest) for name in ("triplet_key", "pair_digest")),
+        *(sa.column(name, sa.Text()) for name in ("network", "sender", "recipient")),
+    )
+
+
+def _batches(rows: sa.TableClause, columns: list[str], which: sa.ColumnElement[bool]) -> Iterator[list[sa.Row[Any]]]:
+    """COLUMNS of ROWS for WHICH that is true, in the order of keys. What moves ahead meanwhile may come once more."""
+    key, last = rows.c.triplet_key, b""
+    while True:
+        query = sa.select(*(rows.c[name] for name in columns)).where(which, key > last).order_by(key).limit(steps.BATCH)
+        found = list(op.get_bind().execute(query))
+        if not found:
+            return
+        yield found
+        last = bytes(found[-1].triplet_key)
