@@ -148,7 +148,9 @@ def fold_sender(sender: bytes) -> bytes:
     nothing.
     """
     local, at, domain = sender.rpartition(b"@")
-    return _fold(local) + at + domain if at else sender
+    if not at or (len(local) < _WHOLE_HEX and local.isalnum()):  # most of all mail
+        return sender
+    return _fold(local) + at + domain
 
 
 # What stands where a tag stood. No step below takes it for a tag, so that folding comes to rest.

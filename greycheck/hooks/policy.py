@@ -49,7 +49,7 @@ END = b"\n\n"
 UNKNOWN = b"unknown"
 
 # The attributes that free a client from checking, as a native child repeats them.
-VARIABLES = tuple((name.encode(), name) for name in EXEMPTING)
+VARIABLES = {name.encode(): name for name in EXEMPTING}
 
 
 class Malformed(ValueError):
@@ -62,11 +62,16 @@ def attributes(request: bytes) -> dict[bytes, bytes]:
         found = dict([line.split(b"=", 1) for line in request.split(b"\n")])
     except ValueError:
         raise Malformed("a line without =") from None
-    if found.get(b"request") != REQUEST:
+    check(request, found)
+    return found
+
+
+def check(request: bytes, attributes: dict[bytes, bytes]) -> None:
+    """Raises Malformed where a REQUEST with these ATTRIBUTES is none of this protocol."""
+    if attributes.get(b"request") != REQUEST:
         raise Malformed("no request=smtpd_access_policy")
     if b"\0" in request:
         raise Malformed("a NUL")
-    return found
 
 
 def decides(attributes: dict[bytes, bytes]) -> bool:
@@ -84,9 +89,8 @@ def envelope(attributes: dict[bytes, bytes], hook: str = NAME) -> Envelope:
     if client is None:
         missing += ("," if missing else "") + ("client_address" if address is None else "usable-client_address")
     exempt = "sasl_username" if get(b"sasl_username") else ""
-    for variable, name in VARIABLES:
-        if variable in attributes:
-            exempt = name
+    if not VARIABLES.keys().isdisjoint(attributes):
+        exempt = next(name for variable, name in VARIABLES.items() if variable in attributes)
     host = get(b"client_name") or UNKNOWN
     if host == UNKNOWN:
         host = get(b"reverse_client_name", UNKNOWN)

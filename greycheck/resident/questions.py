@@ -13,6 +13,7 @@ from greycheck.envelope import Envelope
 from greycheck.hooks import policy as protocol
 from greycheck.hooks import spp
 from greycheck.policy import Verdict
+from greycheck.resident.forms import Forms
 from greycheck.settings import PREFIX, Settings
 
 TYPE_CHECKING = False
@@ -127,6 +128,7 @@ class Reader:
         self.environ = environ
         self.messages = messages
         self.settings = settings.read(environ)
+        self._forms = Forms()
         self._hooks = {hook.NAME.encode(): hook for hook in hooks.every()}
         # Settings and what is wrong with them, by how a request writes its own, and whether it has a verified name.
         self._variants: dict[tuple[bytes, bool], tuple[Settings, list[str]]] = {}
@@ -135,7 +137,7 @@ class Reader:
 
     def question(self, request: bytes, peer: "Peer") -> Question | None:
         """The question that a REQUEST, given without its end, asks; None where there is nothing to decide. Raises Malformed, Elsewhere."""
-        found = protocol.attributes(request)
+        found = self._forms.attributes(request)
         if not protocol.decides(found):
             return None
         name = found.get(HOOK)

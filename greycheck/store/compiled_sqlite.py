@@ -29,7 +29,7 @@ RULES_IPV6 = (
 )
 
 ROWS = (
-    "SELECT triplet.first_attempt, triplet.last_attempt, triplet.early_attempts, triplet.passes, triplet.passed_at, client.first_seen, client.last_seen, client.passes AS client_passes, client.strikes, client.struck_until FROM (SELECT 1 AS one) AS one LEFT OUTER JOIN triplet ON triplet.triplet_key = ? LEFT OUTER JOIN client ON client.address = ?",
+    "SELECT triplet.first_attempt, triplet.last_attempt, triplet.early_attempts, triplet.passes, triplet.passed_at, client.first_seen, client.last_seen, client.passes AS client_passes, client.strikes, client.struck_until, CASE WHEN (triplet.passes > 0) THEN NULL ELSE EXISTS (SELECT * FROM triplet AS other WHERE other.triplet_key >= substr(asked.wanted, 1, 4) AND other.triplet_key < CAST(substr(asked.wanted, 1, 4) || x'ffffffffffffffffffffffffffffffff' AS BLOB) AND other.triplet_key != asked.wanted) END AS others FROM (SELECT ? AS wanted, ? AS address) AS asked LEFT OUTER JOIN triplet ON triplet.triplet_key = asked.wanted LEFT OUTER JOIN client ON client.address = asked.address",
     ("triplet_key", "address",),
 )
 

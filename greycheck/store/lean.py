@@ -110,15 +110,23 @@ class Asked:
     rows of a pair stand together and no other index is to be kept. The null sender has none: what bounces from everywhere is no pool.
     """
 
-    __slots__ = ("envelope", "key", "triplet")
+    __slots__ = ("_shown", "envelope", "key", "triplet")
 
     def __init__(self, envelope: Envelope, triplet: Triplet) -> None:
+        self._shown: tuple[str, str] | None = None
         self.envelope = envelope
         self.triplet = triplet
         # No part can hold a NUL (contract.md section 4), so the parts cannot run together.
         pair = triplet.sender + b"\0" + triplet.recipient
         every = digest(triplet.network.encode() + b"\0" + pair)
         self.key = digest(pair)[:PAIR] + every[:-PAIR] if triplet.sender else every
+
+    @property
+    def shown(self) -> tuple[str, str]:
+        """Sender and recipient as the table has them; made when they are wanted: what is known needs none."""
+        if self._shown is None:
+            self._shown = show(self.triplet.sender), show(self.triplet.recipient)
+        return self._shown
 
 
 class RuleKeys:
@@ -160,11 +168,12 @@ def waiting_parameters(asked: "Asked", since: int, limit: int) -> tuple[dict[str
 def pool_parameters(asked: "Asked", since: int) -> dict[str, object]:
     """The parameters of POOL, by name."""
     pair_low, pair_high = pair_keys(asked.key) if asked.triplet.sender else (b"", b"")
+    sender, recipient = asked.shown
     return {
         "pair_low": pair_low,
         "pair_high": pair_high,
-        "sender": show(asked.triplet.sender),
-        "recipient": show(asked.triplet.recipient),
+        "sender": sender,
+        "recipient": recipient,
         "network": asked.triplet.network,
         "since": since,
     }
@@ -243,25 +252,20 @@ def statement(change: Change) -> str:
 def parameters(asked: Asked, change: Change) -> dict[str, object]:
     """The parameters of that statement, by name."""
     old, new = change.old, change.new
-    values: dict[str, object] = {"expires_at": change.expires}
     if isinstance(new, TripletRow):
-        values["triplet_key"] = values["key_triplet_key"] = asked.key
-        values["network"] = asked.triplet.network
-        values["sender"] = show(asked.triplet.sender)
-        values["recipient"] = show(asked.triplet.recipient)
-        values["passed_at"] = new.passed
-        values |= _triplet_state("", new)
+        values = _triplet_state("", new) | {"passed_at": new.passed, "expires_at": change.expires}
         if isinstance(old, TripletRow):
-            values |= _triplet_state("was_", old)
-    elif isinstance(new, ClientRow):
-        values["address"] = values["key_address"] = asked.triplet.client
-        values |= _client_state("", new)
+            return values | _triplet_state("was_", old) | {"key_triplet_key": asked.key}
+        sender, recipient = asked.shown
+        whose = {"triplet_key": asked.key, "network": asked.triplet.network, "sender": sender, "recipient": recipient}
+        return values | whose
+    if isinstance(new, ClientRow):
+        values = _client_state("", new) | {"expires_at": change.expires}
         if isinstance(old, ClientRow):
-            values |= _client_state("was_", old)
-    else:
-        assert isinstance(old, RuleRow)
-        values["match_key"] = old.key
-    return values
+            return values | _client_state("was_", old) | {"key_address": asked.triplet.client}
+        return values | {"address": asked.triplet.client}
+    assert isinstance(old, RuleRow)
+    return {"match_key": old.key}
 
 
 def _triplet_state(prefix: str, row: TripletRow) -> dict[str, object]:

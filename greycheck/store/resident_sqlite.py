@@ -60,6 +60,8 @@ class Store(lean_sqlite.Store):
         self._indexing_took = 0.0
         self._fresh = False
         self._version = 0
+        # What was asked last, where no others of its pair were found along with its rows.
+        self._alone: Asked | None = None
         # All that waits: how many, of which version, since when, and how long counting took.
         self._total = self._counted_at = 0
         self._counted_when = float("-inf")
@@ -114,15 +116,18 @@ class Store(lean_sqlite.Store):
         if not self._fresh:
             return super().lookup(asked, now)
         try:
-            found = self._connection.execute(ROWS, (asked.key, asked.triplet.client)).fetchone()
+            *found, others = self._connection.execute(ROWS, (asked.key, asked.triplet.client)).fetchone()
         except sqlite3.Error as error:
             raise self._explained(error) from None
+        self._alone = None if others else asked
         return Found(*made(found), *self._index.find(asked, now))
 
     def waiting(self, asked: Asked, since: int, limit: int) -> Waiting:
         """What waits besides; in all, as others had it a moment ago, with what was added here since."""
-        sql, names = compiled.POOL
-        others, oldest = self._execute(sql, names, pool_parameters(asked, since)).fetchone()
+        others, oldest = 0, None
+        if asked is not self._alone:
+            sql, names = compiled.POOL
+            others, oldest = self._execute(sql, names, pool_parameters(asked, since)).fetchone()
         return Waiting(others, oldest, self._estimate(asked, limit) if limit else 0)
 
     def _estimate(self, asked: Asked, limit: int) -> int:

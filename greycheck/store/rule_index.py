@@ -21,15 +21,16 @@ class Unreadable(Exception):
 class _Kind:
     """The rules of one kind, by the value that they match; and what of an envelope's values any of them could be."""
 
-    __slots__ = ("labels", "last_labels", "prefixes", "users", "values")
+    __slots__ = ("hidden", "labels", "prefixes", "suspects", "users", "values")
 
     def __init__(self) -> None:
         self.values: dict[bytes, tuple[RuleRow, int | None]] = {}
-        # How many labels the domains have whose hosts are matched too, most first, and what their last labels are.
+        # All values, and the last labels of names. Most mail has neither: no rule matches it.
+        self.suspects: set[bytes] = set()
+        # How many labels the domains have whose hosts are matched too, most first.
         self.labels: list[int] = []
-        self.last_labels: set[bytes] = set()
-        # Whether there is a user at any domain.
-        self.users = False
+        # Whether there is a user at any domain; whether an address may match without having any of the suspects.
+        self.users = self.hidden = False
         # Of each bit length the prefix lengths of networks, longest first.
         self.prefixes: dict[int, list[int]] = {normalise.IPV4_BITS: [], normalise.IPV6_BITS: []}
 
@@ -40,11 +41,14 @@ class _Kind:
             bits, prefix, _network = patterns.network_parts(value)
             _insert(self.prefixes[bits], prefix)
             return
+        self.suspects.add(value)
         if value.startswith(b".") and value.count(b".") <= rules.DOMAINS:
             _insert(self.labels, value.count(b"."))
-            self.last_labels.add(value[value.rindex(b".") + 1 :])
         if value.endswith(b"@"):
-            self.users = True
+            self.users = self.hidden = True
+        if value and (b"@" not in value or rule.kind in ("name", "helo")):
+            self.suspects.add(value[value.rfind(b".") + 1 :])
+            self.hidden = self.hidden or b"." not in value[1:]
 
     def of_address(self, address: bytes) -> list[bytes]:
         """Those of ``rules.address_values`` that may be there."""
@@ -57,7 +61,7 @@ class _Kind:
     def of_name(self, name: bytes) -> list[bytes]:
         """Those of ``rules.name_values`` that may be there."""
         found = [name]
-        if not name or name[name.rfind(b".") + 1 :] not in self.last_labels:
+        if not name or name[name.rfind(b".") + 1 :] not in self.suspects:
             return found
         for number in self.labels:
             parts = name.rsplit(b".", number)
@@ -87,17 +91,16 @@ class RuleIndex:
         """The rules that match what is ASKED and are not over at NOW, the deciding one first; and the expectation, or None."""
         envelope, triplet, kinds = asked.envelope, asked.triplet, self._kinds
         found: list[RuleRow] = []
-        if (kind := kinds["recipient"]).values:
-            _take(found, kind, kind.of_address(triplet.recipient), now)
-        if (kind := kinds["sender"]).values:
-            _take(found, kind, kind.of_address(triplet.sender), now)
+        for kind, address in (kinds["recipient"], triplet.recipient), (kinds["sender"], triplet.sender):
+            if address[address.rfind(b".") + 1 :] in kind.suspects or address in kind.suspects or kind.hidden:
+                _take(found, kind, kind.of_address(address), now)
         if (kind := kinds["network"]).values:
             bits, value = _bits(triplet.client)
             _take(found, kind, [rules.network_value(bits, value, length) for length in kind.prefixes[bits]], now)
-        if (kind := kinds["name"]).values and 0 < len(envelope.name) <= rules.NAME:
-            _take(found, kind, kind.of_name(normalise.host_name(envelope.name)), now)
-        if (kind := kinds["helo"]).values and 0 < len(envelope.helo) <= rules.NAME:
-            _take(found, kind, kind.of_name(normalise.host_name(envelope.helo)), now)
+        for kind, name in (kinds["name"], envelope.name), (kinds["helo"], envelope.helo):
+            host = normalise.host_name(name)
+            if host[host.rfind(b".") + 1 :] in kind.suspects and 0 < len(name) <= rules.NAME:
+                _take(found, kind, kind.of_name(host), now)
         expected: list[RuleRow] = []
         if (kind := kinds[rules.EXPECT]).values:
             keys = rules.expectation_keys(triplet.sender, triplet.recipient)

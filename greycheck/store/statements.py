@@ -12,14 +12,18 @@ from sqlalchemy import (
     Delete,
     FromClause,
     Insert,
+    LargeBinary,
     Select,
     Update,
     and_,
     bindparam,
+    case,
+    cast,
     delete,
     exists,
     func,
     literal_column,
+    null,
     select,
     true,
     update,
@@ -30,7 +34,8 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.sql.schema import Table
 
 from greycheck import normalise, rules
-from greycheck.store.tables import alembic_version, client, rule, triplet
+from greycheck.store.lean import PAIR
+from greycheck.store.tables import DIGEST, Digest, alembic_version, client, rule, triplet
 
 # Columns of a row that a change may set, and that a guard compares.
 TRIPLET_STATE = ("first_attempt", "last_attempt", "early_attempts", "passes")
@@ -58,9 +63,21 @@ def _rows() -> tuple[list[ColumnElement[Any]], FromClause]:
 
 
 def rows() -> Select[tuple[object, ...]]:
-    """The rows alone, for whoever knows the rest."""
-    (_revision, *columns), found = _rows()
-    return select(*columns).select_from(found)
+    """The rows, for whoever knows the rest, and whether there may be others of the same pair, NULL where the triplet has passed."""
+    asked = select(
+        bindparam("triplet_key", type_=Digest).label("wanted"), bindparam("address").label("address")
+    ).subquery("asked")
+    (_revision, *columns), _from = _rows()
+    other = triplet.alias("other")
+    pair = func.substr(asked.c.wanted, literal_column("1"), literal_column(str(PAIR)))
+    after = cast(pair.concat(literal_column(f"x'{'ff' * DIGEST}'")), LargeBinary)
+    others = exists().where(
+        other.c.triplet_key >= pair, other.c.triplet_key < after, other.c.triplet_key != asked.c.wanted
+    )
+    found = asked.outerjoin(triplet, triplet.c.triplet_key == asked.c.wanted)
+    return select(
+        *columns, case((triplet.c.passes > literal_column("0"), null()), else_=others).label("others")
+    ).select_from(found.outerjoin(client, client.c.address == asked.c.address))
 
 
 def lookup() -> Select[tuple[object, ...]]:

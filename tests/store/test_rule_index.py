@@ -21,7 +21,7 @@ LABELS = st.sampled_from(["a", "b", "A", "bounce-7", ""])
 NAMES = st.lists(LABELS, min_size=1, max_size=DEEPEST).map(".".join)
 DOTTED = st.tuples(NAMES, st.sampled_from(["", ".", ".."])).map("".join)
 LONG = st.sampled_from(["a." * 126 + "bbb", "a." * 127 + "bb", "a." * 128 + "b"])
-HOSTS = st.one_of(st.just(""), DOTTED, LONG)
+HOSTS = st.one_of(st.just(""), DOTTED, LONG, st.sampled_from(["a@b", "b.a@b", "a@"]))
 LOCALS = st.sampled_from(["a", "b", "a+b", "a@b", ".a", ".a.b", "", "A", "\xff"])
 ADDRESSES = st.one_of(st.just(""), LOCALS, DOTTED, st.tuples(LOCALS, st.one_of(st.just(""), DOTTED)).map("@".join))
 CLIENTS = st.sampled_from(["192.0.2.1", "192.0.2.200", "10.0.0.1", "2001:db8::1", "2001:db8:0:1::5", "::1", "64::"])
@@ -48,6 +48,7 @@ PATTERNS = st.one_of(
     st.tuples(st.sampled_from(["from:", "to:"]), st.sampled_from(["", "."]), ADDRESSES).map("".join),
     st.tuples(st.sampled_from(["from:", "to:"]), LOCALS, st.just("@")).map("".join),
     st.sampled_from(["from:<>", "to:<>", "0.0.0.0/0", "::/0", "name:" + "a." * 127 + "b"]),
+    st.sampled_from(["helo:a@b", "helo:.a@b", "helo:a@", "from:b", "from:.b", "from:a@b"]),
 )
 EXPECTED = st.tuples(ADDRESSES, st.one_of(st.none(), DOTTED))
 

@@ -1,0 +1,66 @@
+"""Reading requests quickly: who asks often asks in the same form each time, the same attributes in the same order.
+
+Such a form becomes a regular expression, which reads a request in half the time. What does not match it is read as any other request
+is, so a form changes nothing but how long that takes.
+"""
+
+import re
+from time import monotonic
+
+from greycheck.hooks import policy as protocol
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# What Postfix says besides, and nobody here wants to know (SMTPD_POLICY_README).
+PASSED_OVER = frozenset(
+    b"protocol_name client_port server_address server_port compatibility_level mail_version recipient_count queue_id size etrn_domain"
+    b" stress sasl_method sasl_sender ccert_subject ccert_issuer ccert_fingerprint ccert_pubkey_fingerprint encryption_protocol"
+    b" encryption_cipher encryption_keysize policy_context".split()
+)
+
+# How often a form may be learned, in seconds, and of how many lines at most: that takes as long as a hundred requests.
+LEARNING, LONGEST = 1.0, 64
+
+
+class Forms:
+    """The forms that were learned, by how many lines they have."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Callable[[bytes], re.Match[bytes] | None], list[bytes]]] = {}
+        # What came last in no known form.
+        self._last: list[bytes] = []
+        self._learned = float("-inf")
+
+    def attributes(self, request: bytes) -> dict[bytes, bytes]:
+        """The attributes of a REQUEST, given without its end, all that anybody wants to know. Raises Malformed."""
+        known = self._known.get(request.count(b"\n"))
+        found = known and known[0](request)
+        if not found:
+            return self._learn(request)
+        assert known
+        attributes = dict(zip(known[1], found.groups(), strict=True))
+        protocol.check(request, attributes)
+        return attributes
+
+    def _learn(self, request: bytes) -> dict[bytes, bytes]:
+        found = protocol.attributes(request)
+        names, self._last = self._last, list(found)
+        lines = request.count(b"\n")
+        if (
+            lines < LONGEST
+            and names == self._last
+            and len(names) == lines + 1
+            and monotonic() - self._learned > LEARNING
+        ):
+            self._learned = monotonic()
+            self._known[lines] = _form(names)
+        return found
+
+
+def _form(names: list[bytes]) -> "tuple[Callable[[bytes], re.Match[bytes] | None], list[bytes]]":
+    """What reads a request of attributes with these NAMES, and the names of what it gives."""
+    wanted = [name for name in names if name not in PASSED_OVER]
+    lines = [re.escape(name) + (b"=([^\n]*)" if name in wanted else b"=[^\n]*") for name in names]
+    return re.compile(b"\n".join(lines)).fullmatch, wanted

@@ -1,0 +1,117 @@
+"""Requests read by their form: whatever comes, it is what is read line by line."""
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from greycheck.hooks import policy as protocol
+from greycheck.hooks.policy import Malformed
+from greycheck.resident import forms
+from greycheck.resident.forms import PASSED_OVER, Forms
+
+NAMES = st.sampled_from(
+    [b"request", b"sender", b"recipient", b"instance", b"size", b"GREYCHECK_DELAY", b"a.b", b"", b"\\d"]
+)
+VALUES = st.sampled_from([b"", b"smtpd_access_policy", b"a=b", b"=", b"a\0b", b"\xff", b"a\rb", b"[^\\n]*"])
+LINES = st.one_of(st.tuples(NAMES, VALUES).map(b"=".join), st.sampled_from([b"sender", b"", b"x"]))
+REQUESTS = st.lists(LINES, min_size=1, max_size=5).map(
+    lambda lines: b"\n".join([b"request=smtpd_access_policy", *lines])
+)
+
+# As Postfix 3.7 asks.
+POSTFIX = b"""request=smtpd_access_policy
+protocol_state=RCPT
+protocol_name=ESMTP
+client_address=192.0.2.1
+client_name=mail.example.org
+client_port=52430
+reverse_client_name=mail.example.org
+server_address=192.0.2.25
+server_port=25
+helo_name=mail.example.org
+sender=a@example.org
+recipient=b@example.net
+recipient_count=0
+queue_id=
+instance=7f2.6a01b2c3.0
+size=12345
+etrn_domain=
+stress=
+sasl_method=
+sasl_username=
+sasl_sender=
+ccert_subject=
+ccert_issuer=
+ccert_fingerprint=
+ccert_pubkey_fingerprint=
+encryption_protocol=TLSv1.3
+encryption_cipher=TLS_AES_256_GCM_SHA384
+encryption_keysize=256
+policy_context=
+compatibility_level=3.6
+mail_version=3.7.11"""
+
+
+@pytest.fixture(autouse=True)
+def _at_once() -> Iterator[None]:
+    """Forms are learned as soon as they come."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forms, "LEARNING", -1)
+        yield
+
+
+def read(attributes: "dict[bytes, bytes] | None") -> dict[bytes, bytes] | None:
+    """What anybody wants to know of ATTRIBUTES."""
+    return None if attributes is None else {name: v for name, v in attributes.items() if name not in PASSED_OVER}
+
+
+def by_lines(request: bytes) -> dict[bytes, bytes] | None:
+    try:
+        return protocol.attributes(request)
+    except Malformed:
+        return None
+
+
+def by_form(found: Forms, request: bytes) -> dict[bytes, bytes] | None:
+    try:
+        return found.attributes(request)
+    except Malformed:
+        return None
+
+
+@given(st.lists(st.tuples(REQUESTS, st.lists(VALUES, max_size=3)), min_size=1, max_size=5))
+def test_a_request_is_read_the_same_by_its_form(requests: list[tuple[bytes, list[bytes]]]) -> None:
+    found = Forms()
+    for request, others in requests:
+        for each in (request, request, request, *(request.replace(b"a=b", other) for other in others)):
+            assert read(by_form(found, each)) == read(by_lines(each))
+
+
+def test_what_postfix_asks_is_read_by_its_form_from_the_third_time_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Forms()
+    for _ in range(2):
+        assert found.attributes(POSTFIX) == protocol.attributes(POSTFIX)
+    monkeypatch.setattr(protocol, "attributes", None)
+    assert found.attributes(POSTFIX)[b"sender"] == b"a@example.org"
+    assert not found.attributes(POSTFIX).keys() & PASSED_OVER
+    with pytest.raises(Malformed, match="a NUL"):
+        found.attributes(POSTFIX.replace(b"a@", b"\0@"))
+    with pytest.raises(Malformed, match="no request="):
+        found.attributes(POSTFIX.replace(b"smtpd_access_policy", b"other"))
+
+
+def test_who_always_asks_otherwise_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To learn a form takes time: one a second, and none that is longer than those of mail servers."""
+    monkeypatch.setattr(forms, "LEARNING", 60)
+    learned: list[object] = []
+    form = forms._form
+    monkeypatch.setattr(forms, "_form", lambda names: learned.append(names) or form(names))  # type: ignore[func-returns-value]
+    found = Forms()
+    for lines in (forms.LONGEST, 5, 6, 7):
+        for _ in range(3):
+            found.attributes(
+                b"\n".join([b"request=smtpd_access_policy", *(b"a%d=" % number for number in range(lines))])
+            )
+    assert [len(names) for names in learned] == [6]  # type: ignore[arg-type]
