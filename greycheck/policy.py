@@ -347,6 +347,11 @@ def vouches(verdict: Verdict, changes: "Sequence[Change]", found: Found, setting
     return not is_known(client, settings, now)
 
 
+def holds(verdict: Verdict) -> bool:
+    """Whether VERDICT is the same whatever becomes of its changes: they only count an attempt or a use of what is recorded."""
+    return verdict.reason in ("early", "known", "client") and not verdict.vouches
+
+
 def is_remembered(row: TripletRow | None, now: int, seconds: int = MESSAGE_TIME) -> bool:
     """Whether ROW says that a message's first recipient passed not more than so many SECONDS before NOW."""
     return row is not None and now - row.last <= seconds

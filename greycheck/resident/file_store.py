@@ -1,8 +1,8 @@
 """Deciding from an SQLite file, many questions at a time.
 
-All questions that came together are looked up in one transaction. Those whose verdict changes nothing are answered; the others are
-written together, and answered once that is committed. Where another process holds the lock they wait for it, and the rest is decided
-meanwhile.
+All questions that came together are looked up in one transaction. Those whose verdict holds whatever is written are answered; the
+others are written together, and answered once that is committed. Where another process holds the lock they wait for it, and the rest is
+decided meanwhile.
 """
 
 import threading
@@ -29,25 +29,34 @@ LOOK = 0.1
 # How soon a file that was taken away is made once more, in seconds; and how long ``tick`` may wait where nothing is to be done.
 IDLE = 1.0
 
-# Changes after which the log is written back, some 10 MB of it; and how long it is let alone after that, in seconds.
+# Changes after which the log is written back, some 10 MB of it; and how long it is let alone after that, in seconds, unless nobody has
+# asked for as long as LOOK.
 CHANGES, QUIET = 1500, 3.0
+
+# How much may wait to be written where answers do not: somebody may have the lock for long.
+AHEAD = 256
 
 Answer = Callable[[Question, Verdict, "list[str]"], None]
 Batch = list[tuple[Question, Asked]]
 
 
 class FileStore:
-    """The SQLite file that the settings FOUND name; each verdict is handed to ANSWER. Raises StoreError where it cannot be used."""
+    """The SQLite file that the settings FOUND name; each verdict is handed to ANSWER, and what has none to WARN.
 
-    def __init__(self, found: Settings, answer: Answer, messages: Messages) -> None:
+    Raises StoreError where it cannot be used.
+    """
+
+    def __init__(self, found: Settings, answer: Answer, messages: Messages, warn: Callable[[str], None]) -> None:
         self._settings = found
         self._path = found.database.partition(":///")[2]
-        self._answer = answer
+        self._answer, self._warn = answer, warn
         self._messages = messages
         self._store: Store | None = Store(self._path)
         self._unwritten: Batch = []
+        # Whether the last batch could be written: else whatever is to be written waits for that, so that its line can say so.
+        self._writes = True
         self._writing_back: threading.Thread | None = None
-        self._looked = monotonic()
+        self._looked = self._decided = monotonic()
         self._made = float("-inf")
         # Changes since the log was last written back, and its size then.
         self._changes = self._log = 0
@@ -57,8 +66,8 @@ class FileStore:
     # --- looking up -------------------------------------------------------------------------------------------------------
 
     def decide(self, questions: list[Question]) -> None:
-        """Decides QUESTIONS, and answers those whose verdict is nothing to be written first; ``tick`` writes."""
-        now = int(time())
+        """Decides QUESTIONS, and answers those whose verdict holds whatever is written; ``tick`` writes."""
+        now, self._decided = int(time()), monotonic()
         asked = [
             (q, Asked(q.envelope, triplet(q.envelope, q.settings.ipv4_prefix, q.settings.ipv6_prefix)))
             for q in questions
@@ -92,8 +101,9 @@ class FileStore:
         if changes or (verdict.vouches and question.hook):
             question.verdict, question.changes = verdict, changes
             self._unwritten.append(asked)
-        else:
-            self._tell(question, verdict)
+            if not (policy.holds(verdict) and self._writes and len(self._unwritten) < AHEAD):
+                return
+        self._tell(question, verdict)
 
     # --- writing ----------------------------------------------------------------------------------------------------------
 
@@ -116,6 +126,7 @@ class FileStore:
             self._save(store, batch)
             store.commit()
             self._changes += len(batch)
+            self._writes = True
         except Exception as error:
             store.roll_back()
             self._unrecorded(batch, error)
@@ -157,6 +168,10 @@ class FileStore:
 
     def _unrecorded(self, batch: Batch, fault: Exception) -> None:
         """Answers what could not be written because of FAULT: a verdict stands unless it is only true once it is recorded."""
+        self._writes = False
+        counted = sum(question.answered for question, _asked in batch)
+        if counted:
+            self._warn(f"{_said(fault)}: attempts or uses that were not recorded: {counted}")
         for question, _asked in batch:
             verdict = question.verdict
             if verdict is None or verdict.reason == "new":
@@ -166,6 +181,8 @@ class FileStore:
             self._tell(question, verdict)
 
     def _tell(self, question: Question, verdict: Verdict) -> None:
+        if question.answered:
+            return
         if verdict.vouches and not question.hook:
             self._messages.vouch(question.envelope, int(time()))
         notes, self._notes = self._notes, []
@@ -216,7 +233,9 @@ class FileStore:
     @property
     def pause(self) -> float:
         """How long ``tick`` may wait, in seconds."""
-        return RETRY if self._unwritten else IDLE
+        if self._unwritten:
+            return RETRY
+        return LOOK if self._changes > CHANGES else IDLE
 
     def tick(self) -> None:
         """What is to be done now and then: what waits for a lock, the log, a file that was taken away."""
@@ -235,7 +254,8 @@ class FileStore:
 
     def _wants_write_back(self, store: Store) -> bool:
         """Whether the log is long: by what was changed here, as it is written over from its beginning; by its size, as others write too."""
-        if monotonic() - self._written_back < QUIET:
+        now = monotonic()
+        if now - self._written_back < QUIET and now - self._decided < LOOK:
             return False
         return self._changes > CHANGES or store.log_size() > self._log + resident_sqlite.LOG_STEP
 

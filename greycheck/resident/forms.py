@@ -4,13 +4,13 @@ Such a form becomes a regular expression, which reads a request in half the time
 is, so a form changes nothing but how long that takes.
 """
 
-import re
 from time import monotonic
 
 from greycheck.hooks import policy as protocol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import re
     from collections.abc import Callable
 
 # What Postfix says besides, and nobody here wants to know (SMTPD_POLICY_README).
@@ -61,6 +61,8 @@ class Forms:
 
 def _form(names: list[bytes]) -> "tuple[Callable[[bytes], re.Match[bytes] | None], list[bytes]]":
     """What reads a request of attributes with these NAMES, and the names of what it gives."""
+    import re
+
     wanted = [name for name in names if name not in PASSED_OVER]
     lines = [re.escape(name) + (b"=([^\n]*)" if name in wanted else b"=[^\n]*") for name in names]
     return re.compile(b"\n".join(lines)).fullmatch, wanted

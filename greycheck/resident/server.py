@@ -413,7 +413,8 @@ class Server:
             self._close(peer)
 
     def _is_drained(self) -> bool:
-        return not self._ready and not any(peer.question or peer.output for peer in self._peers.values())
+        asked = self._ready or self._store.waits
+        return not asked and not any(peer.question or peer.output for peer in self._peers.values())
 
     def _reread(self) -> None:
         """Reads the settings again; another database is used from now on, if it can be."""
@@ -463,7 +464,7 @@ class Server:
             raise StoreError("there is no store: see the warning before")
         self._make_store(found)
         if found.database.startswith("sqlite:"):
-            return FileStore(found, self._answer, self._messages)
+            return FileStore(found, self._answer, self._messages, self.journal.warn)
         return Pool(found, self._answer, self._messages)
 
     def _watch_store(self) -> None:

@@ -14,6 +14,7 @@ from threading import Event, Thread
 
 import pytest
 
+from greycheck.resident import file_store
 from greycheck.store import resident_sqlite
 from tests.resident.conftest import Start
 from tests.resident.resident import ACCEPTED, DEFERRED, Resident, request
@@ -177,16 +178,37 @@ def test_what_cannot_be_written_by_the_deadline_is_answered_as_it_stands(start: 
         actions = list(pool.map(lambda sender: resident.ask(sender=sender), senders))
     assert actions == [ACCEPTED, ACCEPTED, EARLY + "240 seconds", ACCEPTED]
     lines = {line.partition("sender=<")[2].partition("@")[0]: line for line in resident.verdicts[-4:]}
-    held = "greycheck.db: locked by another process for"
-    assert "reason=retry" in lines["due"]
-    assert "reason=known" in lines["known"]
-    assert "reason=early" in lines["early"]
-    for sender, patience in (("due", "0.8s"), ("known", "0.1s"), ("early", "0.8s")):
-        assert f'unrecorded="{resident.directory}/{held} {patience}"' in lines[sender]
-    assert "accept reason=error" in lines["new"]
-    assert f'error="{resident.directory}/{held} 0.8s"' in lines["new"]
-    # Known mail does not wait, and so is the first.
-    assert "known@" in resident.verdicts[-4]
+    held = f"{path_of(resident)}: locked by another process for"
+    for sender, reason in (("due", "retry"), ("known", "known"), ("early", "early"), ("new", "error")):
+        assert f"reason={reason}" in lines[sender]
+    assert f'unrecorded="{held} 0.8s"' in lines["due"]
+    assert f'error="{held} 0.8s"' in lines["new"]
+    # What is only counted is answered at once, and its fault told when it comes.
+    assert {line.partition("sender=<")[2].partition("@")[0] for line in resident.verdicts[-4:-2]} == {"known", "early"}
+    for sender, patience in (("known", "0.1s"), ("early", "0.8s")):
+        assert "unrecorded" not in lines[sender]
+        assert f"greycheck: warning {held} {patience}: attempts or uses that were not recorded: 1\n" in resident.log()
+
+
+def test_what_is_only_counted_is_answered_first_but_not_without_end(start: Start) -> None:
+    """While another process has the lock, what waits to be written is no more than so many and those that wait for their answer."""
+    resident = start(deadline="60s", client_passes="0", pool_networks="0")
+    senders = [f"{number}@example.org" for number in range(file_store.AHEAD + 20)]
+    with resident.peer() as peer:
+        for sender in senders:
+            peer.ask(sender=sender)
+        resident.age(10)
+        with connected(path_of(resident)) as other, locked(other):
+            for sender in senders[: file_store.AHEAD - 1]:
+                assert peer.ask(sender=sender).startswith(EARLY)
+            others = [resident.peer() for _ in senders[file_store.AHEAD - 1 :]]
+            for each, sender in zip(others, senders[file_store.AHEAD - 1 :], strict=True):
+                each.send(request(sender=sender))
+            assert len(resident.verdicts) == len(senders) + file_store.AHEAD - 1
+        for each in others:
+            assert each.action().startswith(EARLY)
+            each.close()
+    assert resident.store.rows("SELECT count(*) FROM triplet WHERE early_attempts = 1") == [(len(senders),)]
 
 
 # --- a file that cannot be used ---------------------------------------------------------------------------------------
@@ -341,6 +363,8 @@ def test_a_full_disk(on_small_disk: tuple[Resident, SmallDisk]) -> None:
     for sender in ("due@example.org", "known@example.org"):
         resident.ask(sender=sender)
     inside(resident, disk, AGED)
+    resident.ask(sender="early@example.org")
+    inside(resident, disk, "UPDATE triplet SET last_attempt = last_attempt - 10 WHERE sender LIKE 'early@%'")
     resident.ask(sender="known@example.org")
     disk.fill()
     wait_until(lambda: resident.ask(sender=os.urandom(8).hex()) == ACCEPTED, "the disk is full")
@@ -349,10 +373,13 @@ def test_a_full_disk(on_small_disk: tuple[Resident, SmallDisk]) -> None:
     assert resident.ask(sender="known@example.org") == ACCEPTED
     assert "reason=known" in resident.verdicts[-1]
     assert "unrecorded" not in resident.verdicts[-1]
-    assert resident.ask(sender="due@example.org") == ACCEPTED
-    assert "reason=retry" in resident.verdicts[-1]
-    assert f'unrecorded="{path_of(resident)}: {full}"' in resident.verdicts[-1]
+    for sender, reason in (("due", "retry"), ("early", "early")):
+        assert resident.ask(sender=f"{sender}@example.org").startswith(ACCEPTED if sender == "due" else EARLY)
+        assert f"reason={reason}" in resident.verdicts[-1]
+        assert f'unrecorded="{path_of(resident)}: {full}"' in resident.verdicts[-1]
     disk.free()
+    assert resident.ask(sender="early@example.org").startswith(EARLY)
+    assert "unrecorded" not in resident.verdicts[-1]
     assert resident.ask(sender="new@example.org") == DEFERRED
     assert inside(resident, disk, "SELECT passes FROM triplet WHERE sender LIKE 'due@%'") == "(0,)"
     assert inside(resident, disk, "PRAGMA integrity_check") == "('ok',)"
