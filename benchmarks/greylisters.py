@@ -46,6 +46,9 @@ PLACES = f"/usr/sbin:{os.defpath}"
 # How long a server may take to start and to end, in seconds.
 START = 60
 
+# How long one that takes no CPU has nothing to do any more, in seconds.
+RESTS = 0.25
+
 # How many lines of a log are shown where something is wrong.
 SAID = 10
 
@@ -160,6 +163,13 @@ class Greylister:
         except WrongAnswer as error:
             raise WrongAnswer(self._with_log(error.message)) from None
         return found, (self.cpu() - before) / found.asked * 1e6
+
+    def rest(self) -> None:
+        """Waits until it has done what it puts off while it is asked, so that nobody's next block pays for it."""
+        end, before = monotonic() + START, -1.0
+        while (now := self.cpu()) != before and monotonic() < end:
+            before = now
+            sleep(RESTS)
 
     def work(self, workload: str, at_once: int, decisions: int, seconds: float = PATIENCE) -> Work:
         """The next block of work, drawn otherwise than the last."""

@@ -132,7 +132,13 @@ class Bench:
         """Decisions of WORKLOAD by SERVER, AT_ONCE, in the row NAME."""
         block = server.quick_block if self.quick else server.block
         asked = round(block * NEW_SHARE) if workload == "new" else block
-        return Measured(name, lambda: server.ask(workload, at_once, asked))
+
+        def once() -> tuple[Block, float]:
+            found = server.ask(workload, at_once, asked)
+            server.rest()
+            return found
+
+        return Measured(name, once)
 
     def children(self, name: str, child: str, server: Resident, at_once: int = ONE) -> Measured:
         """A CHILD that asks SERVER for each decision of the mixed load, AT_ONCE, in the row NAME."""
@@ -142,6 +148,7 @@ class Bench:
             work = server.work("mixed", at_once, self._children)
             found = server.count(self.programs.run(child, work, environ, self.place.log))
             check_reasons(self.place.new_lines(), [reason for reason, n in found.classes.items() for _ in range(n)])
+            server.rest()
             return found, 0
 
         return Measured(name, once)

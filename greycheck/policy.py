@@ -375,10 +375,10 @@ def look_around(
     Providers retry from another network each time; what waits from enough of them, the oldest longer than the delay, has been retried.
     Where too many triplets wait, somebody is filling the table, and new ones are let through.
     """
-    terms = Terms(settings, deciding(found.rules, settings))
-    oldest = now if waiting.oldest is None else waiting.oldest
-    if settings.pool_networks and waiting.others >= settings.pool_networks and now - oldest >= terms.delay:
-        return Verdict(ACCEPT, "pool", detail=verdict.detail), _passed(found, settings, now)
+    if settings.pool_networks and waiting.others >= settings.pool_networks:
+        oldest = now if waiting.oldest is None else waiting.oldest
+        if now - oldest >= Terms(settings, deciding(found.rules, settings)).delay:
+            return Verdict(ACCEPT, "pool", detail=verdict.detail), _passed(found, settings, now)
     if verdict.reason == "new" and settings.pending_limit and waiting.total >= settings.pending_limit:
         return Verdict(ACCEPT, "full", detail=verdict.detail), []
     return verdict, changes

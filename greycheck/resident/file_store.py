@@ -29,8 +29,8 @@ LOOK = 0.1
 # How soon a file that was taken away is made once more, in seconds; and how long ``tick`` may wait where nothing is to be done.
 IDLE = 1.0
 
-# Changes after which the log is written back, some 10 MB of it; and how long it is let alone after that, in seconds, unless nobody has
-# asked for as long as LOOK.
+# Changes after which the log is written back, some 10 MB of it: as soon as nobody has asked for as long as LOOK, or QUIET seconds after
+# the first of them.
 CHANGES, QUIET = 1500, 3.0
 
 # How much may wait to be written where answers do not: somebody may have the lock for long.
@@ -58,9 +58,9 @@ class FileStore:
         self._writing_back: threading.Thread | None = None
         self._looked = self._decided = monotonic()
         self._made = float("-inf")
-        # Changes since the log was last written back, and its size then.
+        # Changes since the log was last written back, and its size then; and when that was, or the first of them.
         self._changes = self._log = 0
-        self._written_back = float("-inf")
+        self._changed = monotonic()
         self._notes: list[str] = []
 
     # --- looking up -------------------------------------------------------------------------------------------------------
@@ -125,6 +125,8 @@ class FileStore:
         try:
             self._save(store, batch)
             store.commit()
+            if not self._changes:
+                self._changed = monotonic()
             self._changes += len(batch)
             self._writes = True
         except Exception as error:
@@ -248,14 +250,14 @@ class FileStore:
         if store is not None and store.is_replaced():
             self._leave()
         elif store is not None and self._wants_write_back(store) and not self._is_writing_back():
-            self._changes, self._log, self._written_back = 0, store.log_size(), now
+            self._changes, self._log, self._changed = 0, store.log_size(), now
             self._writing_back = threading.Thread(target=resident_sqlite.write_back, args=(self._path,), daemon=True)
             self._writing_back.start()
 
     def _wants_write_back(self, store: Store) -> bool:
         """Whether the log is long: by what was changed here, as it is written over from its beginning; by its size, as others write too."""
         now = monotonic()
-        if now - self._written_back < QUIET and now - self._decided < LOOK:
+        if now - self._changed < QUIET and now - self._decided < LOOK:
             return False
         return self._changes > CHANGES or store.log_size() > self._log + resident_sqlite.LOG_STEP
 

@@ -253,12 +253,13 @@ def parameters(asked: Asked, change: Change) -> dict[str, object]:
     """The parameters of that statement, by name."""
     old, new = change.old, change.new
     if isinstance(new, TripletRow):
-        values = _triplet_state("", new) | {"passed_at": new.passed, "expires_at": change.expires}
+        values = _triplet_state("", new)
+        values["passed_at"], values["expires_at"] = new.passed, change.expires
         if isinstance(old, TripletRow):
             return values | _triplet_state("was_", old) | {"key_triplet_key": asked.key}
-        sender, recipient = asked.shown
-        whose = {"triplet_key": asked.key, "network": asked.triplet.network, "sender": sender, "recipient": recipient}
-        return values | whose
+        values["triplet_key"], values["network"] = asked.key, asked.triplet.network
+        values["sender"], values["recipient"] = asked.shown
+        return values
     if isinstance(new, ClientRow):
         values = _client_state("", new) | {"expires_at": change.expires}
         if isinstance(old, ClientRow):
