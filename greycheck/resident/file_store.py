@@ -30,8 +30,8 @@ LOOK = 0.1
 IDLE = 1.0
 
 # Changes after which the log is written back, some 10 MB of it: as soon as nobody has asked for as long as LOOK, or QUIET seconds after
-# the first of them.
-CHANGES, QUIET = 1500, 3.0
+# the first of them, or when they are MANY.
+CHANGES, QUIET, MANY = 1500, 3.0, 12000
 
 # How much may wait to be written where answers do not: somebody may have the lock for long.
 AHEAD = 256
@@ -83,6 +83,8 @@ class FileStore:
             return
         for each in asked:
             self._look_up(store, each, now)
+        if self._unwritten:
+            return  # that goes on in ``tick``
         try:
             store.commit()
         except StoreError:
@@ -257,7 +259,7 @@ class FileStore:
     def _wants_write_back(self, store: Store) -> bool:
         """Whether the log is long: by what was changed here, as it is written over from its beginning; by its size, as others write too."""
         now = monotonic()
-        if now - self._changed < QUIET and now - self._decided < LOOK:
+        if now - self._changed < QUIET and now - self._decided < LOOK and self._changes < MANY:
             return False
         return self._changes > CHANGES or store.log_size() > self._log + resident_sqlite.LOG_STEP
 

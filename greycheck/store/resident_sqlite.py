@@ -21,6 +21,9 @@ from greycheck.store.rule_index import RuleIndex, Unreadable
 
 ROWS = compiled.ROWS[0]
 
+# Writes nothing, and lets nobody else write until the transaction's end.
+TAKE_LOCK = "DELETE FROM rule WHERE 0"
+
 # How soon rules are read again after somebody has written, in seconds; or as many times longer than that took.
 REREAD, TIMES = 0.05, 20
 
@@ -78,7 +81,9 @@ class Store(lean_sqlite.Store):
     # --- transactions -----------------------------------------------------------------------------------------------------
 
     def begin_reading(self) -> None:
-        """Begins a batch of lookups that see the same state."""
+        """Begins a batch of lookups that see the same state, or goes on with it."""
+        if self._connection.in_transaction:
+            return
         self._run("BEGIN")
         try:
             # It changes with every commit of another connection, and with none of this one.
@@ -91,13 +96,19 @@ class Store(lean_sqlite.Store):
             raise
 
     def begin_writing(self) -> bool:
-        """Begins a batch of changes. False where another process is at it."""
+        """Begins a batch of changes, in the state that lookups saw if nobody has changed it since. False where another process is at it."""
+        # Whoever is decided again looks into the table, which may have been changed.
+        self._fresh = False
+        try:
+            if self._connection.in_transaction:
+                self._run(TAKE_LOCK)
+                return True
+        except StoreError:
+            self.roll_back()
         try:
             self._run("BEGIN IMMEDIATE")
         except Busy:
             return False
-        # Whoever is decided again looks into the table: another process may have changed it.
-        self._fresh = False
         return True
 
     def commit(self) -> None:

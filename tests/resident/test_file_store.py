@@ -413,15 +413,15 @@ def test_the_log_is_written_back_while_all_goes_on(resident: Resident) -> None:
     assert resident.store.rows("PRAGMA integrity_check") == [("ok",)]
 
 
-def test_a_log_that_somebody_reads_is_written_back_later(resident: Resident, other: sqlite3.Connection) -> None:
-    database = Path(path_of(resident))
+def test_a_log_that_somebody_reads_is_written_back_later(alone: Resident) -> None:
+    database = path_of(alone)
     log = Path(f"{database}-wal")
-    resident.ask()
-    other.execute("BEGIN")
-    other.execute("SELECT count(*) FROM triplet").fetchone()
-    before = database.stat().st_size
+    alone.ask()
     number = 0
-    with resident.peer() as peer:
+    with connected(database) as other, alone.peer() as peer:
+        other.execute("BEGIN")
+        other.execute("SELECT count(*) FROM triplet").fetchone()
+        before = database.stat().st_size
         while log.stat().st_size < 2 * resident_sqlite.LOG_STEP:
             number += 1
             assert peer.ask(sender=f"{number}@example.org") == DEFERRED
