@@ -165,7 +165,7 @@ class Greylister:
         return found, (self.cpu() - before) / found.asked * 1e6
 
     def rest(self) -> None:
-        """Waits until it has done what it puts off while it is asked, so that nobody's next block pays for it."""
+        """Waits until it has done what it puts off while it is asked, as far as its CPU tells: nobody's next block is to pay for it."""
         end, before = monotonic() + START, -1.0
         while (now := self.cpu()) != before and monotonic() < end:
             before = now

@@ -347,9 +347,16 @@ def vouches(verdict: Verdict, changes: "Sequence[Change]", found: Found, setting
     return not is_known(client, settings, now)
 
 
-def holds(verdict: Verdict) -> bool:
-    """Whether VERDICT is the same whatever becomes of its changes: they only count an attempt or a use of what is recorded."""
-    return verdict.reason in ("early", "known", "client") and not verdict.vouches
+def holds(verdict: Verdict, changes: "Sequence[Change]") -> bool:
+    """Whether VERDICT is the same whatever becomes of its CHANGES: they only count an attempt or a use of what is recorded.
+
+    A strike is no such thing: with the next one another verdict is due.
+    """
+    if verdict.vouches:
+        return False
+    if verdict.reason == "early":
+        return all(isinstance(change.new, TripletRow) for change in changes)
+    return verdict.reason in ("known", "client")
 
 
 def is_remembered(row: TripletRow | None, now: int, seconds: int = MESSAGE_TIME) -> bool:

@@ -477,6 +477,25 @@ def test_a_message_is_remembered_for_a_moment(passed: int | None, remembered: bo
     assert policy.is_remembered(row, NOW) == remembered
 
 
+@pytest.mark.parametrize(
+    ("found", "values", "reason", "holds"),
+    [
+        (Found(TripletRow(NOW - 10, NOW - 10)), DEFAULTS, "early", True),
+        (Found(TripletRow(NOW - 10, NOW - 10)), replace(DEFAULTS, strikes=5), "early", False),
+        (Found(TripletRow(NOW - 200, NOW - 200)), replace(DEFAULTS, strikes=5), "early", True),
+        (Found(TripletRow(NOW - 9999, NOW - 9999, 0, 1, NOW - 9999)), DEFAULTS, "known", True),
+        (Found(None, ClientRow(NOW - 9999, NOW - 9999, 1)), DEFAULTS, "client", True),
+        (Found(TripletRow(NOW - 400, NOW - 400)), DEFAULTS, "retry", False),
+        (Found(), DEFAULTS, "new", False),
+    ],
+)
+def test_what_only_counts_holds_without(found: Found, values: Values, reason: str, holds: bool) -> None:
+    verdict, changes = policy.decide(found, cast(Settings, values), NOW)
+    assert (verdict.reason, policy.holds(verdict, changes)) == (reason, holds)
+    verdict.vouches = True
+    assert not policy.holds(verdict, changes)
+
+
 def test_what_is_remembered_counts_as_no_waiting_triplet() -> None:
     change = policy.remembering(None, NOW)
     assert state(change.new) == {"first": NOW, "last": NOW, "early": 0, "passes": 1, "passed": NOW}

@@ -103,7 +103,7 @@ class FileStore:
         if changes or (verdict.vouches and question.hook):
             question.verdict, question.changes = verdict, changes
             self._unwritten.append(asked)
-            if not (policy.holds(verdict) and self._writes and len(self._unwritten) < AHEAD):
+            if not (self._writes and len(self._unwritten) < AHEAD and policy.holds(verdict, changes)):
                 return
         self._tell(question, verdict)
 
@@ -147,6 +147,8 @@ class FileStore:
         now = int(time())
         for question, asked in batch:
             if question.verdict is None or not store.save(asked, question.changes, patient=True):
+                if question.answered:
+                    continue  # somebody has counted it already, or there is nothing any more to be counted
                 question.verdict = check.check(
                     store, question.envelope, question.settings, now, self._messages.first_passed
                 )
@@ -157,16 +159,17 @@ class FileStore:
     def _give_up(self) -> None:
         """Answers what has waited for the lock for as long as it may."""
         now = monotonic()
-        batch = self._take()
-        for question, asked in batch:
+        over: dict[float, Batch] = {}
+        for question, asked in self._take():
             verdict = question.verdict
-            hurried = verdict is not None and verdict.reason in ("client", "known")
+            hurried = verdict is not None and verdict.reason in ("client", "known") and not question.answered
             patience = lean_sqlite.HURRY if hurried else question.settings.deadline * PATIENCE
             if now - question.started < patience:
                 self._unwritten.append((question, asked))
             else:
-                fault = StoreError(f"{self._path}: locked by another process for {patience:.1f}s")
-                self._unrecorded([(question, asked)], fault)
+                over.setdefault(patience, []).append((question, asked))
+        for patience, batch in over.items():
+            self._unrecorded(batch, StoreError(f"{self._path}: locked by another process for {patience:.1f}s"))
 
     # --- answers ----------------------------------------------------------------------------------------------------------
 
@@ -268,8 +271,13 @@ class FileStore:
 
     @property
     def waits(self) -> int:
-        """How many questions wait for their answer."""
+        """How many questions wait to be written."""
         return len(self._unwritten)
+
+    @property
+    def owes(self) -> bool:
+        """Whether any of them waits for its answer until then."""
+        return any(not question.answered for question, _asked in self._unwritten)
 
     def close(self) -> None:
         """Leaves the file, its log written back."""

@@ -20,8 +20,8 @@ PASSED_OVER = frozenset(
     b" encryption_cipher encryption_keysize policy_context".split()
 )
 
-# How often a form may be learned, in seconds, and of how many lines at most: that takes as long as a hundred requests.
-LEARNING, LONGEST = 1.0, 64
+# How often a form may be learned, in seconds, and of how many lines and bytes of names at most: that takes as long as a hundred requests.
+LEARNING, LINES, BYTES = 1.0, 64, 1024
 
 
 class Forms:
@@ -47,14 +47,10 @@ class Forms:
     def _learn(self, request: bytes) -> dict[bytes, bytes]:
         found = protocol.attributes(request)
         names, self._last = self._last, list(found)
-        lines = request.count(b"\n")
-        if (
-            lines < LONGEST
-            and names == self._last
-            and len(names) == lines + 1
-            and monotonic() - self._learned > LEARNING
-        ):
-            self._learned = monotonic()
+        lines, now = request.count(b"\n"), monotonic()
+        is_form = names == self._last and len(names) == lines + 1
+        if is_form and lines < LINES and sum(map(len, names)) < BYTES and now - self._learned > LEARNING:
+            self._learned = now
             self._known[lines] = _form(names)
         return found
 

@@ -126,6 +126,11 @@ class Pool:
         """How many questions wait for their answer."""
         return len(self._asked)
 
+    @property
+    def owes(self) -> bool:
+        """Whether there are any."""
+        return bool(self._asked)
+
     def close(self) -> None:
         """Lets the workers end, who say good-bye to the server."""
         with self._lock:

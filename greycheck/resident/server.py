@@ -117,7 +117,7 @@ class Server:
         self._in_hand = []
         for _ in range(ROUNDS):
             self._ask(events)
-            if not self._store.waits:
+            if not self._store.owes:
                 break
             # What came meanwhile is committed along with what is to be written; what was answered is in the log before.
             self.journal.flush()

@@ -16,7 +16,18 @@ from time import monotonic
 from greycheck.policy import Change, Found, TripletRow, Waiting
 from greycheck.store import compiled_sqlite as compiled
 from greycheck.store import lean_sqlite
-from greycheck.store.lean import Asked, Busy, NoSchema, StoreError, made, parameters, pool_parameters, sample, statement
+from greycheck.store.lean import (
+    Asked,
+    Busy,
+    NoSchema,
+    StoreError,
+    check_revision,
+    made,
+    parameters,
+    pool_parameters,
+    sample,
+    statement,
+)
 from greycheck.store.rule_index import RuleIndex, Unreadable
 
 ROWS = compiled.ROWS[0]
@@ -130,7 +141,7 @@ class Store(lean_sqlite.Store):
             *found, others = self._connection.execute(ROWS, (asked.key, asked.triplet.client)).fetchone()
         except sqlite3.Error as error:
             raise self._explained(error) from None
-        self._alone = None if others else asked
+        self._alone = asked if others == 0 else None
         return Found(*made(found), *self._index.find(asked, now))
 
     def waiting(self, asked: Asked, since: int, limit: int) -> Waiting:
@@ -178,7 +189,9 @@ class Store(lean_sqlite.Store):
 
     def _read_rules(self, version: int) -> None:
         began = monotonic()
-        self._check_revision()  # as every look-up does that is not made from memory
+        revision = self._run(compiled.SCHEMA[0]).fetchone()
+        # As every look-up does that is not made from memory.
+        check_revision(revision[0] if revision else None, compiled.REVISION)
         found = self._run(compiled.ALL_RULES[0]).fetchall()
         try:
             if found != self._indexed:

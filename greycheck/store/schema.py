@@ -120,6 +120,8 @@ def upgrade(url: str, mode: int = 0o600, tell: Tell = _silently) -> str:
             if fits(found, head()):
                 return found
             raise SchemaError(f"the schema is {standing(found)}")
+        if found == head() and steps.is_away(connection):
+            raise SchemaError("a greycheck db downgrade was stopped here: finish that first")
         _prepare(connection)
         command.upgrade(_config(connection), "head")
         return head()
@@ -136,6 +138,8 @@ def downgrade(url: str, revision: str, tell: Tell = _silently) -> str | None:
         found = _revision(connection)
         if found is not None and found not in known():
             raise SchemaError(f"the schema is at {found}, which this program does not know: use the one that made it")
+        if found != head() and steps.is_away(connection):
+            raise SchemaError("a greycheck db upgrade was stopped here: finish that first")
         command.downgrade(_config(connection), revision)
         return _revision(connection)
 

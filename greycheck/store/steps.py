@@ -3,6 +3,7 @@
 MySQL and MariaDB commit every change of the schema by itself, so a migration that was stopped has been done in part, and two nodes of a
 Galera cluster may be at it at once, where no lock of one is known to the other. There a step makes what is not there yet, and takes
 away what still is. PostgreSQL and SQLite do a whole migration in one transaction: there a step that finds its work done is a fault.
+What would let a check find something else than there is takes the table away first (``take_away``).
 
 Tables are InnoDB's, utf8mb4 and without any folding, whatever the server's defaults are.
 
@@ -98,26 +99,41 @@ def index_name(table: str, column: str) -> str:
     return f"ix_{table.removesuffix(AWAY)}_{column}"
 
 
-def take_away(table: str, has: str = "", lacks: str = "") -> str:
-    """Keeps all others from TABLE, where it still HAS a column, or LACKS one; returns what it is called until it is given back.
+def take_away(table: str) -> str:
+    """Keeps all others from TABLE; returns what it is called until it is given back.
 
-    For whatever would let a check find something else than there is: checks find no table, and end by ``on_error``. Where a transaction
-    keeps others out, this does nothing.
+    For whatever would let a check find something else than there is. On MySQL's dialect checks find no table, and end by ``on_error``.
+    PostgreSQL locks it: they wait as long, or end so. On SQLite the transaction keeps writers out, and readers see what was.
     """
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
     if not _resumable():
         return table
-    there = _columns(table)
-    if there and (has in there if has else lacks not in there):
-        with _unless_done(NO_SUCH_TABLE, TABLE_EXISTS):
-            op.rename_table(table, table + AWAY)
+    _rename(table, table + AWAY)
     return table + AWAY
 
 
 def give_back(table: str) -> None:
     """Lets others have TABLE again."""
-    if _resumable() and _columns(table + AWAY):
-        with _unless_done(NO_SUCH_TABLE, TABLE_EXISTS):
-            op.rename_table(table + AWAY, table)
+    if _resumable():
+        _rename(table + AWAY, table)
+
+
+def _rename(table: str, name: str) -> None:
+    """Calls TABLE by another NAME, unless that was done."""
+    # Another node may be at it: only what is there before and after the other's look is there besides.
+    if _columns(name) and _columns(table) and _columns(name):
+        raise ForeignTable(f"there are both {table} and {name}: drop the one that was left over")
+    if _columns(table):
+        with _unless_done(NO_SUCH_TABLE):
+            op.rename_table(table, name)
+
+
+def is_away(connection: sa.Connection) -> bool:
+    """Whether a migration that was stopped has left a table taken away."""
+    return connection.dialect.name == "mysql" and any(
+        name.endswith(AWAY) for name in sa.inspect(connection).get_table_names()
+    )
 
 
 @contextmanager

@@ -4,7 +4,7 @@ A new triplet is written at one random place of the table instead of two. It fit
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from typing import Any
 
@@ -21,22 +21,25 @@ depends_on = None
 
 digest = sa.LargeBinary(16).with_variant(mysql.BINARY(16), "mysql", "mariadb")
 
-# The first 4 bytes of the pair's digest, then the first 12 of the old key, which is that of all three.
-MOVE = (
-    "UPDATE {table} SET triplet_key = {key}, pair_digest = NULL"
-    " WHERE triplet_key >= :first AND triplet_key <= :last AND pair_digest IS NOT NULL"
-)
+# The first 4 bytes of the pair's digest, then the first 12 of the old key, which is that of all three. A row that has its new key stays,
+# so that whoever does this twice, or at once on two nodes, never goes back.
+MOVE = "UPDATE {table} SET triplet_key = {key} WHERE triplet_key >= :first AND triplet_key <= :last AND {old}"
 NEW_KEY = {
     "sqlite": "CAST(substr(pair_digest, 1, 4) || substr(triplet_key, 1, 12) AS BLOB)",
     "postgresql": "substr(pair_digest, 1, 4) || substr(triplet_key, 1, 12)",
     "mysql": "CONCAT(LEFT(pair_digest, 4), LEFT(triplet_key, 12))",
 }
+IS_OLD = {
+    "sqlite": "substr(triplet_key, 1, 4) <> substr(pair_digest, 1, 4)",
+    "postgresql": "substr(triplet_key, 1, 4) <> substr(pair_digest, 1, 4)",
+    "mysql": "LEFT(triplet_key, 4) <> LEFT(pair_digest, 4)",
+}
 
 
 def upgrade() -> None:
-    table = steps.take_away("triplet", has="pair_digest")
+    table = steps.take_away("triplet")
     with steps.on_what_is_there():
-        _give_pairs(table)  # to rows that are older than 0002
+        _give_pairs(table, _as_in_0003)  # to rows that are older than 0002
         _give_new_keys(table)
     steps.drop_index(table, "pair_digest")
     steps.drop_column(table, "pair_digest")
@@ -44,29 +47,30 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    table = steps.take_away("triplet", lacks="pair_digest")
+    table = steps.take_away("triplet")
     steps.add_column(
         table, sa.Column("pair_digest", digest, comment="digest of sender and recipient; NULL for the null sender")
     )
     with steps.on_what_is_there():
-        _give_pairs(table)
+        _give_pairs(table, _as_in_0002)
     steps.make_index(table, "pair_digest")
     steps.give_back("triplet")
 
 
 def _give_new_keys(table: str) -> None:
-    """Moves rows that have a pair to their new key, and takes the pair away, so that they are not moved again."""
+    """Moves rows that have a pair to their new key."""
     rows, bind = _rows(table), op.get_bind()
-    move = sa.text(MOVE.format(table=table, key=NEW_KEY[bind.dialect.name])).bindparams(
+    is_old = IS_OLD[bind.dialect.name]
+    move = sa.text(MOVE.format(table=table, key=NEW_KEY[bind.dialect.name], old=is_old)).bindparams(
         sa.bindparam("first", type_=digest), sa.bindparam("last", type_=digest)
     )
-    for keys in _batches(rows, ["triplet_key"], rows.c.pair_digest.isnot(None)):
+    for keys in _batches(rows, ["triplet_key"], sa.text(is_old)):
         bind.execute(move, {"first": keys[0].triplet_key, "last": keys[-1].triplet_key})
         steps.save()
 
 
-def _give_pairs(table: str) -> None:
-    """Gives rows that have a sender but no pair their pair, and the key that they have in 0002."""
+def _give_pairs(table: str, with_pair: Callable[[sa.Row[Any]], dict[str, bytes]]) -> None:
+    """Gives rows that have a sender but no pair the key and the pair that WITH_PAIR says."""
     rows, bind = _rows(table), op.get_bind()
     change = (
         sa.update(rows)
@@ -75,7 +79,7 @@ def _give_pairs(table: str) -> None:
     )
     without = sa.and_(rows.c.pair_digest.is_(None), rows.c.sender != "")
     for found in _batches(rows, ["triplet_key", "network", "sender", "recipient"], without):
-        bind.execute(change, [_as_in_0002(row) for row in found])
+        bind.execute(change, [with_pair(row) for row in found])
         steps.save()
 
 
@@ -87,6 +91,11 @@ def _as_in_0002(row: sa.Row[Any]) -> dict[str, bytes]:
         "key": blake2b(key, digest_size=16).digest(),
         "pair": blake2b(pair, digest_size=16).digest(),
     }
+
+
+def _as_in_0003(row: sa.Row[Any]) -> dict[str, bytes]:
+    old = _as_in_0002(row)
+    return old | {"key": old["pair"][:4] + old["key"][:12]}
 
 
 def _bytes(shown: str) -> bytes:
@@ -102,7 +111,9 @@ def _rows(table: str) -> sa.TableClause:
     )
 
 
-def _batches(rows: sa.TableClause, columns: list[str], which: sa.ColumnElement[bool]) -> Iterator[list[sa.Row[Any]]]:
+def _batches(
+    rows: sa.TableClause, columns: list[str], which: sa.ColumnElement[bool] | sa.TextClause
+) -> Iterator[list[sa.Row[Any]]]:
     """COLUMNS of ROWS for WHICH that is true, in the order of keys. What moves ahead meanwhile may come once more."""
     key, last = rows.c.triplet_key, b""
     while True:

@@ -109,9 +109,8 @@ def test_who_always_asks_otherwise_keeps_nobody_waiting(monkeypatch: pytest.Monk
     form = forms._form
     monkeypatch.setattr(forms, "_form", lambda names: learned.append(names) or form(names))  # type: ignore[func-returns-value]
     found = Forms()
-    for lines in (forms.LONGEST, 5, 6, 7):
+    for lines, name in (forms.LINES, b"a"), (5, b"a" * forms.BYTES), (5, b"a"), (6, b"a"), (7, b"a"):
+        asked = b"\n".join([b"request=smtpd_access_policy", *(b"%b%d=" % (name, number) for number in range(lines))])
         for _ in range(3):
-            found.attributes(
-                b"\n".join([b"request=smtpd_access_policy", *(b"a%d=" % number for number in range(lines))])
-            )
+            found.attributes(asked)
     assert [len(names) for names in learned] == [6]  # type: ignore[arg-type]

@@ -228,8 +228,8 @@ def write_program(directory: Path, *texts: str) -> None:
     )
     replace(
         package / "store/lean.py",
-        '        values["passed_at"] = new.passed\n',
-        '        values |= {"passed_at": new.passed, "note": "new"}\n',
+        '        values["triplet_key"], values["network"] =',
+        '        values["note"] = "new"\n        values["triplet_key"], values["network"] =',
     )
     subprocess.run([sys.executable, "-m", "greycheck.store.generate"], cwd=directory, check=True)
     launcher = directory / "bin" / "greycheck"

@@ -294,6 +294,25 @@ def waits(store: Store, limit: int = 10) -> tuple[int, int | None, int]:
     return found.others, found.oldest, found.total
 
 
+def test_others_of_a_pair_are_asked_for_where_there_are_any(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the triplet is new, or was known and its lifetime is over."""
+    look(store)
+    monkeypatch.setattr(store, "_execute", None)
+    store.begin_reading()
+    assert store.lookup(ASKED, NOW).triplet is None
+    assert store.waiting(ASKED, 0, 0).others == 0
+    store.commit()
+    monkeypatch.undo()
+    assert write(store, NEW, asked(client="198.51.100.1"))
+    for passed in (None, NOW - 10**8):
+        if passed:
+            assert write(store, [Change(None, TripletRow(passed, passed, 0, 1, passed), passed + 9)])
+        store.begin_reading()
+        assert (store.lookup(ASKED, NOW).triplet is None) == (passed is None)
+        assert store.waiting(ASKED, 0, 0).others == 1
+        store.commit()
+
+
 def test_what_waits_in_all_is_counted_now_and_then(
     store: Store, other: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

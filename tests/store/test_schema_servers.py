@@ -2,12 +2,14 @@
 
 import multiprocessing
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from greycheck.store import schema, steps, upgrade_lock
 from greycheck.store.schema import SchemaError
@@ -157,22 +159,69 @@ def start_at_0002(store: Store) -> None:
     store.write_rows_of_0002()
 
 
-def test_checks_find_no_table_while_rows_move(mariadb: MariaDB, monkeypatch: pytest.MonkeyPatch) -> None:
+@on_servers
+def test_nobody_finds_a_row_while_rows_move(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has its old key still is not taken for new mail."""
     monkeypatch.setattr(steps, "BATCH", 2)
-    store = Store(fresh(mariadb))
     start_at_0002(store)
-    tables: list[list[str]] = []
+    refused: list[bool] = []
+
+    def look() -> None:
+        with store.engine.connect() as check:
+            if store.kind == "postgresql":
+                check.execute(text("SET lock_timeout = 1"))
+            try:
+                check.execute(text("SELECT * FROM triplet"))
+            except DBAPIError:
+                refused.append(True)
+            else:
+                refused.append(False)
+
+    moved = 0
     for number in range(1, 100):
-        with before_statement(number, lambda: tables.append(inspect(store.engine).get_table_names())) as seen:
+        with before_statement(number, look) as seen:
             schema.upgrade(store.url)
         if number > len(seen):
             break
         if seen[number - 1].startswith("UPDATE triplet"):
-            assert "triplet" not in tables[-1], seen[number - 1]
+            assert refused[-1], seen[number - 1]
+            moved += 1
         schema.downgrade(store.url, "0002")
-    assert sum(statement.startswith("UPDATE triplet") for statement in seen) >= 4
+    assert moved >= 4
+
+
+def test_what_was_stopped_on_its_way_is_finished_first(mariadb: MariaDB) -> None:
+    store = Store(fresh(mariadb))
+    start_at_0002(store)
+    stop_away(store, lambda: schema.upgrade(store.url))
+    with pytest.raises(SchemaError, match="a greycheck db upgrade was stopped here: finish that first"):
+        schema.downgrade(store.url, "base")
+    schema.upgrade(store.url)
+    assert len(store.mails()) == len(MAILS)
+    stop_away(store, lambda: schema.downgrade(store.url, "0002"))
+    with pytest.raises(SchemaError, match="a greycheck db downgrade was stopped here: finish that first"):
+        schema.upgrade(store.url)
+    schema.downgrade(store.url, "0002")
+    store.run("CREATE TABLE triplet_upgrading (number INTEGER)")
+    with pytest.raises(
+        SchemaError, match="there are both triplet and triplet_upgrading: drop the one that was left over"
+    ):
+        schema.upgrade(store.url)
+    store.run("DROP TABLE triplet_upgrading")
+    schema.upgrade(store.url)
+    assert len(store.mails()) == len(MAILS)
     store.close()
+
+
+def stop_away(store: Store, change: Callable[[], object]) -> None:
+    """Stops CHANGE before its first statement after a table was taken away."""
+    for number in range(1, 100):
+        with before_statement(number, stop), suppress(Stopped):
+            change()
+        with store.engine.connect() as connection:
+            if steps.is_away(connection):
+                return
+    raise AssertionError("nothing is taken away")
 
 
 # --- stopped anywhere -----------------------------------------------------------------------------------------------------
