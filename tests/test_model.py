@@ -5,7 +5,8 @@ in, so that every boundary can be met to the second.
 """
 
 import ipaddress
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from greycheck.store import expiry, tables
 from greycheck.store.engine import open_engine
 from greycheck.store.lean import digest
 from tests.resident.resident import Resident
-from tests.support import ROOT, Child, Database
+from tests.support import ROOT, Child, Database, Ran
 
 LAUNCHER = f"""#!{interpreter()} -IS
 import posix, sys
@@ -474,6 +475,15 @@ class Clocked(Child):
     def environ(self, client: str | None = None, **more: str | bytes) -> dict[bytes, bytes]:
         self.clock.write_text(str(more.pop("TEST_NOW")))
         return super().environ(client, **more)
+
+    def run(self, argv: Sequence[Path | bytes | str], environ: dict[bytes, bytes], **options: object) -> Ran:
+        """The resident may count what it has answered only now: once it answers again it has done so, whatever comes next."""
+        ran = super().run(argv, environ, **options)
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(self.clock.parent / "socket"))
+            connection.sendall(b"request=smtpd_access_policy\nprotocol_state=DATA\n\n")
+            assert connection.recv(100) == b"action=DUNNO\n\n"
+        return ran
 
 
 @pytest.mark.parametrize(
