@@ -237,7 +237,7 @@ def time_write(connection: "Connection", dialect: str, patience: float) -> float
     sql, names = import_module(f"greycheck.store.compiled_{dialect}").INSERT_TRIPLET
     row: dict[str, object] = dict.fromkeys(names, 0)
     row |= {"triplet_key": os.urandom(16), "network": "192.0.2.0/24", "sender": "", "recipient": ""}
-    row |= {"passed_at": None}
+    row["passed_at"] = None
     connection.run(lean_server.BEGIN[dialect], (), patience)
     started = perf_counter()
     connection.run(sql, [row[name] for name in names], patience)

@@ -32,9 +32,6 @@ from greycheck.store.rule_index import RuleIndex, Unreadable
 
 ROWS = compiled.ROWS[0]
 
-# Writes nothing, and lets nobody else write until the transaction's end.
-TAKE_LOCK = "DELETE FROM rule WHERE 0"
-
 # How soon rules are read again after somebody has written, in seconds; or as many times longer than that took.
 REREAD, TIMES = 0.05, 20
 
@@ -112,7 +109,7 @@ class Store(lean_sqlite.Store):
         self._fresh = False
         try:
             if self._connection.in_transaction:
-                self._run(TAKE_LOCK)
+                self._run(compiled.TAKE_LOCK[0])
                 return True
         except StoreError:
             self.roll_back()

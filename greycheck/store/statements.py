@@ -21,6 +21,7 @@ from sqlalchemy import (
     cast,
     delete,
     exists,
+    false,
     func,
     literal_column,
     null,
@@ -58,8 +59,13 @@ def _rows() -> tuple[list[ColumnElement[Any]], FromClause]:
         client.c.strikes,
         client.c.struck_until,
     ]
-    rows = one.outerjoin(triplet, triplet.c.triplet_key == bindparam("triplet_key"))
-    return columns, rows.outerjoin(client, client.c.address == bindparam("address"))
+    return columns, _joined(one, bindparam("triplet_key"), bindparam("address"))
+
+
+def _joined(one: FromClause, key: ColumnElement[Any], address: ColumnElement[Any]) -> FromClause:
+    """ONE row beside the triplet of KEY and the client of ADDRESS, if they are there."""
+    rows = one.outerjoin(triplet, triplet.c.triplet_key == key)
+    return rows.outerjoin(client, client.c.address == address)
 
 
 def rows() -> Select[tuple[object, ...]]:
@@ -74,10 +80,9 @@ def rows() -> Select[tuple[object, ...]]:
     others = exists().where(
         other.c.triplet_key >= pair, other.c.triplet_key < after, other.c.triplet_key != asked.c.wanted
     )
-    found = asked.outerjoin(triplet, triplet.c.triplet_key == asked.c.wanted)
     return select(
         *columns, case((triplet.c.passes > literal_column("0"), null()), else_=others).label("others")
-    ).select_from(found.outerjoin(client, client.c.address == asked.c.address))
+    ).select_from(_joined(asked, asked.c.wanted, asked.c.address))
 
 
 def lookup() -> Select[tuple[object, ...]]:
@@ -154,6 +159,11 @@ def waiting() -> Select[tuple[object, ...]]:
     return select(others.c.others, others.c.oldest, all_of_them.c.total).join_from(others, all_of_them, true())
 
 
+def take_lock() -> Delete:
+    """Writes nothing, and lets nobody else write to a file until the transaction's end."""
+    return delete(rule).where(false())
+
+
 def insert_if_absent(table: Table, dialect: str) -> Insert:
     """Inserts a row whose primary key is not there yet: one row changed, or none."""
     values: dict[str, object] = {column.name: bindparam(column.name) for column in table.columns}
@@ -182,7 +192,13 @@ def for_dialect(name: str) -> dict[str, Select[tuple[object, ...]] | Insert | Up
     most = {"IPV4": rules.MOST_KEYS[normalise.IPV4_BITS], "IPV6": rules.MOST_KEYS[normalise.IPV6_BITS]}
     if name == "sqlite":
         looking = {"LOOKUP": lookup(), **{f"RULES_{kind}": matching(keys) for kind, keys in most.items()}}
-        looking |= {"ROWS": rows(), "ALL_RULES": all_rules(), "POOL": pool(), "PENDING": pending()}
+        looking |= {
+            "TAKE_LOCK": take_lock(),
+            "ROWS": rows(),
+            "ALL_RULES": all_rules(),
+            "POOL": pool(),
+            "PENDING": pending(),
+        }
     else:
         looking = {f"LOOKUP_{kind}": lookup_with_rules(keys) for kind, keys in most.items()}
         looking["LOCK_TRIPLET"] = lock_triplet()

@@ -66,7 +66,7 @@ def add_column(table: str, column: sa.Column[Any]) -> None:
     """Adds COLUMN, which has a default or may be NULL, so that older programs go on writing."""
     if column.name in _columns(table):
         return
-    with _unless_done(COLUMN_EXISTS, NO_SUCH_TABLE):
+    with _unless_done(COLUMN_EXISTS, *_given_back(table)):
         op.add_column(table, column)
 
 
@@ -82,7 +82,7 @@ def make_index(table: str, column: str) -> None:
     """Makes an index of one COLUMN, with the name that ``tables`` gives it."""
     if index_name(table, column) in _indexes(table):
         return
-    with _unless_done(INDEX_EXISTS, NO_SUCH_TABLE):
+    with _unless_done(INDEX_EXISTS, *_given_back(table)):
         op.create_index(index_name(table, column), table, [column])
 
 
@@ -117,6 +117,11 @@ def give_back(table: str) -> None:
     """Lets others have TABLE again."""
     if _resumable():
         _rename(table + AWAY, table)
+
+
+def _given_back(table: str) -> tuple[int, ...]:
+    """What a server says where another node has given back a TABLE that was taken away; of any other table it is a fault."""
+    return (NO_SUCH_TABLE,) if table.endswith(AWAY) else ()
 
 
 def _rename(table: str, name: str) -> None:

@@ -23,16 +23,12 @@ digest = sa.LargeBinary(16).with_variant(mysql.BINARY(16), "mysql", "mariadb")
 
 # The first 4 bytes of the pair's digest, then the first 12 of the old key, which is that of all three. A row that has its new key stays,
 # so that whoever does this twice, or at once on two nodes, never goes back.
-MOVE = "UPDATE {table} SET triplet_key = {key} WHERE triplet_key >= :first AND triplet_key <= :last AND {old}"
+IS_OLD = "substr(triplet_key, 1, 4) <> substr(pair_digest, 1, 4)"
+MOVE = f"UPDATE {{table}} SET triplet_key = {{key}} WHERE triplet_key >= :first AND triplet_key <= :last AND {IS_OLD}"
 NEW_KEY = {
     "sqlite": "CAST(substr(pair_digest, 1, 4) || substr(triplet_key, 1, 12) AS BLOB)",
     "postgresql": "substr(pair_digest, 1, 4) || substr(triplet_key, 1, 12)",
-    "mysql": "CONCAT(LEFT(pair_digest, 4), LEFT(triplet_key, 12))",
-}
-IS_OLD = {
-    "sqlite": "substr(triplet_key, 1, 4) <> substr(pair_digest, 1, 4)",
-    "postgresql": "substr(triplet_key, 1, 4) <> substr(pair_digest, 1, 4)",
-    "mysql": "LEFT(triplet_key, 4) <> LEFT(pair_digest, 4)",
+    "mysql": "concat(substr(pair_digest, 1, 4), substr(triplet_key, 1, 12))",
 }
 
 
@@ -60,11 +56,10 @@ def downgrade() -> None:
 def _give_new_keys(table: str) -> None:
     """Moves rows that have a pair to their new key."""
     rows, bind = _rows(table), op.get_bind()
-    is_old = IS_OLD[bind.dialect.name]
-    move = sa.text(MOVE.format(table=table, key=NEW_KEY[bind.dialect.name], old=is_old)).bindparams(
+    move = sa.text(MOVE.format(table=table, key=NEW_KEY[bind.dialect.name])).bindparams(
         sa.bindparam("first", type_=digest), sa.bindparam("last", type_=digest)
     )
-    for keys in _batches(rows, ["triplet_key"], sa.text(is_old)):
+    for keys in _batches(rows, ["triplet_key"], sa.text(IS_OLD)):
         bind.execute(move, {"first": keys[0].triplet_key, "last": keys[-1].triplet_key})
         steps.save()
 
