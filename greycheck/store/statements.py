@@ -187,9 +187,13 @@ def swap(table: Table, state: tuple[str, ...], also: tuple[str, ...]) -> Update:
     )
 
 
-def for_dialect(name: str) -> dict[str, Select[tuple[object, ...]] | Insert | Update | Delete]:
+Statement = Select[tuple[object, ...]] | Insert | Update | Delete
+
+
+def for_dialect(name: str) -> dict[str, Statement]:
     """Every statement of a check, by name, for the dialect NAME (one of COMPILERS)."""
     most = {"IPV4": rules.MOST_KEYS[normalise.IPV4_BITS], "IPV6": rules.MOST_KEYS[normalise.IPV6_BITS]}
+    looking: dict[str, Statement]
     if name == "sqlite":
         looking = {"LOOKUP": lookup(), **{f"RULES_{kind}": matching(keys) for kind, keys in most.items()}}
         looking |= {

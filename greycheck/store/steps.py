@@ -99,6 +99,27 @@ def index_name(table: str, column: str) -> str:
     return f"ix_{table.removesuffix(AWAY)}_{column}"
 
 
+def lay_out(table: str, by_key: bool) -> None:
+    """Has SQLite keep the rows of TABLE BY_KEY, in a tree with nothing beside it, or in the order they come, with a tree of keys beside.
+
+    Whoever writes where keys say writes a page for each row, as a key may be anywhere; rows that come one after the other share theirs.
+    Servers know no such choice.
+    """
+    bind = op.get_bind()
+    if bind.dialect.name != "sqlite":
+        return
+    old = sa.Table(table, sa.MetaData(), autoload_with=bind)
+    new = old.to_metadata(sa.MetaData(), name=table + AWAY)
+    new.dialect_options["sqlite"]["with_rowid"] = not by_key
+    new.indexes.clear()
+    new.create(bind)
+    bind.execute(sa.insert(new).from_select(old.columns.keys(), sa.select(old)))
+    op.drop_table(table)
+    op.rename_table(new.name, table)
+    for index in old.indexes:
+        index.create(bind)
+
+
 def take_away(table: str) -> str:
     """Keeps all others from TABLE; returns what it is called until it is given back.
 

@@ -40,7 +40,8 @@ triplet = Table(
     Column("passed_at", BigInteger, comment="NULL while it waits"),
     Column("expires_at", BigInteger, nullable=False),
     Index(None, "expires_at"),
-    sqlite_with_rowid=False,
+    # SQLite keeps rows in the order they come: those that are new together, or over together, share their pages.
+    sqlite_with_rowid=True,
 )
 
 client = Table(

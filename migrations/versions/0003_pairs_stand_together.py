@@ -1,6 +1,7 @@
 """The key of a triplet begins with what its pair of sender and recipient have in common, so that pools need no index of their own.
 
-A new triplet is written at one random place of the table instead of two. It fits no older program: that looks for rows under other keys.
+A new triplet is written at one random place instead of two. SQLite keeps rows in the order they come from now on, so that place is one of a
+tree of keys alone. It fits no older program: that looks for rows under other keys.
 """
 
 import re
@@ -34,10 +35,11 @@ NEW_KEY = {
 
 def upgrade() -> None:
     table = steps.take_away("triplet")
+    steps.drop_index(table, "pair_digest")
+    steps.lay_out(table, by_key=False)
     with steps.on_what_is_there():
         _give_pairs(table, _as_in_0003)  # to rows that are older than 0002
         _give_new_keys(table)
-    steps.drop_index(table, "pair_digest")
     steps.drop_column(table, "pair_digest")
     steps.give_back("triplet")
 
@@ -49,6 +51,7 @@ def downgrade() -> None:
     )
     with steps.on_what_is_there():
         _give_pairs(table, _as_in_0002)
+    steps.lay_out(table, by_key=True)
     steps.make_index(table, "pair_digest")
     steps.give_back("triplet")
 
