@@ -33,10 +33,13 @@ KINDS = tuple(MAY)
 
 
 class One:
-    """One child: what it was asked, and how it ended."""
+    """One child: what it was asked, on which MX host, and how it ended."""
 
-    def __init__(self, kind: str, sender: bytes, command: list[str], environ: dict[str, str], log: Path) -> None:
+    def __init__(
+        self, kind: str, sender: bytes, mx: int, command: list[str], environ: dict[str, str], log: Path
+    ) -> None:
         self.kind = kind
+        self.mx = mx
         self.sender = sender
         self.log_file = log
         self.started = time.monotonic()
@@ -112,10 +115,11 @@ class Load:
         # Of what is due there is one row each; a new one is new.
         which = self.number // len(KINDS) % 100 if kind != "new" else self.number
         sender = b"%s%d@example.org" % (kind.encode(), which)
-        environ = {**self.environs[self.number % len(self.environs)], "REMOTEMF": sender.decode()}
+        mx = self.number % len(self.environs)
+        environ = {**self.environs[mx], "REMOTEMF": sender.decode()}
         log = self.place / f"log-{self.number}"
         self.number += 1
-        self.running.append(One(kind, sender, [self.program], environ, log))
+        self.running.append(One(kind, sender, mx, [self.program], environ, log))
 
     def reap(self) -> None:
         for one in [one for one in self.running if one.has_ended()]:
@@ -196,5 +200,6 @@ class Load:
         """Those that were deferred as new, and are not among the SENDERS of the store's rows."""
         return [one for one in self.ended if one.verdict == (DEFERRED, "new") and one.sender.decode() not in senders]
 
-    def said(self, words: str) -> list[One]:
-        return [one for one in self.ended if words in one.log]
+    def said(self, words: str, mx: int | None = None) -> list[One]:
+        """Those that said WORDS, on that MX host alone where one is given."""
+        return [one for one in self.ended if words in one.log and mx in (None, one.mx)]
