@@ -19,7 +19,9 @@ SHOWN = 1200
 # How long a stuck log pipe may hold the verdict, in seconds.
 PATIENCE = 0.2
 
+# What has a meaning in a line, and the bytes that have none and are printed as they are.
 _SPECIAL = frozenset(' <>"\\')
+_PLAIN = bytes(range(0x21, 0x7F)).translate(None, b'<>"\\')
 
 
 def show(text: bytes) -> str:
@@ -27,9 +29,9 @@ def show(text: bytes) -> str:
 
     Reversible: two different texts never look the same.
     """
+    if not text.translate(None, _PLAIN):  # most of all mail
+        return text.decode()
     decoded = text.decode("utf-8", "surrogateescape")
-    if decoded.isprintable() and _SPECIAL.isdisjoint(decoded):
-        return decoded
     return "".join(
         char
         if char.isprintable() and char not in _SPECIAL

@@ -23,26 +23,28 @@ PASSED_OVER = frozenset(
 # How often a form may be learned, in seconds, and of how many lines and bytes of names at most: that takes as long as a hundred requests.
 LEARNING, LINES, BYTES = 1.0, 64, 1024
 
+# How many forms are known at most; of more the one that was learned first is forgotten.
+MOST = 8
+
 
 class Forms:
-    """The forms that were learned, by how many lines they have."""
+    """The forms that were learned, the last of them first."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Callable[[bytes], re.Match[bytes] | None], list[bytes]]] = {}
-        # What came last in no known form.
+        self._known: list[tuple[Callable[[bytes], re.Match[bytes] | None], list[bytes]]] = []
+        # The names that came last in no known form.
         self._last: list[bytes] = []
         self._learned = float("-inf")
 
     def attributes(self, request: bytes) -> dict[bytes, bytes]:
         """The attributes of a REQUEST, given without its end, all that anybody wants to know. Raises Malformed."""
-        known = self._known.get(request.count(b"\n"))
-        found = known and known[0](request)
-        if not found:
-            return self._learn(request)
-        assert known
-        attributes = dict(zip(known[1], found.groups(), strict=True))
-        protocol.check(request, attributes)
-        return attributes
+        for match, names in self._known:
+            found = match(request)
+            if found:
+                attributes = dict(zip(names, found.groups(), strict=True))
+                protocol.check(request, attributes)
+                return attributes
+        return self._learn(request)
 
     def _learn(self, request: bytes) -> dict[bytes, bytes]:
         found = protocol.attributes(request)
@@ -51,7 +53,7 @@ class Forms:
         is_form = names == self._last and len(names) == lines + 1
         if is_form and lines < LINES and sum(map(len, names)) < BYTES and now - self._learned > LEARNING:
             self._learned = now
-            self._known[lines] = _form(names)
+            self._known = [_form(names), *self._known[: MOST - 1]]
         return found
 
 
@@ -60,5 +62,6 @@ def _form(names: list[bytes]) -> "tuple[Callable[[bytes], re.Match[bytes] | None
     import re
 
     wanted = [name for name in names if name not in PASSED_OVER]
-    lines = [re.escape(name) + (b"=([^\n]*)" if name in wanted else b"=[^\n]*") for name in names]
+    # A value is the rest of its line, and never tried any shorter.
+    lines = [re.escape(name) + (b"=(.*+)" if name in wanted else b"=.*+") for name in names]
     return re.compile(b"\n".join(lines)).fullmatch, wanted

@@ -14,6 +14,10 @@ from greycheck.store.lean import Asked, digest
 Row = tuple[bytes, str, str, str, int | None, int | None]
 
 
+# What a rule matches: a network by its address bits, prefix length and leading bits, all else as its key has it.
+Value = bytes | tuple[int, int, int]
+
+
 class Unreadable(Exception):
     """A rule that only the table can find."""
 
@@ -24,7 +28,7 @@ class _Kind:
     __slots__ = ("hidden", "labels", "prefixes", "suspects", "users", "values")
 
     def __init__(self) -> None:
-        self.values: dict[bytes, tuple[RuleRow, int | None]] = {}
+        self.values: dict[Value, tuple[RuleRow, int | None]] = {}
         # All values, and the last labels of names. Most mail has neither: no rule matches it.
         self.suspects: set[bytes] = set()
         # How many labels the domains have whose hosts are matched too, most first.
@@ -36,11 +40,12 @@ class _Kind:
 
     def add(self, value: bytes, rule: RuleRow, expires: int | None) -> None:
         """Adds a RULE that matches VALUE and counts until it EXPIRES."""
-        self.values[value] = rule, expires
         if rule.kind == "network":
-            bits, prefix, _network = patterns.network_parts(value)
+            bits, prefix, network = patterns.network_parts(value)
+            self.values[bits, prefix, network] = rule, expires
             _insert(self.prefixes[bits], prefix)
             return
+        self.values[value] = rule, expires
         self.suspects.add(value)
         if value.startswith(b".") and value.count(b".") <= rules.DOMAINS:
             _insert(self.labels, value.count(b"."))
@@ -96,7 +101,7 @@ class RuleIndex:
                 _take(found, kind, kind.of_address(address), now)
         if (kind := kinds["network"]).values:
             bits, value = _bits(triplet.client)
-            _take(found, kind, [rules.network_value(bits, value, length) for length in kind.prefixes[bits]], now)
+            _take(found, kind, [(bits, length, value >> (bits - length)) for length in kind.prefixes[bits]], now)
         for kind, name in (kinds["name"], envelope.name), (kinds["helo"], envelope.helo):
             host = normalise.host_name(name)
             if host[host.rfind(b".") + 1 :] in kind.suspects and 0 < len(name) <= rules.NAME:
@@ -114,7 +119,7 @@ def _bits(address: str) -> tuple[int, int]:
     return bits, int.from_bytes(inet_pton(family, address))
 
 
-def _take(found: list[RuleRow], kind: _Kind, values: Iterable[bytes], now: int) -> None:
+def _take(found: list[RuleRow], kind: _Kind, values: Iterable[Value], now: int) -> None:
     """Adds to what was FOUND the rules of KIND that match one of VALUES and count at NOW."""
     there = kind.values
     for value in values:
