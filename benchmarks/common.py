@@ -3,7 +3,7 @@
 A machine's speed drifts, so what is compared is measured in turn within one run (A, B, C, A, B, C, ...), and the ratio of the medians
 is the result. Every answer is checked: a fast wrong verdict is no result.
 
-Interface: ``options``, ``workshop``, ``fill``, ``Load``, ``Case``, ``interleave``, ``Ratio``, ``print_table``.
+Interface: ``options``, ``workshop``, ``awake``, ``fill``, ``Load``, ``Case``, ``interleave``, ``Ratio``, ``print_table``.
 
 Diagnostics: ``WrongAnswer`` where a child's exit code or reason is not what its triplet asks for.
 """
@@ -254,6 +254,34 @@ def workshop() -> Iterator[Workshop]:
             yield found
         finally:
             os.close(found.log)
+
+
+# What keeps processors awake as long as it is open (Linux, Documentation/power/pm_qos_interface.rst).
+LATENCY = Path("/dev/cpu_dma_latency")
+
+
+@contextmanager
+def awake() -> Iterator[str]:
+    """Keeps processors that have nothing to do from sleeping, where that is allowed; yields what there is to say about it.
+
+    In many virtual machines the host is given a processor as soon as it sleeps, and takes longer to wake it than a decision takes.
+    """
+    try:
+        held = os.open(LATENCY, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        yield f"processors may sleep: {LATENCY}: {error.strerror}"
+        return
+    try:
+        os.write(held, (0).to_bytes(4, sys.byteorder))  # microseconds that a processor may take to wake
+        yield "processors are kept awake"
+    finally:
+        os.close(held)
+
+
+@contextmanager
+def sleepy() -> Iterator[str]:
+    """Lets them sleep."""
+    yield "processors may sleep"
 
 
 def settings(database: Path | str) -> dict[str, str]:

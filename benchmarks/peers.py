@@ -6,6 +6,8 @@ as many as a row says. Blocks of all take turns. The ratios are of medians: of r
 what 99 of 100 stay within to the median, and of a decision's cost to that among fewer rows. CPU is that of the server. greycheck's stores
 have 2000 rules and 50 000 clients besides, none of which matches. A peer that is not installed is left out; a line says so.
 
+Processors are kept awake meanwhile, where that is allowed; with --let-sleep they are not.
+
 With --ten-million: the resident over ten million triplets, while greycheck expire removes those of one day.
 """
 
@@ -27,10 +29,12 @@ from benchmarks.common import (
     Ratio,
     Workshop,
     WrongAnswer,
+    awake,
     check_reasons,
     options,
     print_table,
     ratio_columns,
+    sleepy,
     tcpserver,
     workshop,
 )
@@ -172,15 +176,17 @@ class Bench:
 @click.option(
     "--ten-million", is_flag=True, help="Ten million triplets, of which one day's expire meanwhile: some minutes."
 )
+@click.option("--let-sleep", is_flag=True, help="Let processors that have nothing to do sleep, as the system has them.")
 @options(rounds=10, quick_rounds=1)
-def main(rounds: int, quick: bool, ten_million: bool) -> None:
+def main(rounds: int, quick: bool, ten_million: bool, let_sleep: bool) -> None:
     """Measures and prints."""
     rows = QUICK_ROWS if quick else ROWS
-    with workshop() as place:
+    with workshop() as place, sleepy() if let_sleep else awake() as said:
         if ten_million:
             serve_while_expiring(place, rows, QUICK_SECONDS if quick else SECONDS)
         else:
             compare(place, rows, rounds, quick)
+        click.echo(said)
 
 
 def compare(place: Workshop, rows: int, rounds: int, quick: bool) -> None:
