@@ -256,32 +256,19 @@ def workshop() -> Iterator[Workshop]:
             os.close(found.log)
 
 
-# What keeps processors awake as long as it is open (Linux, Documentation/power/pm_qos_interface.rst).
+# What keeps processors awake as long as it is open (Linux, Documentation/power/pm_qos_interface.rst). Root alone may open it.
 LATENCY = Path("/dev/cpu_dma_latency")
 
 
 @contextmanager
-def awake() -> Iterator[str]:
-    """Keeps processors that have nothing to do from sleeping, where that is allowed; yields what there is to say about it.
-
-    In many virtual machines the host is given a processor as soon as it sleeps, and takes longer to wake it than a decision takes.
-    """
-    try:
-        held = os.open(LATENCY, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        yield f"processors may sleep: {LATENCY}: {error.strerror}"
-        return
+def awake() -> Iterator[None]:
+    """Keeps processors that have nothing to do from sleeping. Raises OSError where that is not allowed."""
+    held = os.open(LATENCY, os.O_RDWR | os.O_CLOEXEC)
     try:
         os.write(held, (0).to_bytes(4, sys.byteorder))  # microseconds that a processor may take to wake
-        yield "processors are kept awake"
+        yield
     finally:
         os.close(held)
-
-
-@contextmanager
-def sleepy() -> Iterator[str]:
-    """Lets them sleep."""
-    yield "processors may sleep"
 
 
 def settings(database: Path | str) -> dict[str, str]:

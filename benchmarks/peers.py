@@ -6,7 +6,8 @@ as many as a row says. Blocks of all take turns. The ratios are of medians: of r
 what 99 of 100 stay within to the median, and of a decision's cost to that among fewer rows. CPU is that of the server. greycheck's stores
 have 2000 rules and 50 000 clients besides, none of which matches. A peer that is not installed is left out; a line says so.
 
-Processors are kept awake meanwhile, where that is allowed; with --let-sleep they are not.
+The child that asks alone is measured once more, beside the empty program, with processors that are kept awake: where they sleep it
+waits for their wakes as well. That takes root.
 
 With --ten-million: the resident over ten million triplets, while greycheck expire removes those of one day.
 """
@@ -22,6 +23,7 @@ from statistics import median
 import click
 
 from benchmarks.common import (
+    LATENCY,
     QUICK_ROWS,
     ROOT,
     ROWS,
@@ -34,7 +36,6 @@ from benchmarks.common import (
     options,
     print_table,
     ratio_columns,
-    sleepy,
     tcpserver,
     workshop,
 )
@@ -86,6 +87,15 @@ class Measured:
     def measure(self) -> None:
         """Does one block."""
         self._blocks.append(self.once())
+
+    def awake(self) -> "Measured":
+        """The same with processors that are kept awake."""
+
+        def once() -> tuple[Block, float]:
+            with awake():
+                return self.once()
+
+        return Measured(f"{self.name}, awake", once)
 
     def forget(self) -> None:
         """Begins anew: what was before only filled the caches."""
@@ -176,17 +186,15 @@ class Bench:
 @click.option(
     "--ten-million", is_flag=True, help="Ten million triplets, of which one day's expire meanwhile: some minutes."
 )
-@click.option("--let-sleep", is_flag=True, help="Let processors that have nothing to do sleep, as the system has them.")
 @options(rounds=10, quick_rounds=1)
-def main(rounds: int, quick: bool, ten_million: bool, let_sleep: bool) -> None:
+def main(rounds: int, quick: bool, ten_million: bool) -> None:
     """Measures and prints."""
     rows = QUICK_ROWS if quick else ROWS
-    with workshop() as place, sleepy() if let_sleep else awake() as said:
+    with workshop() as place:
         if ten_million:
             serve_while_expiring(place, rows, QUICK_SECONDS if quick else SECONDS)
         else:
             compare(place, rows, rounds, quick)
-        click.echo(said)
 
 
 def compare(place: Workshop, rows: int, rounds: int, quick: bool) -> None:
@@ -266,22 +274,26 @@ class Children:
         }
         self._ours = {n: bench.children(f"native child, {n}", child, bench.resident, n) for n in CHILD_RATES}
         self._larger = bench.children(f"{bench.larger.numbers.known} rows, {ONE}", asks_larger, bench.larger)
+        self._awake = (self._empty.awake(), self._ours[ONE].awake()) if os.access(LATENCY, os.W_OK) else ()
 
     @property
     def all(self) -> list[Measured]:
         """All that is measured in turn."""
-        return [self._empty, *(m for n in CHILD_RATES for m in (*self._postgrey[n], self._ours[n])), self._larger]
+        in_turn = (m for n in CHILD_RATES for m in (*self._postgrey[n], self._ours[n]))
+        return [self._empty, *in_turn, self._larger, *self._awake]
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table's rows."""
-        found = [row(self._empty)]
+        found = []
         for at_once, target in CHILD_RATES.items():
             ours = self._ours[at_once]
             found += [row(measured) for measured in self._postgrey[at_once]]
             found.append(row(ours, rate_ratio(ours, next(iter(self._postgrey[at_once]), None), target)))
             found.append(row(ours, Ratio(ours.p99 / ours.median, "median", TAIL)))
         one = self._ours[ONE]
-        found.append(row(one, Ratio(one.median / self._empty.median, "empty", FLOOR)))
+        for empty, child in ((self._empty, one), *([self._awake] if self._awake else [])):
+            found.append(row(empty))
+            found.append(row(child, Ratio(child.median / empty.median, "empty", FLOOR)))
         found.append(row(self._larger, cost(self._larger, one, self._bench)))
         return found
 

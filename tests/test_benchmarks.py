@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.common import BARE, Workshop, WrongAnswer, silent
+from benchmarks.common import BARE, LATENCY, Workshop, WrongAnswer, silent
 from benchmarks.greylisters import PEERS, Postgrey
 from tests.support import ROOT
 
@@ -17,7 +17,12 @@ def ratios_of_peers() -> list[str]:
     """Those that benchmarks.peers prints with the peers that are installed here."""
     others = sum(not peer.missing() for peer in PEERS if peer is not Postgrey)
     to_postgrey = 0 if Postgrey.missing() else 3 * (others + 1) + 2
-    return ["x postgrey"] * to_postgrey + ["x 1000 rows"] * 3 + ["x median"] * 2 + ["x empty"]
+    return (
+        ["x postgrey"] * to_postgrey
+        + ["x 1000 rows"] * 3
+        + ["x median"] * 2
+        + ["x empty"] * (1 + os.access(LATENCY, os.W_OK))
+    )
 
 
 # The ratios that each prints.
