@@ -107,7 +107,7 @@ class Asked:
     """What the check of an envelope asks a store for.
 
     ``key`` is the primary key of its triplet. It begins with a digest of sender and recipient, the pair that a pool shares, so that all
-    rows of a pair stand together and no other index is to be kept. The null sender has none: what bounces from everywhere is no pool.
+    keys of a pair stand together and no other index is to be kept. The null sender has none: what bounces from everywhere is no pool.
     """
 
     __slots__ = ("_shown", "envelope", "key", "triplet")
