@@ -95,7 +95,7 @@ class Measured:
             with awake():
                 return self.once()
 
-        return Measured(f"{self.name}, awake", once)
+        return Measured(f"{self.name}, awake".replace(", static", ""), once)
 
     def forget(self) -> None:
         """Begins anew: what was before only filled the caches."""

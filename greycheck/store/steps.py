@@ -42,7 +42,8 @@ class ForeignTable(Exception):
 
 def make_table(name: str, *parts: sa.Column[Any] | sa.Constraint) -> None:
     """Makes the table NAME of its columns and its primary key."""
-    there = _columns(name)
+    # Another node may be further, and have taken it away.
+    there = _columns(name) or _columns(name + AWAY)
     if there:
         wanted = {part.name for part in parts if isinstance(part, sa.Column)}
         if not wanted <= there:
@@ -66,7 +67,7 @@ def add_column(table: str, column: sa.Column[Any]) -> None:
     """Adds COLUMN, which has a default or may be NULL, so that older programs go on writing."""
     if column.name in _columns(table):
         return
-    with _unless_done(COLUMN_EXISTS, *_given_back(table)):
+    with _unless_done(COLUMN_EXISTS, NO_SUCH_TABLE):
         op.add_column(table, column)
 
 
@@ -82,7 +83,7 @@ def make_index(table: str, column: str) -> None:
     """Makes an index of one COLUMN, with the name that ``tables`` gives it."""
     if index_name(table, column) in _indexes(table):
         return
-    with _unless_done(INDEX_EXISTS, *_given_back(table)):
+    with _unless_done(INDEX_EXISTS, NO_SUCH_TABLE):
         op.create_index(index_name(table, column), table, [column])
 
 
@@ -140,11 +141,6 @@ def give_back(table: str) -> None:
         _rename(table + AWAY, table)
 
 
-def _given_back(table: str) -> tuple[int, ...]:
-    """What a server says where another node has given back a TABLE that was taken away; of any other table it is a fault."""
-    return (NO_SUCH_TABLE,) if table.endswith(AWAY) else ()
-
-
 def _rename(table: str, name: str) -> None:
     """Calls TABLE by another NAME, unless that was done."""
     # Another node may be at it: only what is there before and after the other's look is there besides.
@@ -200,7 +196,10 @@ def _indexes(table: str) -> set[str | None]:
 
 @contextmanager
 def _unless_done(*codes: int) -> Iterator[None]:
-    """Another node of a cluster may have taken the step since this one looked; the server says so with one of CODES."""
+    """Another node of a cluster may have taken the step since this one looked; the server says so with one of CODES.
+
+    Or it is further, and has taken away the table of the step, or given back what was taken away: then there is none.
+    """
     try:
         yield
     except DBAPIError as error:
