@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ RATIOS = {
 }
 
 
+@cache
 def run(name: str, *arguments: str) -> str:
     ran = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", *arguments],

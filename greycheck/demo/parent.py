@@ -19,8 +19,11 @@ Diagnostics: one line a session event on descriptor 2.
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import NoReturn
 
 CHECKENV = b"bin/qmail-checkenv"
 LONGEST_ADDRESS = 900
@@ -90,7 +93,7 @@ class Session:
         while self.output:
             self.output = self.output[os.write(self.writer, self.output) :]
 
-    def leave(self) -> NoReturn:
+    def leave(self) -> "NoReturn":
         """Ends the session."""
         self.flush()
         sys.exit(0)
@@ -274,7 +277,7 @@ class Session:
             return word
         return None
 
-    def obey(self, said: Iterable[bytes]) -> bytes:
+    def obey(self, said: "Iterable[bytes]") -> bytes:
         """Does what the lines that a plugin SAID want, up to its last word, which is returned."""
         for line in said:
             command, text = line[:1], line[1:].removesuffix(b"\n")
@@ -350,8 +353,8 @@ def is_allowed(recipient: bytes) -> bool:
 def run(
     program: bytes,
     argv: list[bytes],
-    environ: Mapping[bytes, bytes],
-    descriptors: Sequence[tuple[int, int, int]] = (),
+    environ: "Mapping[bytes, bytes]",
+    descriptors: "Sequence[tuple[int, int, int]]" = (),
 ) -> int | None:
     """Runs a checker with descriptors 0, 1 and 2 as they are, or as DESCRIPTORS (file actions of posix_spawn) say.
 
