@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import Column, Integer, text
 from sqlalchemy.exc import DBAPIError
 
 from greycheck.store import schema, steps, upgrade_lock
@@ -499,6 +500,20 @@ def test_two_nodes_may_move_the_same_rows(nodes: list[Store], monkeypatch: pytes
 
     assert meet_everywhere(nodes, start, upgrade, look) > 6
     assert meet_everywhere(nodes, start_moved, move_rows_back, look) > 6
+
+
+@pytest.mark.parametrize("store", ["mariadb"], indirect=True)
+def test_a_node_that_is_behind_leaves_alone_what_another_has_taken_away(store: Store) -> None:
+    schema.upgrade(store.url)
+    store.run(f"RENAME TABLE triplet TO triplet{steps.AWAY}")
+    before = store.shape()
+    with store.engine.connect() as connection, Operations.context(MigrationContext.configure(connection)):
+        steps.make_table("triplet", Column("triplet_key", Integer), Column("expires_at", Integer))
+        steps.add_column("triplet", Column("pair_digest", Integer))
+        steps.make_index("triplet", "expires_at")
+        steps.drop_index("triplet", "expires_at")
+        steps.drop_column("triplet", "expires_at")
+    assert store.shape() == before
 
 
 def test_a_node_that_always_loses_gives_up(mariadb: MariaDB, monkeypatch: pytest.MonkeyPatch) -> None:
