@@ -36,7 +36,7 @@ from greycheck.store.lean import StoreError
 TAKEN = 64
 
 # How often one turn looks for more to be committed together.
-ROUNDS = 4
+ROUNDS = 2
 
 # How often peers are looked at for having taken too long, in seconds.
 SWEEP = 1.0
