@@ -95,7 +95,7 @@ class Measured:
             with awake():
                 return self.once()
 
-        return Measured(f"{self.name}, awake".replace(", static", ""), once)
+        return Measured(f"{self.name}, awake", once)
 
     def forget(self) -> None:
         """Begins anew: what was before only filled the caches."""
@@ -175,7 +175,7 @@ class Bench:
             work = self.resident.work("known", ONE, self._children)
             return self.programs.run(self.programs.empty, work, environ, self.place.log), 0
 
-        return Measured(f"empty, static {self.programs.libc}", once)
+        return Measured(f"empty, {self.programs.libc}", once)
 
     @property
     def _children(self) -> int:

@@ -102,6 +102,20 @@ def test_what_postfix_asks_is_read_by_its_form_from_the_third_time_on(monkeypatc
         found.attributes(POSTFIX.replace(b"smtpd_access_policy", b"other"))
 
 
+def test_the_forms_of_several_servers_are_known_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where they have as many lines; of more than MOST the one that was learned first is read line by line again."""
+    found = Forms()
+    requests = [POSTFIX.replace(b"sender=", b"sender%d=" % number) for number in range(forms.MOST + 1)]
+    for request in requests:
+        for _ in range(2):
+            found.attributes(request)
+    monkeypatch.setattr(protocol, "attributes", None)
+    for number, request in enumerate(requests[1:], 1):
+        assert found.attributes(request)[b"sender%d" % number] == b"a@example.org"
+    with pytest.raises(TypeError):
+        found.attributes(requests[0])
+
+
 def test_who_always_asks_otherwise_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """To learn a form takes time: one a second, and none that is longer than those of mail servers."""
     monkeypatch.setattr(forms, "LEARNING", 60)
