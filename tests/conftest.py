@@ -40,7 +40,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Each hook is tried with a file, and each server with one hook."""
+    """Of a resident, each hook is tried with a file, and each server with one hook."""
     spared = [item for item in items if hasattr(item, "callspec") and is_spared(item.callspec.params)]
     config.hook.pytest_deselected(items=spared)
     items[:] = [item for item in items if item not in spared]
@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def is_spared(given: dict[str, object]) -> bool:
     on_server = given.get("database", "sqlite") != "sqlite" or "pair" in given
-    return on_server and given.get("hook", "SMTPEXTFORK") != "SMTPEXTFORK"
+    return given.get("way") == "resident" and on_server and given.get("hook", "SMTPEXTFORK") != "SMTPEXTFORK"
 
 
 @pytest.fixture
