@@ -44,9 +44,10 @@ class Guard:
 
     def settle(self, code: int) -> None:
         """The verdict is found; CODE is its exit code. Where the deadline was first, this never returns."""
+        # Before the lock is taken: whoever finds it taken exits with this code.
+        self._code = code
         while not self._verdict.acquire(blocking=False):
             sleep(1)  # the thread is about to exit
-        self._code = code
         # The thread is enough from here on; to be killed would be another answer, behind what the hook may be told now.
         _signal.setitimer(_signal.ITIMER_REAL, 0)
 

@@ -38,36 +38,39 @@ def duration_text(seconds: int) -> str:
     return f"{seconds}s"
 
 
-def _whole(low: int, high: int) -> "Parser":
+# A kind of setting is how its text is parsed, and how its value is written again: what ``show`` writes, ``parse`` reads as the same.
+
+
+def _whole(low: int, high: int) -> "Kind":
     def parse(text: str) -> int:
         if not (text.isascii() and text.isdigit()) or len(text) > 9 or not low <= int(text) <= high:
             raise ValueError(f"not a whole number from {low} to {high}")
         return int(text)
 
-    return parse
+    return parse, str
 
 
 # Ten years: longer than any use of it, and short enough for the columns and timers that times go through.
 LONGEST = 3650 * 86400
 
 
-def _duration(low: int, high: int = LONGEST) -> "Parser":
+def _duration(low: int, high: int = LONGEST) -> "Kind":
     def parse(text: str) -> int:
         seconds = duration(text)
         if not low <= seconds <= high:
             raise ValueError(f"not from {low}s to {high}s")
         return seconds
 
-    return parse
+    return parse, duration_text
 
 
-def _choice(*choices: str) -> "Parser":
+def _choice(*choices: str) -> "Kind":
     def parse(text: str) -> str:
         if text.lower() not in choices:
             raise ValueError(f"not one of {', '.join(choices)}")
         return text.lower()
 
-    return parse
+    return parse, str
 
 
 def database_url(text: str) -> str:
@@ -89,13 +92,17 @@ def database_url(text: str) -> str:
     return "sqlite:///" + text
 
 
-def _path(text: str) -> str:
+def _absolute_path(text: str) -> str:
     if text and not text.startswith("/"):
         raise ValueError("not an absolute path")
     return text
 
 
-def _hosts(text: str) -> tuple[str, ...]:
+_DATABASE = database_url, str
+_PATH = _absolute_path, str
+
+
+def _parse_hosts(text: str) -> tuple[str, ...]:
     hosts = tuple(host.strip() for host in text.split(",") if host.strip())
     if hosts:
         from greycheck.store import server
@@ -105,31 +112,45 @@ def _hosts(text: str) -> tuple[str, ...]:
     return hosts
 
 
-def _domains(text: str) -> tuple[str, ...]:
+_HOSTS = _parse_hosts, ", ".join
+
+
+def _parse_domains(text: str) -> tuple[str, ...]:
     return tuple(domain.strip().lower() for domain in text.split(",") if domain.strip())
 
 
-def _mode(*modes: str) -> "Parser":
+_DOMAINS = _parse_domains, ", ".join
+
+
+def _mode(*modes: str) -> "Kind":
     def parse(text: str) -> int:
         if text not in modes:
             raise ValueError(f"not {', '.join(modes[:-1])} or {modes[-1]}")
         return int(text, 8)
 
-    return parse
+    return parse, "{:04o}".format
 
 
-def _owner(text: str) -> tuple[str, str]:
+def _parse_owner(text: str) -> tuple[str, str]:
     user, _, group = text.partition(":")
     if ":" in group or " " in text:
         raise ValueError("not a user, a :group or user:group")
     return user, group
 
 
+def _show_owner(owner: tuple[str, str]) -> str:
+    user, group = owner
+    return f"{user}:{group}" if group else user
+
+
+_OWNER = _parse_owner, _show_owner
+
+
 # What listens on every address of a host.
 ANY_ADDRESS = ("0.0.0.0", "::")
 
 
-def _listen(text: str) -> tuple[tuple[str, int], ...]:
+def _parse_listen(text: str) -> tuple[tuple[str, int], ...]:
     found = []
     for each in text.split(",") if text else ():
         host, colon, port = each.strip().rpartition(":")
@@ -141,7 +162,14 @@ def _listen(text: str) -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
-def _networks(text: str) -> tuple[str, ...]:
+def _show_listen(addresses: tuple[tuple[str, int], ...]) -> str:
+    return ", ".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in addresses)
+
+
+_LISTEN = _parse_listen, _show_listen
+
+
+def _parse_networks(text: str) -> tuple[str, ...]:
     found = []
     for each in text.split(",") if text else ():
         address, _, prefix = each.strip().partition("/")
@@ -154,54 +182,55 @@ def _networks(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _text(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("not a line of printable characters")
-    return text
-
+_NETWORKS = _parse_networks, ", ".join
+_TEXT = str, str
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
-    Parser = Callable[[str], object]
+    Kind = tuple[Callable[[str], object], Callable[[Any], str]]
 
 
 class Setting:
-    """One row of the table. ``default`` and ``text`` are the same value, parsed and as one would write it."""
+    """One row of the table. ``default`` and ``text`` are the same value, parsed and as one would write it.
 
-    __slots__ = ("default", "meaning", "name", "parse", "text")
+    ``parse`` makes a value of text, and raises ValueError; ``show`` makes text of a value that ``parse`` reads as the same.
+    """
 
-    def __init__(self, name: str, parse: "Parser", text: str, meaning: str) -> None:
+    __slots__ = ("default", "meaning", "name", "parse", "show", "text")
+
+    def __init__(self, name: str, kind: "Kind", text: str, meaning: str) -> None:
         self.name = name
-        self.parse = parse
+        self.parse, self.show = kind
         self.text = text
-        self.default = parse(text) if text or name != "database" else ""
+        self.default = self.parse(text) if text or name != "database" else ""
         self.meaning = meaning
 
 
 TABLE = (
     Setting(
         "database",
-        database_url,
+        _DATABASE,
         "",
         "Where triplets are kept: an SQLAlchemy URL, or the path of an SQLite file.",
     ),
     Setting(
         "database_file",
-        _path,
+        _PATH,
         "",
         "A file with the database's URL in its first line, for the checker alone to read.",
     ),
     Setting(
         "database_hosts",
-        _hosts,
+        _HOSTS,
         "",
         "Hosts of a server in the order in which they are tried here, instead of the URL's.",
     ),
     Setting(
         "state_directory",
-        _path,
+        _PATH,
         "",
         "Where checks note that a server does not answer; else where an SQLite file would be.",
     ),
@@ -253,7 +282,7 @@ TABLE = (
         "Whether verdicts count or are only logged: enforce or observe.",
     ),
     Setting(
-        "observe_domains", _domains, "", "Recipient domains for which verdicts are only logged, with commas between."
+        "observe_domains", _DOMAINS, "", "Recipient domains for which verdicts are only logged, with commas between."
     ),
     Setting(
         "observe_percent",
@@ -266,13 +295,13 @@ TABLE = (
         "on_error", _choice("accept", "defer"), "accept", "The verdict where the check cannot be made: accept or defer."
     ),
     Setting(
-        "socket", _path, "/run/greycheck/socket", "Where the resident listens, and native children ask: a unix socket."
+        "socket", _PATH, "/run/greycheck/socket", "Where the resident listens, and native children ask: a unix socket."
     ),
     Setting("socket_mode", _mode("0600", "0660", "0666"), "0660", "Permissions of that socket: 0600, 0660 or 0666."),
-    Setting("socket_owner", _owner, "", "Owner of that socket: a user, a :group or user:group."),
+    Setting("socket_owner", _OWNER, "", "Owner of that socket: a user, a :group or user:group."),
     Setting("socket_patience", _duration(1, 60), "1s", "How long a native child waits for the resident."),
-    Setting("listen", _listen, "", "Where the resident listens besides: addresses and ports, with commas between."),
-    Setting("listen_clients", _networks, "127.0.0.0/8, ::1", "Networks that may ask the resident there."),
+    Setting("listen", _LISTEN, "", "Where the resident listens besides: addresses and ports, with commas between."),
+    Setting("listen_clients", _NETWORKS, "127.0.0.0/8, ::1", "Networks that may ask the resident there."),
     Setting("max_connections", _whole(1, 100000), "2000", "How many peers the resident serves at once."),
     Setting("max_request", _whole(1024, 1048576), "16384", "How long a request to the resident may be, in bytes."),
     Setting(
@@ -286,11 +315,11 @@ TABLE = (
     Setting("header", _choice("yes", "no"), "no", "Whether a policy's answer adds X-Greylist to a message: yes or no."),
     Setting(
         "defer_text",
-        _text,
+        _TEXT,
         "greylisted, please try again in {wait} seconds",
         "What a deferral tells a client, where the hook lets it.",
     ),
-    Setting("reject_text", _text, "refused by local policy", "What a refusal tells a client, where the hook lets it."),
+    Setting("reject_text", _TEXT, "refused by local policy", "What a refusal tells a client, where the hook lets it."),
 )
 
 
@@ -373,7 +402,10 @@ def read(environ: dict[bytes, bytes]) -> Settings:
 
 def _take(settings: Settings, setting: Setting, text: str, source: str) -> None:
     try:
-        settings.set(setting, setting.parse(text), source)
+        value = setting.parse(text)
+        if not text.isprintable():
+            raise ValueError("not a line of printable characters")  # noqa: TRY301
+        settings.set(setting, value, source)
     except ValueError as error:
         # The value of one of these may hold a password.
         if setting.name in _WHERE:
@@ -453,19 +485,24 @@ def _read_file(path: bytes | None, given: dict[str, tuple[str, str]], problems: 
             problems.append(f"{name}: {error.strerror}")
         return
     try:
-        text = posix.read(fd, FILE).decode("utf-8", "surrogateescape")
+        content = posix.read(fd, FILE + 1)
     except OSError as error:
         problems.append(f"{name}: {error.strerror}")
         return
     finally:
         posix.close(fd)
-    if len(text) >= FILE:
-        problems.append(f"{name}: longer than {FILE} bytes: the rest is not read")
-    for number, line in enumerate(text.split("\n"), 1):
-        line = line.strip()
-        if not line or line.startswith("#"):
+    if len(content) > FILE:
+        # The line that is cut may say something else than the whole one.
+        whole, end, _cut = content[:FILE].rpartition(b"\n")
+        content = whole + end
+        line = content.count(b"\n") + 1
+        problems.append(f"{name}: longer than {FILE} bytes: line {line} and what follows is not read")
+    text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    for number, each in enumerate(text.split("\n"), 1):
+        each = each.strip()
+        if not each or each.startswith("#"):
             continue
-        setting, equals, value = line.partition("=")
+        setting, equals, value = each.partition("=")
         if not equals:
             problems.append(f"{name}:{number}: not a line of the form name = value")
             continue

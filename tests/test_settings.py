@@ -97,10 +97,42 @@ def test_a_wrong_variable_is_named() -> None:
     assert with_environ(DEALY="5m").problems == ["GREYCHECK_DEALY: dealy: no such setting"]
 
 
+TOO_LONG = "{}/conf: longer than 65536 bytes: line {} and what follows is not read"
+
+
 def test_a_file_that_is_too_long_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     found = with_file(tmp_path / "conf", "Delay = 7m\n" + "# filler\n" * 8000)
     assert found.delay == 420
-    assert found.problems == [f"{tmp_path}/conf: longer than 65536 bytes: the rest is not read"]
+    assert found.problems == [TOO_LONG.format(tmp_path, 7282)]
+
+
+@pytest.mark.parametrize("filler", ["x", "\u00e4", "\u20ac", "\U0001f4ec"])
+@pytest.mark.parametrize("missing", range(-3, 12))
+def test_a_line_counts_whole_or_not_at_all(tmp_path: Path, filler: str, missing: int) -> None:
+    """Whatever its bytes are: `retry_window = 48h` that is cut would be 48 seconds, or 4."""
+    last = "retry_window = 48h"
+    comment = "# " + filler * ((65536 - len(last) - 3) // len(filler.encode()) + missing)
+    found = with_file(tmp_path / "conf", f"{comment}\n{last}")
+    size = len(f"{comment}\n{last}".encode())
+    if size <= 65536:
+        assert (found.retry_window, found.problems) == (48 * 3600, [])
+    else:
+        cut = 1 if len(comment.encode()) >= 65536 else 2
+        default = next(each.default for each in settings.TABLE if each.name == "retry_window")
+        assert (found.retry_window, found.problems) == (default, [TOO_LONG.format(tmp_path, cut)])
+
+
+def test_a_byte_order_mark_and_lines_that_end_as_on_windows_are_no_part_of_a_setting(tmp_path: Path) -> None:
+    found = with_file(tmp_path / "conf", "\ufeffdelay = 7m\r\nlifetime = 40d\r\n")
+    assert (found.delay, found.lifetime, found.problems) == (420, 40 * 86400, [])
+
+
+@pytest.mark.parametrize("value", ["/run/a\nb", "/run/\x1b[2J", "/run/\udcff", "/run/a\x7f"])
+def test_a_value_is_a_line_of_printable_characters(value: str) -> None:
+    found = read(NO_FILE | {b"GREYCHECK_SOCKET": value.encode("utf-8", "surrogateescape")})
+    assert found.socket == "/run/greycheck/socket"
+    assert len(found.problems) == 1
+    assert "not a line of printable characters" in found.problems[0]
 
 
 def test_an_empty_name_of_a_file_is_named() -> None:

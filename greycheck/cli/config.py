@@ -16,15 +16,7 @@ def shown(setting: Setting, found: Settings) -> str:
     value = getattr(found, setting.name)
     if setting.name == "database":
         return schema.shown(value) if value else ""
-    if value == setting.default:
-        return setting.text
-    if isinstance(value, tuple):
-        return ", ".join(value)
-    if setting.name == "database_mode":
-        return f"{value:04o}"
-    if setting.text and setting.text[-1] in "smhd":
-        return settings.duration_text(value)
-    return str(value)
+    return setting.text if value == setting.default else setting.show(value)
 
 
 def line(setting: Setting, found: Settings) -> str:

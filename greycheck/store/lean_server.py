@@ -252,8 +252,8 @@ class Store:
         wanted = self._lock_patience() if fault.kind == server.LOCKED else self._patience * FAIR
         if self._left() >= wanted and (self._patient or fault.kind == server.CONFLICT):
             self._writing = False
-            # Who lost the same race must not come back at the same moment.
-            sleep(PAUSE * (posix.getpid() % 8 + 1) / 8)
+            # Who lost the same race must not come back at the same moment, be it another process or another thread of this one.
+            sleep(PAUSE * (posix.urandom(1)[0] + 32) / 256)
             return Again(f"{host}: {fault}")
         if fault.kind == server.LOCKED and (self._patient or not writing):
             self._blame(host, str(fault))

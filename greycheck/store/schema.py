@@ -265,9 +265,10 @@ def shown(url: str) -> str:
     """URL without its passwords."""
     if not url:
         return "no store"
+    if url.startswith("sqlite:"):
+        return url  # SQLAlchemy would write its path with escapes, which no setting takes
     try:
-        if not url.startswith("sqlite"):
-            server.parse(url)
+        server.parse(url)
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         return url.partition("://")[0] + "://..."
