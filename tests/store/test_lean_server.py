@@ -399,6 +399,22 @@ def test_a_conflict_is_decided_again(found: Server, tmp_path: Path, kind: str, t
     assert store_at(url, tmp_path).lookup(ASKED, NOW).triplet
 
 
+def test_losers_of_a_race_in_one_process_wait_for_different_times(
+    found: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(lean_server, "sleep", waited.append)
+    url = found.url("lean")
+    for _loser in range(8):
+        store = store_at(url, tmp_path)
+        Failing(store, "INSERT", Fault(server.CONFLICT, "deadlock"), 1)
+        decide(store, url, tmp_path)
+        found.sql("DELETE FROM triplet", "lean")
+    assert len(waited) == 8
+    assert len(set(waited)) > 2
+    assert all(0 < seconds < 2 * lean_server.PAUSE for seconds in waited)
+
+
 @pytest.mark.parametrize("words", ["COMMIT", "client"])
 def test_a_transaction_that_fails_anywhere_is_decided_again(found: Server, tmp_path: Path, words: str) -> None:
     url = found.url("lean")
