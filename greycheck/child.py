@@ -158,7 +158,8 @@ class Check:
         from greycheck.store.lean import NoSchema
 
         patience = max(self.left(), LEAST) * PATIENCE
-        now = int(time())
+        # When the attempt was made: a resident that was asked in vain may have recorded it, or be about to, and counts from then too.
+        now = int(time() - (monotonic() - self.started))
         try:
             self.store = connect(self.settings, patience)
             return check(self.store, self.envelope, self.settings, now)

@@ -133,9 +133,11 @@ def test_any_path_can_be_compiled_in(text: str, place: Path) -> None:
 
 @every_program
 def test_it_asks_for_its_hook(programs: Programs, path: Path, name: str) -> None:
+    began = int(time.time())
     with Resident(path) as resident:
         assert call(programs, path, name, more={"TCPREMOTEHOST": "mail.example.org"}).code == ACCEPTED
     asked = resident.asked
+    assert began - 1 <= int(asked.pop("greycheck_time")) <= time.time()
     assert (asked.pop("GREYCHECK_SOCKET"), asked.pop("GREYCHECK_SOCKET_PATIENCE")) == (str(path), "60s")
     assert asked == {
         "request": "smtpd_access_policy",

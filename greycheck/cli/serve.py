@@ -31,11 +31,12 @@ def serve(user: str | None) -> None:
     journal = Journal()
     with foreseen():
         try:
-            listening = sockets.activated(os.environ) or sockets.made(found)
+            kept = sockets.activated(os.environ)
+            listening = kept or sockets.made(found)
         except sockets.SocketError as error:
             raise click.ClickException(str(error)) from None
         become(user)
-        server = Server(listening, dict(os.environb), journal, make_store)
+        server = Server(listening, dict(os.environb), journal, make_store, keeps=bool(kept))
     gc.collect()
     gc.freeze()
     server.run(lambda: tell(journal, listening))

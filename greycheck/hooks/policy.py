@@ -19,7 +19,8 @@ Attributes of a request, of which all others are passed over (Postfix, SMTPD_POL
     the same for all recipients of a message, and for no other message.
 
 What tcprules and envdir would put into a child's environment is an attribute of the same name: ``GREYCHECK_DELAY=1m``, ``GREYCHECK=off``,
-``RELAYCLIENT=``. A native child says besides as which hook it was called, in ``greycheck_hook``; its answer says how to end.
+``RELAYCLIENT=``. A native child says besides as which hook it was called, in ``greycheck_hook``, and when, in ``greycheck_time``
+(seconds since 1970); its answer says how to end.
 
 Answers: ``DUNNO`` accepts and leaves further restrictions to the server, ``DEFER_IF_PERMIT`` refuses with 450, ``REJECT`` with 554;
 ``PREPEND`` accepts and adds a header.

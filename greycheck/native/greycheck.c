@@ -2,7 +2,7 @@
  *
  * A mail server runs it once per RCPT TO, as one of the programs below, and acts on its exit code, or on what greycheck-spp prints on
  * descriptor 1. Descriptor 0 is never touched, nor is 1 by another program. It is forked for every recipient, and each system call counts:
- * no stdio, no malloc, no clock before the resident has failed.
+ * no stdio, no malloc, no clock but the one that is read without a system call (vdso(7)) before the resident has failed.
  *
  * Compiled in: SOCKET, where the resident listens; PATIENCE, how long its answer may take, in seconds; LAUNCHERS, the directory of the
  * launchers in Python; MARK, by which greycheck's commands know this program again.
@@ -306,6 +306,7 @@ static int make_request(int count)
         return 0;
     add("request=smtpd_access_policy\nprotocol_state=RCPT\n");
     add_line("greycheck_hook=", program->hook);
+    add_line("greycheck_time=", decimal(time(NULL)));
     add_line("sender=", sender ? sender : "");
     add_line("recipient=", recipient ? recipient : "");
     add_line("helo_name=", helo && strlen(helo) <= HELO ? helo : NULL);

@@ -17,7 +17,7 @@ from greycheck.policy import Verdict
 from greycheck.resident.questions import Messages, Question
 from greycheck.settings import Settings
 from greycheck.store import lean_sqlite, resident_sqlite, schema
-from greycheck.store.lean import Asked, Busy, NoSchema, StoreError
+from greycheck.store.lean import Asked, Busy, NoSchema, StoreError, WrongSchema
 from greycheck.store.resident_sqlite import Store
 
 # How soon a lock that somebody else holds is tried again, in seconds.
@@ -36,14 +36,18 @@ CHANGES, QUIET, MANY = 1500, 3.0, 12000
 # How much may wait to be written where answers do not: somebody may have the lock for long.
 AHEAD = 256
 
-Answer = Callable[[Question, Verdict, "list[str]"], None]
+# After how many seconds it is looked whether somebody still waits for the answer to what is to be written.
+LONG = 1.0
+
+Answer = Callable[[Question, Verdict | None, "list[str]"], None]
 Batch = list[tuple[Question, Asked]]
 
 
 class FileStore:
     """The SQLite file that the settings FOUND name; each verdict is handed to ANSWER, and what has none to WARN.
 
-    Raises StoreError where it cannot be used.
+    ANSWER is given None where nobody waits for a verdict. Raises StoreError where the file cannot be used; ``decide`` and ``tick`` raise
+    WrongSchema where that is another program's.
     """
 
     def __init__(self, found: Settings, answer: Answer, messages: Messages, warn: Callable[[str], None]) -> None:
@@ -67,22 +71,28 @@ class FileStore:
 
     def decide(self, questions: list[Question]) -> None:
         """Decides QUESTIONS, and answers those whose verdict holds whatever is written; ``tick`` writes."""
-        now, self._decided = int(time()), monotonic()
-        asked = [
-            (q, Asked(q.envelope, triplet(q.envelope, q.settings.ipv4_prefix, q.settings.ipv6_prefix)))
-            for q in questions
-        ]
+        self._decided = monotonic()
+        asked: Batch = []
+        for q in questions:
+            try:
+                asked.append(
+                    (q, Asked(q.envelope, triplet(q.envelope, q.settings.ipv4_prefix, q.settings.ipv6_prefix)))
+                )
+            except Exception as error:
+                self._tell(q, q.error(_said(error)))
         try:
             store = self._begin_reading()
         except Busy:
             self._unwritten += asked
             return
+        except WrongSchema:
+            raise
         except StoreError as error:
-            for question in questions:
+            for question, _asked in asked:
                 self._tell(question, question.error(str(error)))
             return
         for each in asked:
-            self._look_up(store, each, now)
+            self._look_up(store, each)
         if self._unwritten:
             return  # that goes on in ``tick``
         try:
@@ -90,13 +100,17 @@ class FileStore:
         except StoreError:
             store.roll_back()
 
-    def _look_up(self, store: Store, asked: tuple[Question, Asked], now: int) -> None:
+    def _look_up(self, store: Store, asked: tuple[Question, Asked]) -> None:
         question, what = asked
         try:
-            verdict, changes = check.decide(store, what, question.settings, now, self._messages.first_passed)
+            verdict, changes = check.decide(
+                store, what, question.settings, question.attempt, self._messages.first_passed
+            )
         except Busy:
             self._unwritten.append(asked)
             return
+        except WrongSchema:
+            raise
         except Exception as error:
             self._tell(question, question.error(_said(error)))
             return
@@ -120,41 +134,94 @@ class FileStore:
             if not store.begin_writing():
                 self._give_up()
                 return
+        except WrongSchema:
+            raise
         except StoreError as error:
+            self._writes = False
             self._unrecorded(self._take(), error)
             return
-        batch = self._take()
+        batch = self._save_all(store, [each for each in self._take() if self._is_wanted(each[0])])
+        if not batch:
+            store.roll_back()
+            return
         try:
-            self._save(store, batch)
             store.commit()
-            if not self._changes:
-                self._changed = monotonic()
-            self._changes += len(batch)
-            self._writes = True
         except Exception as error:
             store.roll_back()
+            self._writes = False
             self._unrecorded(batch, error)
             return
+        if not self._changes:
+            self._changed = monotonic()
+        self._changes += len(batch)
+        self._writes = True
         for question, _asked in batch:
             assert question.verdict is not None
             self._tell(question, question.verdict)
+
+    def _is_wanted(self, question: Question) -> bool:
+        """Whether QUESTION is to be written: unless whoever waited for its answer has given up meanwhile."""
+        if question.answered or monotonic() - question.started < LONG or not question.peer.has_left():
+            return True
+        self._answer(question, None, [])
+        return False
 
     def _take(self) -> Batch:
         batch, self._unwritten = self._unwritten, []
         return batch
 
-    def _save(self, store: Store, batch: Batch) -> None:
-        now = int(time())
-        for question, asked in batch:
-            if question.verdict is None or not store.save(asked, question.changes, patient=True):
-                if question.answered:
-                    continue  # somebody has counted it already, or there is nothing any more to be counted
-                question.verdict = check.check(
-                    store, question.envelope, question.settings, now, self._messages.first_passed
-                )
-            if question.verdict.vouches and question.hook:
-                with suppress(StoreError):  # later recipients wait, then
-                    check.remember(store, question.envelope, question.settings, now)
+    def _save_all(self, store: Store, batch: Batch) -> Batch:
+        """Writes the changes of BATCH, and returns it without what cannot be written, which is answered: a fault is that one's alone."""
+        verdicts = [question.verdict for question, _asked in batch]
+        try:
+            for each in batch:
+                self._save(store, each)
+        except WrongSchema:
+            self._unwritten = batch
+            raise
+        except Exception as error:
+            store.roll_back()
+            for (question, _asked), verdict in zip(batch, verdicts, strict=True):
+                question.verdict = verdict
+            return self._save_apart(store, batch, error)
+        return batch
+
+    def _save_apart(self, store: Store, batch: Batch, fault: Exception) -> Batch:
+        """As ``_save_all``, after a FAULT has undone all of it: once more, and each so that it can be undone alone."""
+        if len(batch) > 1:
+            try:
+                if not store.begin_writing():
+                    self._unwritten = batch + self._unwritten
+                    return []
+            except StoreError as error:
+                fault = error
+        written: Batch = []
+        for place, each in enumerate(batch):
+            if not store.is_in_batch:
+                # All has been undone: it was no single one's fault.
+                self._writes = False
+                self._unrecorded(written + batch[place:], fault)
+                return []
+            try:
+                with store.apart():
+                    self._save(store, each)
+                written.append(each)
+            except Exception as error:
+                fault = error
+                self._unrecorded([each], error)
+        return written
+
+    def _save(self, store: Store, each: tuple[Question, Asked]) -> None:
+        question, asked = each
+        if question.verdict is None or not store.save(asked, question.changes, patient=True):
+            if question.answered:
+                return  # somebody has counted it already, or there is nothing any more to be counted
+            question.verdict = check.check(
+                store, question.envelope, question.settings, question.attempt, self._messages.first_passed
+            )
+        if question.verdict.vouches and question.hook:
+            with suppress(StoreError):  # later recipients wait, then
+                check.remember(store, question.envelope, question.settings, question.attempt)
 
     def _give_up(self) -> None:
         """Answers what has waited for the lock for as long as it may."""
@@ -166,16 +233,16 @@ class FileStore:
             patience = lean_sqlite.HURRY if hurried else question.settings.deadline * PATIENCE
             if now - question.started < patience:
                 self._unwritten.append((question, asked))
-            else:
+            elif self._is_wanted(question):
                 over.setdefault(patience, []).append((question, asked))
         for patience, batch in over.items():
+            self._writes = False
             self._unrecorded(batch, StoreError(f"{self._path}: locked by another process for {patience:.1f}s"))
 
     # --- answers ----------------------------------------------------------------------------------------------------------
 
     def _unrecorded(self, batch: Batch, fault: Exception) -> None:
         """Answers what could not be written because of FAULT: a verdict stands unless it is only true once it is recorded."""
-        self._writes = False
         counted = sum(question.answered for question, _asked in batch)
         if counted:
             self._warn(f"{_said(fault)}: attempts or uses that were not recorded: {counted}")
@@ -193,7 +260,7 @@ class FileStore:
         if verdict.vouches and not question.hook:
             self._messages.vouch(question.envelope, int(time()))
         notes, self._notes = self._notes, []
-        self._answer(question, policy.observe(verdict, question.envelope, question.settings), notes)
+        self._answer(question, verdict, notes)
 
     # --- the file ---------------------------------------------------------------------------------------------------------
 
@@ -283,6 +350,9 @@ class FileStore:
         """Leaves the file, its log written back."""
         if self._writing_back is not None:
             self._writing_back.join()
+        lost = sum(question.answered for question, _asked in self._take())
+        if lost:
+            self._warn(f"attempts or uses that were not recorded: {lost}")
         self._leave()
 
 

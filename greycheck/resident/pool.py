@@ -18,20 +18,23 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from time import monotonic, time
 
-from greycheck import check, policy
+from greycheck import check
 from greycheck.child import PATIENCE
 from greycheck.policy import Verdict
 from greycheck.resident.questions import Messages, Question
 from greycheck.settings import Settings
 from greycheck.store import drivers, server
-from greycheck.store.lean import StoreError
+from greycheck.store.lean import StoreError, WrongSchema
 from greycheck.store.lean_server import Store
 
-Answer = Callable[[Question, Verdict, "list[str]"], None]
+Answer = Callable[[Question, Verdict | None, "list[str]"], None]
 Inbox = SimpleQueue[Question | None]
 
 # How often deadlines are looked at, in seconds.
 LOOK = 0.1
+
+# After how many seconds in the queue it is looked whether somebody still waits for the answer.
+LONG = 1.0
 
 # How long ``tick`` may wait where nobody waits for an answer, in seconds.
 IDLE = 60.0
@@ -44,7 +47,10 @@ GOOD_BYE = 0.5
 
 
 class Pool:
-    """Connections to the database that the settings FOUND name; each verdict is handed to ANSWER. Raises StoreError without a driver."""
+    """Connections to the database that the settings FOUND name; each verdict is handed to ANSWER, None where nobody waits for one.
+
+    Raises StoreError without a driver; ``tick`` raises WrongSchema where the schema is another program's.
+    """
 
     def __init__(self, found: Settings, answer: Answer, messages: Messages) -> None:
         self._settings = found
@@ -62,7 +68,8 @@ class Pool:
         self._ends = False
         # Whom a worker asks about which question, and what came of it.
         self._stores: dict[Question, Store] = {}
-        self._decided: deque[tuple[Question, Verdict, list[str]]] = deque()
+        self._decided: deque[tuple[Question, Verdict | None, list[str]]] = deque()
+        self._wrong: WrongSchema | None = None
         # A byte on this pipe wakes whoever waits for verdicts.
         self.descriptor, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._workers = [threading.Thread(target=self._work, daemon=True) for _ in range(found.pool_size)]
@@ -89,6 +96,8 @@ class Pool:
             os.read(self.descriptor, 65536)
         while self._decided:
             self._tell(*self._decided.popleft())
+        if self._wrong is not None:
+            raise self._wrong
         now = monotonic()
         if now - self._looked >= LOOK:
             self._looked = now
@@ -101,20 +110,24 @@ class Pool:
             if store is not None:
                 store.overdue()
                 notes, store.notes = store.notes, []
-            self._tell(question, question.error(f"no answer within {question.settings.deadline}s"), notes)
+            late = question.error(f"no answer within {question.settings.deadline}s")
+            self._tell(question, None if question.peer.has_left() else late, notes)
         if questions:
             with self._lock:
                 self._queue = deque(question for question in self._queue if question in self._asked)
 
-    def _tell(self, question: Question, verdict: Verdict, notes: list[str]) -> None:
+    def _tell(self, question: Question, verdict: Verdict | None, notes: list[str]) -> None:
         self._notes += notes
         if question.answered:
             return
         self._asked.pop(question, None)
+        if verdict is None:
+            self._answer(question, None, [])
+            return
         if verdict.vouches and not question.hook:
             self._messages.vouch(question.envelope, int(time()))
         notes, self._notes = self._notes, []
-        self._answer(question, policy.observe(verdict, question.envelope, question.settings), notes)
+        self._answer(question, verdict, notes)
 
     @property
     def pause(self) -> float:
@@ -150,25 +163,30 @@ class Pool:
     def _work(self) -> None:
         """One worker: decides what it is given on a connection of its own."""
         inbox: Inbox = SimpleQueue()
-        store = Store(self._settings, self._settings.deadline * PATIENCE)
+        store = self._new_store()
         while (question := self._next(inbox, store)) is not None:
             if question.answered:
                 continue
             self._stores[question] = store
             try:
-                verdict = self._check(store, question)
-            except StoreError as error:
-                verdict = question.error(str(error))
+                verdict = self._verdict(store, question)
+                store.rest()
+                self._decided.append((question, verdict, store.notes))
+            except WrongSchema as error:
+                self._wrong = error
             except Exception as error:
                 # Nobody knows what its connection is at.
-                store.tidy()
-                verdict = question.error(f"{type(error).__name__}: {error}")
-            store.rest()
+                with suppress(Exception):
+                    store.tidy()
+                store = self._new_store()
+                self._decided.append((question, question.error(f"{type(error).__name__}: {error}"), []))
             del self._stores[question]
-            self._decided.append((question, verdict, store.notes))
             with suppress(BlockingIOError):  # it is full, and who waits for verdicts awake
                 os.write(self._wake, b"\0")
         store.tidy()
+
+    def _new_store(self) -> Store:
+        return Store(self._settings, self._settings.deadline * PATIENCE)
 
     def _next(self, inbox: Inbox, store: Store) -> Question | None:
         """The next question; None at the end.
@@ -189,15 +207,26 @@ class Pool:
             store.tidy()
             return inbox.get()
 
+    def _verdict(self, store: Store, question: Question) -> Verdict | None:
+        """The verdict on QUESTION; None where nobody waits for it any more. Raises WrongSchema."""
+        if monotonic() - question.started > LONG and question.peer.has_left():
+            return None
+        try:
+            return self._check(store, question)
+        except WrongSchema:
+            raise
+        except StoreError as error:
+            return question.error(str(error))
+
     def _check(self, store: Store, question: Question) -> Verdict:
         """The verdict on QUESTION. Raises StoreError."""
         left = min(question.settings.deadline, self._settings.deadline) - (monotonic() - question.started)
         store.begin(left * PATIENCE)
-        now = int(time())
-        verdict = check.check(store, question.envelope, question.settings, now, self._messages.first_passed)
+        made = question.attempt
+        verdict = check.check(store, question.envelope, question.settings, made, self._messages.first_passed)
         if verdict.vouches and question.hook:
             with suppress(StoreError):  # later recipients wait, as those of other hooks do
-                check.remember(store, question.envelope, question.settings, now)
+                check.remember(store, question.envelope, question.settings, made)
         return verdict
 
 

@@ -6,6 +6,7 @@ asked becomes the forked child.
 """
 
 from collections import OrderedDict
+from copy import copy
 from time import monotonic, time
 
 from greycheck import check, hooks, log, policy, settings
@@ -32,8 +33,13 @@ VARIANTS = 1024
 # How many messages are remembered.
 MESSAGES = 4096
 
-# The attribute by which a native child says what it was called as.
+# The attributes by which a native child says what it was called as, and when: for how long ago that counts, in seconds.
 HOOK = b"greycheck_hook"
+TIME = b"greycheck_time"
+OLDEST = 600
+
+# A retry is a strike within this many seconds where nobody knows when it was made: never.
+NEVER = -(1 << 62)
 
 # Settings that say where the store is: a request may repeat them, not change them.
 OF_THE_STORE = {
@@ -48,9 +54,25 @@ class Elsewhere(Exception):
 
 
 class Question:
-    """One request of PEER: what is asked, under which settings, since when (``monotonic``); and the verdict, once it is there."""
+    """One request of PEER: what is asked, under which settings, since when (``monotonic``); and the verdict, once it is there.
 
-    __slots__ = ("answered", "changes", "envelope", "hook", "peer", "problems", "settings", "started", "verdict")
+    ``attempt`` is when the mail was tried (seconds since 1970), by which it is decided; ``waited`` is how long ago the native child says
+    that this was, in seconds, and None where nobody says.
+    """
+
+    __slots__ = (
+        "answered",
+        "attempt",
+        "changes",
+        "envelope",
+        "hook",
+        "peer",
+        "problems",
+        "settings",
+        "started",
+        "verdict",
+        "waited",
+    )
 
     def __init__(
         self,
@@ -61,6 +83,8 @@ class Question:
         problems: "list[str]",
     ) -> None:
         self.started = monotonic()
+        self.attempt = int(time())
+        self.waited: int | None = None
         self.peer = peer
         self.envelope = envelope
         self.settings = found
@@ -73,6 +97,22 @@ class Question:
     def error(self, message: str) -> Verdict:
         """The verdict of ``on_error``, because of MESSAGE."""
         return Verdict(self.settings.on_error, "error", detail=f"error={log.quoted(message)}")
+
+    def was_made(self, when: bytes) -> None:
+        """The native child says WHEN the attempt was made. Of a time that cannot be, because a clock was set, nothing is believed."""
+        made = int(when) if when.isdigit() and len(when) < 20 else self.attempt
+        self.waited = self.attempt - made if 0 <= self.attempt - made <= OLDEST else 0
+        self.attempt -= self.waited
+
+    def may_be_as_old_as(self, seconds: float) -> None:
+        """The attempt was made within the last so many SECONDS, and nobody knows when.
+
+        It counts from the first of them. Counted from now, it might pass as a retry that came late enough, and make its client known.
+        Whether it was hasty cannot be said, so it is no strike.
+        """
+        self.attempt = int(time() - seconds)
+        self.settings = copy(self.settings)
+        self.settings.strike_interval = NEVER
 
     def is_overdue(self, now: float) -> bool:
         """Whether its deadline is over at NOW (``monotonic``)."""
@@ -156,7 +196,10 @@ class Reader:
             spp.identify(envelope, found)
         elif hook is None:
             self.messages.identify(envelope, found.get(b"instance", b""))
-        return Question(peer, envelope, used, hook, problems)
+        question = Question(peer, envelope, used, hook, problems)
+        if hook is not None and peer.is_local and (when := found.get(TIME)) is not None:
+            question.was_made(when)
+        return question
 
     def _with(self, attributes: dict[bytes, bytes], written: bytes) -> tuple[Settings, list[str]]:
         """The settings under those that a request's ATTRIBUTES bring along, WRITTEN so, and what is wrong with these."""

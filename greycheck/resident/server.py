@@ -1,7 +1,8 @@
 """The resident's loop: takes connections, reads requests, hands questions to the store, and sends answers.
 
 One turn: what has come is read; all whole requests become questions and are decided together; their answers are sent; then the log is
-written. SIGTERM drains: nothing more is taken, what was asked is answered. SIGHUP reads the settings again.
+written. SIGTERM drains: nothing more is taken, what was asked is answered. SIGHUP reads the settings again. A schema that is another
+program's ends it at once, and whoever asked is left to that program.
 
 Diagnostics: one line a verdict, as a child writes it, and a ``warning`` for what peers do that they should not.
 """
@@ -12,6 +13,7 @@ import resource
 import select
 import signal
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -25,12 +27,12 @@ from greycheck.hooks.policy import Malformed
 from greycheck.policy import Verdict
 from greycheck.resident.file_store import FileStore
 from greycheck.resident.journal import Journal
-from greycheck.resident.peers import Peer, TooLong
+from greycheck.resident.peers import Peer, TooLong, left
 from greycheck.resident.pool import Pool
 from greycheck.resident.questions import Elsewhere, Messages, Question, Reader, Writer
-from greycheck.resident.sockets import notify, shown
+from greycheck.resident.sockets import notify, shown, shut
 from greycheck.settings import Settings
-from greycheck.store.lean import StoreError
+from greycheck.store.lean import StoreError, WrongSchema
 
 # How many connections are taken in one turn, from each socket.
 TAKEN = 64
@@ -47,6 +49,19 @@ OWN_DESCRIPTORS = 64
 # How long the log is waited for at the end, in seconds.
 LAST_WORDS = 0.2
 
+# What came in a turn is looked at for whether anybody still waits for it where it may have been there for so many seconds. As this process
+# looks once in SWEEP seconds at least, it was stopped, or had more to do than it could.
+DOUBT = 1.5
+
+# How many events one look brings at most.
+EVENTS = 1000
+
+# How long the end waits for a request that was begun, and for the first one of a new connection, in seconds; and how often it looks.
+GRACE, GRACE_LOOK = 1.0, 0.05
+
+# The exit code where a supervisor is to start the resident again.
+AGAIN = 111
+
 IN, OUT = select.EPOLLIN, select.EPOLLOUT
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -55,7 +70,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 class Server:
     """Serves on the sockets LISTENING under the settings of ENVIRON.
 
-    MAKE_STORE sees to it that the store of settings can be used. It raises StoreError where it cannot, as this does.
+    MAKE_STORE sees to it that the store of settings can be used. It raises StoreError where it cannot, as this does. Where a supervisor
+    KEEPS the sockets, what waits at them at the end is left to whom it starts next.
     """
 
     def __init__(
@@ -64,10 +80,12 @@ class Server:
         environ: dict[bytes, bytes],
         journal: Journal,
         make_store: Callable[[Settings], None],
+        keeps: bool = False,
     ) -> None:
         self.journal = journal
         self._environ = environ
         self._make_store = make_store
+        self._keeps = keeps
         self._messages = Messages()
         self._reader = Reader(environ, self._messages)
         self._writer = Writer(socket.gethostname(), self._messages)
@@ -79,8 +97,15 @@ class Server:
         self._epoll = select.epoll()
         self._signals: list[int] = []
         self._drains = False
+        self._patient_until = 0.0
         self._swept = monotonic()
         self._turn = 0.0
+        # When it was looked last for what has come; since when all that had come is known, or will be after this turn; whether more
+        # waits than one turn takes; and for how long, at most, what came last may have waited.
+        self._looked = monotonic()
+        self._known = self._looked - DOUBT if keeps else self._looked
+        self._behind = False
+        self._age = 0.0
         self._in_hand: list[Question] = []
         for descriptor in self._listening:
             self._epoll.register(descriptor, IN)
@@ -103,14 +128,32 @@ class Server:
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, daemon=True).start()
         ready()
+        code = 0
         while not (self._drains and self._is_drained()):
-            events = self._epoll.poll(self._pause())
+            events = self._look(self._pause())
             try:
                 self._one_turn(events)
+            except WrongSchema as error:
+                self._hand_over(error)
+                code = AGAIN
+                break
             except Exception as error:
                 self._recover(error)
         self._store.close()
         self.journal.flush(LAST_WORDS)
+        if code:
+            sys.exit(code)
+
+    def _look(self, pause: float) -> list[tuple[int, int]]:
+        """What has come, after PAUSE seconds at most."""
+        began = monotonic()
+        if began - self._looked < DOUBT and not self._behind:
+            self._known = began
+        self._looked = began
+        events = self._epoll.poll(pause, EVENTS)
+        self._behind = len(events) == EVENTS
+        self._age = monotonic() - self._known
+        return events
 
     def _one_turn(self, events: list[tuple[int, int]]) -> None:
         self._turn = monotonic()
@@ -121,13 +164,15 @@ class Server:
                 break
             # What came meanwhile is committed along with what is to be written; what was answered is in the log before.
             self.journal.flush()
-            events = self._epoll.poll(0)
+            events = self._look(0)
             if not events:
                 break
         self._store.tick()
         if self._turn - self._swept > SWEEP:
             self._sweep()
         self._turn = 0.0
+        if self._drains:
+            self._drain_on()
         if self._signals:
             self._obey()
         if self.journal.waits:
@@ -156,14 +201,26 @@ class Server:
                 continue
             if question is not None:
                 questions.append(question)
+        if questions and (self._age > DOUBT or any(question.waited for question in questions)):
+            questions = self._still_wanted(questions)
         if questions:
             self._in_hand += questions
             self._store.decide(questions)
 
+    def _still_wanted(self, questions: list[Question]) -> list[Question]:
+        """Those of QUESTIONS, which were asked a while ago, that somebody still waits for; they count from when they were asked."""
+        gone = left([question.peer for question in questions])
+        for question in questions:
+            if question.peer in gone:
+                self._answer(question, None, [])
+            elif question.waited is None and (age := question.peer.age(self._age)) > DOUBT:
+                question.may_be_as_old_as(age)
+        return [question for question in questions if not question.answered]
+
     def _pause(self) -> float:
         if self._ready:
             return 0
-        return min(self._store.pause, SWEEP)
+        return min(self._store.pause, GRACE_LOOK if self._drains else SWEEP)
 
     def _no_peer(self, descriptor: int) -> None:
         listening = self._listening.get(descriptor)
@@ -213,7 +270,16 @@ class Server:
                 self._close(peer)
 
     def _answer_by_fault(self, question: Question, fault: str) -> None:
-        self._answer(question, policy.observe(question.error(fault), question.envelope, question.settings), [])
+        self._answer(question, question.error(fault), [])
+
+    def _hand_over(self, error: WrongSchema) -> None:
+        """Leaves all that was asked, because of an ERROR that only another program can mend.
+
+        A native child becomes the launcher in Python, whose program is the one that is installed now; Postfix asks again.
+        """
+        self.journal.add(log.line(f"warning {error}: greycheck serve ends, and decides nothing more"))
+        for peer in list(self._peers.values()):
+            self._drop(peer)
 
     def _complain(self, error: Exception) -> None:
         with suppress(Exception):
@@ -223,17 +289,23 @@ class Server:
 
     # --- connections ------------------------------------------------------------------------------------------------------
 
-    def _take(self, listening: socket.socket) -> None:
+    def _take(self, listening: socket.socket) -> bool:
+        """Takes those who wait at LISTENING, up to TAKEN of them. Whether that is all."""
         for _ in range(TAKEN):
+            if self._drains and len(self._peers) >= self._room:
+                return False
             try:
                 descriptor, address = listening._accept()  # type: ignore[attr-defined]
             except BlockingIOError:
-                return
+                return True
             except OSError as error:
+                if error.errno == errno.EINVAL:  # it is shut, and nobody waits any more
+                    return True
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     self.journal.warn(f"{shown(listening)}: {error.strerror}")
                     self._make_room(len(self._peers))
-                return
+                self._behind = True
+                return False
             where = self._names[listening.fileno()]
             if isinstance(address, tuple) and address:
                 where = address[0]
@@ -246,13 +318,15 @@ class Server:
                 self.journal.warn(f"{where}: {len(self._peers)} connections wait for answers: not taken")
                 os.close(descriptor)
                 continue
-            peer = Peer(descriptor, where)
+            peer = Peer(descriptor, where, listening.family == socket.AF_UNIX)
             self._peers[descriptor] = peer
             # Most send at once: what is there already needs no further turn.
             try:
                 self._read(peer)
             except Exception as error:
                 self._leave(peer, error)
+        self._behind = True
+        return False
 
     def _may_ask(self, address: str) -> bool:
         canonical = normalise.client_address(address.encode())
@@ -339,15 +413,30 @@ class Server:
 
     def _close(self, peer: Peer) -> None:
         del self._peers[peer.descriptor]
-        os.close(peer.descriptor)
+        peer.close()
 
     # --- answers ----------------------------------------------------------------------------------------------------------
 
-    def _answer(self, question: Question, verdict: Verdict, notes: list[str]) -> None:
-        """Logs VERDICT on QUESTION, and sends it to the peer if he is still there, unless he has an answer already."""
+    def _answer(self, question: Question, verdict: Verdict | None, notes: list[str]) -> None:
+        """Logs VERDICT on QUESTION, and sends it to the peer if he is still there, unless he has an answer already.
+
+        None: there is none, as he waits no more. A fault here costs him alone.
+        """
         if question.answered:
             return
         question.answered = True
+        try:
+            if verdict is None:
+                self.journal.warn(f"{question.peer.where}: nobody waits for the answer any more: not decided")
+                self._drop(question.peer)
+            else:
+                observed = policy.observe(verdict, question.envelope, question.settings)
+                self._answer_by(question, observed, notes)
+        except Exception as error:
+            self._complain(error)
+            self._drop(question.peer)
+
+    def _answer_by(self, question: Question, verdict: Verdict, notes: list[str]) -> None:
         lines = self._writer.lines(question, verdict, notes)
         self.journal.add(lines)
         peer = question.peer
@@ -366,10 +455,12 @@ class Server:
         peer.since = self._turn or monotonic()
         if not sent:
             self._expect(peer, OUT)
-        elif peer.ends or self._drains:
+        elif peer.ends:
             self._close(peer)
         elif peer.input:
             self._ready.append(peer)
+        elif self._drains:
+            self._let_go(peer)
         elif peer.registered != IN:
             self._expect(peer, IN)
 
@@ -394,27 +485,46 @@ class Server:
             self._drain()
 
     def _drain(self) -> None:
-        """Takes nothing more, and answers what was asked."""
+        """Lets nothing more be asked, and answers what was."""
+        if self._drains:
+            return
         notify(self._environ, "STOPPING=1")
         self._drains = True
-        for descriptor, listening in self._listening.items():
-            self._take(listening)
+        self._patient_until = monotonic() + GRACE
+        for descriptor, listening in list(self._listening.items()):
             self._epoll.unregister(descriptor)
-            listening.close()
-        self._listening = {}
+            if self._keeps:
+                self._stop_listening(descriptor)
+            else:
+                shut(listening)
         for peer in list(self._peers.values()):
-            if not peer.has_request and not peer.output:
-                self._read_last(peer)
+            # Others have not finished what they began.
+            if peer.has_asked and not peer.input and not peer.has_request:
+                self._let_go(peer)
+        self._drain_on()
 
-    def _read_last(self, peer: Peer) -> None:
-        """Reads what PEER has asked already; where that is nothing, closes its connection."""
+    def _drain_on(self) -> None:
+        """Takes those who still wait to be taken, and leaves those who have begun a request and do not go on."""
+        is_over = monotonic() > self._patient_until
+        for descriptor, listening in list(self._listening.items()):
+            if self._take(listening) or is_over:
+                self._stop_listening(descriptor)
+        for peer in list(self._peers.values()) if is_over else ():
+            if not peer.has_request:
+                self._let_go(peer)
+
+    def _stop_listening(self, descriptor: int) -> None:
+        self._listening.pop(descriptor).close()
+
+    def _let_go(self, peer: Peer) -> None:
+        """Closes the connection of PEER, unless he has asked meanwhile."""
+        peer.shut()
         self._read(peer)
         if self._peers.get(peer.descriptor) is peer and not peer.has_request:
             self._close(peer)
 
     def _is_drained(self) -> bool:
-        asked = self._ready or self._store.waits
-        return not asked and not any(peer.question or peer.output for peer in self._peers.values())
+        return not (self._listening or self._peers or self._ready or self._store.waits)
 
     def _reread(self) -> None:
         """Reads the settings again; another database is used from now on, if it can be."""
@@ -474,9 +584,13 @@ class Server:
     def _watch(self) -> None:
         """Ends the process where a turn takes longer than the deadline, say because a disk does not answer. In a thread of its own."""
         end = threading.Event()
+        looked = resumed = monotonic()
         while not end.wait(SWEEP / 2):
-            began = self._turn
-            if began and monotonic() - began > self._settings.deadline:
+            began, now = self._turn, monotonic()
+            if now - looked > SWEEP + DOUBT:
+                resumed = now  # the process was stopped, and what it was at is not to blame
+            looked = now
+            if began and now - max(began, resumed) > self._settings.deadline:
                 self._give_up()
 
     def _give_up(self) -> None:
@@ -487,7 +601,7 @@ class Server:
             self.journal.add(log.line("warning the store does not answer: greycheck serve ends"))
             self.journal.flush(LAST_WORDS)
         finally:
-            os._exit(111)
+            os._exit(AGAIN)
 
 
 def _raise_limit(connections: int) -> int:

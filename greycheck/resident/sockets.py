@@ -3,12 +3,14 @@
 Diagnostics: ``OSError`` or ``SocketError`` with the path or address, and what to do.
 """
 
+import ctypes
 import fcntl
 import grp
 import os
 import pwd
 import socket
 import stat
+import struct
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
@@ -144,6 +146,23 @@ def shown(listening: socket.socket) -> str:
     if isinstance(name, str | bytes):
         return os.fsdecode(name)
     return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+
+
+# What passes over all that a socket receives (linux/filter.h: BPF_RET | BPF_K, 0), and how it is told (asm-generic/socket.h).
+NOTHING = struct.pack("=HBBI", 0x06, 0, 0, 0)
+SO_ATTACH_FILTER = 26
+
+
+def shut(listening: socket.socket) -> None:
+    """Lets nobody connect to LISTENING any more. Those who wait there can still be taken."""
+    if listening.family == socket.AF_UNIX:
+        listening.shutdown(socket.SHUT_RD)
+        return
+    # To shut a TCP socket would drop those who wait. What asks for a connection is passed over instead, and comes again in a second.
+    program = ctypes.create_string_buffer(NOTHING)
+    told = struct.pack("HP", len(NOTHING) // 8, ctypes.addressof(program))
+    with suppress(OSError):
+        listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, told)
 
 
 def notify(environ: Mapping[bytes, bytes], state: str) -> None:

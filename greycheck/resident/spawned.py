@@ -167,6 +167,7 @@ class Spawned:
         self._store = KeptStore(self._reader.settings, operator)
         self._peer = Peer(source, "standard input")
         self._sink = sink
+        self._is_connection = posix.fstat(source).st_mode & 0o170000 == 0o140000
         self._log = journal
         self._watch = Watch(self._expire)
         self._question: Question | None = None
@@ -223,6 +224,10 @@ class Spawned:
         question = self._reader.question(request, self._peer)
         if question is None:
             self._say(b"action=DUNNO\n\n")
+            return
+        if self._is_connection and self._peer.has_left():
+            # This process was stopped meanwhile, and who asked has asked somebody else.
+            self._warn(f"{self._peer.where}: nobody waits for the answer any more: not decided")
             return
         verdict = policy.without_store(question.envelope, question.settings)
         if verdict is None:
@@ -298,7 +303,7 @@ class KeptStore:
             )
 
     def _checked(self, store: "Kept", question: Question, messages: Messages) -> "Verdict":
-        now = int(time())
+        now = question.attempt
         try:
             verdict = check(store, question.envelope, question.settings, now, messages.first_passed)
         except BaseException:

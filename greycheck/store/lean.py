@@ -90,6 +90,10 @@ class NoSchema(StoreError):
     """There is no directory, no file or no table yet."""
 
 
+class WrongSchema(StoreError):
+    """The schema is one of another program's, older or newer."""
+
+
 # What to do about a missing directory.
 MAKE_IT = "make it, and let the user that qmail runs greycheck as own it"
 
@@ -209,8 +213,8 @@ def check_revision(found: str | None, wanted: str) -> None:
     if fits(found, wanted):
         return
     if found < wanted:
-        raise StoreError(f"the schema is at {found}, older than this program's {wanted}: run greycheck db upgrade")
-    raise StoreError(
+        raise WrongSchema(f"the schema is at {found}, older than this program's {wanted}: run greycheck db upgrade")
+    raise WrongSchema(
         f"the schema is at {found}, newer than this program's {wanted}: install the newer greycheck here too"
     )
 

@@ -19,6 +19,7 @@ from greycheck.store.lean import (
     Asked,
     RuleKeys,
     StoreError,
+    WrongSchema,
     check_revision,
     parameters,
     rows,
@@ -205,7 +206,8 @@ class Store:
         if fault.kind in (server.OTHER, server.OURS, server.SCHEMA):
             self._roll_back()
             self._writing = False
-            return StoreError(f"{host}: {self._explained(fault)}")
+            found = self._explained(fault)
+            return (WrongSchema if isinstance(found, WrongSchema) else StoreError)(f"{host}: {found}")
         if fault.kind in (server.CONFLICT, server.LOCKED):
             return self._after_others(fault)
         self._disconnect()

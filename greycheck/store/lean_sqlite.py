@@ -150,7 +150,7 @@ class Store:
     def _run(self, sql: str, values: "Sequence[object]" = ()) -> "_sqlite3.Cursor":
         try:
             return self._connection.execute(sql, values)
-        except _sqlite3.Error as error:
+        except (_sqlite3.Error, OverflowError) as error:  # a row's number that was the largest there is
             raise self._explained(error) from None
 
     def _explained(self, error: Exception) -> StoreError:

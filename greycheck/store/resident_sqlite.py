@@ -10,7 +10,8 @@ what the other had in memory, and the threads got in each other's way, so that a
 
 import posix
 import sqlite3
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from time import monotonic
 
 from greycheck.policy import Change, Found, TripletRow, Waiting
@@ -28,7 +29,7 @@ from greycheck.store.lean import (
     sample,
     statement,
 )
-from greycheck.store.rule_index import RuleIndex, Unreadable
+from greycheck.store.rule_index import RuleIndex
 
 ROWS = compiled.ROWS[0]
 
@@ -117,7 +118,30 @@ class Store(lean_sqlite.Store):
             self._run("BEGIN IMMEDIATE")
         except Busy:
             return False
+        try:
+            self._require_revision()  # somebody has written since it was looked at, perhaps another program's ``db upgrade``
+        except StoreError:
+            self.roll_back()
+            raise
         return True
+
+    @property
+    def is_in_batch(self) -> bool:
+        """Whether a batch is begun. SQLite ends one by itself where it cannot go on, as on a full disk."""
+        return self._connection.in_transaction
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """What is written in here is undone alone where it fails, unless SQLite has undone the batch."""
+        self._run("SAVEPOINT apart")
+        try:
+            yield
+        except BaseException:
+            if self.is_in_batch:
+                self._run("ROLLBACK TO apart")
+                self._run("RELEASE apart")
+            raise
+        self._run("RELEASE apart")
 
     def commit(self) -> None:
         """Ends a batch. Raises StoreError where its changes could not be written; none of them was, then."""
@@ -184,17 +208,20 @@ class Store(lean_sqlite.Store):
             self._total += _waits(change.new) - _waits(change.old)
         return done
 
+    def _require_revision(self) -> None:
+        revision = self._run(compiled.SCHEMA[0]).fetchone()
+        check_revision(revision[0] if revision else None, compiled.REVISION)
+
     def _read_rules(self, version: int) -> None:
         began = monotonic()
-        revision = self._run(compiled.SCHEMA[0]).fetchone()
-        # As every look-up does that is not made from memory.
-        check_revision(revision[0] if revision else None, compiled.REVISION)
-        found = self._run(compiled.ALL_RULES[0]).fetchall()
+        self._require_revision()  # as every look-up does that is not made from memory
         try:
+            found = self._connection.execute(compiled.ALL_RULES[0]).fetchall()
             if found != self._indexed:
                 self._index, self._indexed = RuleIndex(found), found
             self._indexed_at, self._fresh = version, True
-        except Unreadable:
+        except Exception:
+            # One that nobody can read must not keep all others from being found: the table is asked, as a child does.
             self._indexed_at = -1
         self._indexed_when = monotonic()
         self._indexing_took = self._indexed_when - began

@@ -304,26 +304,6 @@ def test_what_is_no_database_is_said_and_left_alone(alone: Resident) -> None:
     wait_until(lambda: alone.ask() == DEFERRED, "there is a new one")
 
 
-@pytest.mark.parametrize(
-    ("revision", "said"),
-    [
-        ("0001", "the schema is at 0001, older than this program's"),
-        ("9999", "the schema is at 9999, newer than this program's"),
-    ],
-)
-def test_the_schema_of_another_program_is_said_and_left_alone(
-    resident: Resident, other: sqlite3.Connection, revision: str, said: str
-) -> None:
-    resident.ask()
-    [ours] = other.execute("SELECT version_num FROM alembic_version").fetchone()
-    other.execute("UPDATE alembic_version SET version_num = ?", (revision,))
-    assert resident.ask() == ACCEPTED
-    assert f'error="{said}' in resident.verdicts[-1]
-    assert other.execute("SELECT version_num FROM alembic_version").fetchone() == (revision,)
-    other.execute("UPDATE alembic_version SET version_num = ?", (ours,))
-    assert resident.ask().startswith(EARLY)
-
-
 def test_a_file_that_may_not_be_written_is_said(place: Path, empty_store: Path) -> None:
     store = SQLiteFile(place / "store" / "greycheck.db", empty_store)
     store.path.parent.mkdir()

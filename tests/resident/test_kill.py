@@ -168,8 +168,9 @@ def test_a_resident_that_hangs_costs_children_their_patience_and_no_verdict(
         resident.signal(signal.SIGCONT)
         assert {ran.verdict for ran in ended} == {(EXIT_DEFERRED, "new")}
         assert {ran.lines[0] for ran in ended} == {f"greycheck: warning {place}/socket: no answer in time{ALONE}"}
-        # What it has read since is about mail that was answered already.
-        resident.wait_for(" reason=", 1 + len(ended) + 1)
+        # What it reads now is about mail that was answered already.
+        resident.wait_for("nobody waits for the answer any more: not decided", len(ended) + 1)
+        assert resident.reasons() == ["new"]
         store.age(300)
         assert {child.smtpextfork(f"{number}@example.org").verdict for number in range(8)} == {(EXIT_ACCEPTED, "retry")}
         assert store.rows("SELECT count(*) FROM triplet") == [(9,)]

@@ -521,7 +521,8 @@ def test_a_fault_that_nobody_foresaw_is_told_and_the_worker_goes_on(
 ) -> None:
     answered: list[Verdict] = []
 
-    def answer(question: Question, verdict: Verdict, _notes: list[str]) -> None:
+    def answer(question: Question, verdict: Verdict | None, _notes: list[str]) -> None:
+        assert verdict is not None
         question.answered = True
         answered.append(verdict)
 
