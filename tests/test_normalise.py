@@ -1,12 +1,15 @@
 """Client addresses against the standard library's, mail addresses, and sender folding."""
 
 import ipaddress
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greycheck.normalise import _BOUNCES, client_address, client_network, fold_sender, mail_address
+from greycheck.folding import BOUNCES
+from greycheck.normalise import client_address, client_network, fold_sender, mail_address
+from tests.senders import ONE, TWO
 
 
 def expected(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str | None:
@@ -255,7 +258,7 @@ def test_folding_is_idempotent_and_keeps_the_domain(local: bytes, domain: bytes)
 
 
 # Plain: words of letters with a number behind them, the words that announce bounces apart.
-plain_word = st.from_regex(rb"[a-z]{1,10}[0-9]{0,12}", fullmatch=True).filter(lambda word: word not in _BOUNCES)
+plain_word = st.from_regex(rb"[a-z]{1,10}[0-9]{0,12}", fullmatch=True).filter(lambda word: word not in BOUNCES)
 number = st.from_regex(rb"[0-9]{1,16}", fullmatch=True)
 plain = st.lists(st.one_of(plain_word, number), min_size=1, max_size=4).flatmap(
     lambda parts: st.lists(st.sampled_from([b".", b"-", b"_"]), min_size=len(parts) - 1, max_size=len(parts) - 1).map(
@@ -267,3 +270,87 @@ plain = st.lists(st.one_of(plain_word, number), min_size=1, max_size=4).flatmap(
 @given(plain, plain, domains)
 def test_folding_never_merges_two_plain_addresses(one: bytes, other: bytes, domain: bytes) -> None:
     assert (fold_sender(one + b"@" + domain) == fold_sender(other + b"@" + domain)) == (one == other)
+
+
+def folded(sender: str) -> bytes:
+    return fold_sender(mail_address(sender.encode()))
+
+
+@pytest.mark.parametrize(("one", "other"), ONE)
+def test_two_messages_of_one_sender_are_one(one: str, other: str) -> None:
+    assert folded(one) == folded(other)
+
+
+@pytest.mark.parametrize(("one", "other"), TWO)
+def test_two_senders_stay_two(one: str, other: str) -> None:
+    assert folded(one) != folded(other)
+
+
+# What is put around an address again and again, or into it.
+layers = st.sampled_from(
+    [
+        b"srs0=",
+        b"SRS0+a=b=dom.example=",
+        b"srs1=a=b==c=d=e=",
+        b"prvs=0123456789=",
+        b"btv1==0123456789a==",
+        b"user+srs=a=b=dom.example=",
+        b"bounce-1a2b3c=",
+        b"bounce-",
+        b"list-return-12-",
+        b"x__0123456789ab=",
+        b"0a1b-",
+        b"17.",
+        b"=",
+        b"+",
+        b"-",
+        b"#",
+    ]
+)
+hosts = st.sampled_from(
+    [
+        b"dom.example",
+        b"mmh2xurvokdh.eu.bnc.dom.example",
+        b"bounces.dom.example",
+        b"5hnj2mufr87e4htv.a.dom.example",
+        b"x",
+    ]
+)
+
+
+@given(st.lists(layers, max_size=12), st.integers(1, 300), locals_, hosts)
+def test_whatever_is_wrapped_is_folded_once_and_becomes_no_longer(
+    wrapped: list[bytes], times: int, local: bytes, domain: bytes
+) -> None:
+    address = mail_address(b"".join(wrapped) * times + local + b"@" + domain)
+    folded = fold_sender(address)
+    assert fold_sender(folded) == folded
+    assert len(folded) <= len(address)
+    assert folded.rpartition(b"@")[2].split(b".")[-3:] == domain.split(b".")[-3:]
+
+
+@given(st.text("abcdefghijklmnopqrstuvwxyz._-'", min_size=1, max_size=60), hosts)
+def test_what_has_neither_digits_nor_tags_is_left_alone(local: str, domain: bytes) -> None:
+    assert fold_sender(local.encode() + b"@" + domain) == local.encode() + b"@" + domain
+
+
+@pytest.mark.parametrize(
+    "layer", [b"srs0=", b"srs0=a=b=c=", b"prvs=0123456789=", b"user+srs=a=b=c=", b"a+", b"x-1-", b"="]
+)
+@pytest.mark.parametrize("size", [1963, 65536])
+def test_work_is_bounded_whatever_the_length(layer: bytes, size: int) -> None:
+    """A sender that is longer than any that is written ended in RecursionError."""
+    sender = layer * (size // len(layer)) + b"u@host"
+    calls = 0
+
+    def count(_frame: object, _event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    sys.setprofile(count)
+    try:
+        folded = fold_sender(sender)
+    finally:
+        sys.setprofile(None)
+    assert calls < 100
+    assert fold_sender(folded) == folded
