@@ -61,9 +61,20 @@ def check(
 def decide(
     store: "Store", asked: Asked, settings: "Settings", now: int, first_passed: "FirstPassed" = first_passed
 ) -> "tuple[Verdict, list[Change]]":
-    """The verdict on what is ASKED, and the changes to be written before it holds (see ``policy.decide``)."""
+    """The verdict on what is ASKED, and the changes to be written before it holds (see ``policy.decide``).
+
+    What is new, and has tags in its sender, is looked for under its key of an earlier release too.
+    """
     found = store.lookup(asked, now)
     verdict, changes = policy.decide(found, settings, now)
+    there = found.triplet
+    if verdict.reason in ("new", "expected") and asked.is_tagged:
+        from greycheck import earlier
+
+        then = policy.Found(earlier.row(store, asked, now), found.client, found.rules, found.expected)
+        decided = policy.decide(then, settings, now)
+        if decided[0].reason not in ("new", "expected"):
+            found, (verdict, changes) = then, decided
     told = bool(asked.envelope.message)
     is_later = told and not asked.envelope.first
     if is_later and policy.may_follow(verdict, found, settings) and first_passed(store, asked, now):
@@ -72,6 +83,9 @@ def decide(
         terms = policy.Terms(settings, policy.deciding(found.rules, settings))
         waiting = store.waiting(asked, now - terms.retry_window, settings.pending_limit)
         verdict, changes = policy.look_around(verdict, changes, found, waiting, settings, now)
+    if found.triplet is not there and found.triplet is not None:
+        terms = policy.Terms(settings, policy.deciding(found.rules, settings))
+        changes = earlier.carried_over(changes, found.triplet, there, terms, now)
     if told and asked.envelope.first:
         verdict.vouches = policy.vouches(verdict, changes, found, settings, now)
     return verdict, changes

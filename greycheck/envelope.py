@@ -74,25 +74,33 @@ def from_variables(
 
 
 class Triplet:
-    """Client network, sender and recipient, normalised: the key of greylisting (RFC 6647 section 5)."""
+    """Client network, sender and recipient, normalised: the key of greylisting (RFC 6647 section 5).
 
-    __slots__ = ("client", "network", "recipient", "sender")
+    ``sender`` is folded; ``written`` is the same with its tags.
+    """
 
-    def __init__(self, client: str, network: str, sender: bytes, recipient: bytes) -> None:
+    __slots__ = ("client", "network", "recipient", "sender", "written")
+
+    def __init__(
+        self, client: str, network: str, sender: bytes, recipient: bytes, written: bytes | None = None
+    ) -> None:
         self.client = client
         self.network = network
         self.sender = sender
         self.recipient = recipient
+        self.written = sender if written is None else written
 
 
 def triplet(envelope: Envelope, ipv4_prefix: int, ipv6_prefix: int) -> Triplet:
     """The triplet of an ENVELOPE that has a client, under the prefix lengths of the settings."""
     assert envelope.client is not None
+    written = normalise.mail_address(envelope.sender)
     return Triplet(
         envelope.client,
         normalise.client_network(envelope.client, ipv4_prefix, ipv6_prefix),
-        normalise.fold_sender(normalise.mail_address(envelope.sender)),
+        normalise.fold_sender(written),
         normalise.mail_address(envelope.recipient),
+        written,
     )
 
 

@@ -116,9 +116,11 @@ class Witness:
         self.changes: list[Change] = []
 
     def lookup(self, asked: Asked, now: int) -> Found:
-        """What the store has of ASKED."""
-        self.found = Found() if self._store is None else self._store.lookup(asked, now)
-        return self.found
+        """What the store has of ASKED. Looked for under another key it counts where there is something."""
+        found = Found() if self._store is None else self._store.lookup(asked, now)
+        if self.found is None or found.triplet is not None:
+            self.found = found
+        return found
 
     def waiting(self, asked: Asked, since: int, limit: int) -> Waiting:
         """What waits besides."""

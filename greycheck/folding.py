@@ -78,7 +78,7 @@ def fold(local: bytes, domain: bytes) -> tuple[bytes, bytes]:
                 break
         rest = inside
     folded = before + rest
-    return folded, _fold_hosts(domain) if folded != local else domain
+    return folded, fold_hosts(domain) if folded != local else domain
 
 
 # --- wrappers ----------------------------------------------------------------------------------------------------------
@@ -291,7 +291,7 @@ def _is_of_bounces(domain: bytes) -> bool:
     return any(label in BOUNCES or label.startswith((b"bounce", b"bnc")) for label in labels)
 
 
-def _fold_hosts(domain: bytes) -> bytes:
+def fold_hosts(domain: bytes) -> bytes:
     """DOMAIN with ``#`` for labels that are tags, below those by which it belongs to somebody."""
     labels = domain.split(b".")
     for index, label in enumerate(labels[:-_OWN_LABELS]):

@@ -3,7 +3,7 @@ r"""What an operator writes to say which mail a rule is for, and the key that it
     192.0.2.0/24  192.0.2.7  2001:db8::/32         the client's address, any prefix length
     name:mail.example.com  name:.example.com       its name from DNS; with the dot, the domain and what is under it
     helo:mail.example.com  helo:.example.com       what it calls itself
-    from:user@example.com  from:user@              the sender, folded as greylisting folds it; the user at any domain
+    from:user@example.com  from:user@              the sender, as it is written or as greylisting folds it; the user at any domain
     from:example.com  from:.example.com            the sender's domain; with the dot, also what is under it
     from:<>                                        the null sender
     to:...                                         the recipient, in the same forms
@@ -263,8 +263,10 @@ def _address(kind: str, written: str) -> Pattern:
     if b"@" in value:
         value = _whole_address(field, value)
         if kind == "sender" and (folded := normalise.fold_sender(value)) != value:
-            note = f"{_shown(value)} is taken as {_shown(folded)}: what changes from mail to mail is not looked at"
-            value = folded
+            note = (
+                f"matches this address alone, and something in it changes from mail to mail: all such mail is"
+                f" {field}:{_shown(folded)}, {field}:{_shown(value.rpartition(b'@')[2])}, or the client's network"
+            )
     else:
         value = normalise.mail_address(b"@" + value)[1:]
         _refuse_domain(field, value)

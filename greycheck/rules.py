@@ -8,7 +8,8 @@ is the most specific one. That order is
     recipient, sender, network, name, HELO
 
 (what the recipient wants counts before what the sender says and where the client stands), and within each: the whole address, then
-``user@``, then the domain, then the domains above it; the longest prefix first; the whole name before the domains above it.
+``user@``, then the domain, then the domains above it; the longest prefix first; the whole name before the domains above it. A sender is
+matched as it is written before it is as it is folded, and at the domain that it is written with.
 
 An expectation is kept in the same table under a key of its own: recipient, with or without the sender's domain.
 
@@ -34,7 +35,7 @@ DOMAINS = 6
 NAME = 255
 
 # How many keys an envelope has at most, expectations included, by its client's address bits.
-_OF_ADDRESSES, _OF_NAMES, _OF_EXPECTATIONS = 2 * (3 + DOMAINS), 2 * (1 + DOMAINS), 1 + DOMAINS
+_OF_ADDRESSES, _OF_NAMES, _OF_EXPECTATIONS = 2 * (3 + DOMAINS) + 2 * 2, 2 * (1 + DOMAINS), 1 + DOMAINS
 MOST_KEYS = {
     bits: _OF_ADDRESSES + bits + 1 + _OF_NAMES + _OF_EXPECTATIONS for bits in (normalise.IPV4_BITS, normalise.IPV6_BITS)
 }
@@ -45,11 +46,16 @@ def key(kind: str, value: bytes) -> bytes:
     return kind.encode() + b"\0" + value
 
 
-def keys(envelope: Envelope, sender: bytes, recipient: bytes) -> list[bytes]:
-    """The keys of ENVELOPE, which has a client, by falling precedence; its SENDER and RECIPIENT as its triplet has them."""
+def keys(envelope: Envelope, sender: bytes, recipient: bytes, written: bytes | None = None) -> list[bytes]:
+    """The keys of ENVELOPE, which has a client, by falling precedence.
+
+    SENDER, RECIPIENT and the sender as WRITTEN (None: as folded) are what its triplet has.
+    """
     assert envelope.client is not None
     found = [key("recipient", value) for value in address_values(recipient)]
-    found += [key("sender", value) for value in address_values(sender)]
+    found += [
+        key("sender", value) for value in sender_values(spellings(sender if written is None else written, sender))
+    ]
     found += [key("network", value) for value in network_values(envelope.client)]
     if 0 < len(envelope.name) <= NAME:
         found += [key("name", value) for value in name_values(normalise.host_name(envelope.name))]
@@ -75,6 +81,24 @@ def address_values(address: bytes) -> list[bytes]:
     if not at:
         return [address, address + b"@"] if address else [b""]
     return [address, local + b"@", *(name_values(domain) if domain else ())]
+
+
+def spellings(written: bytes, sender: bytes) -> list[bytes]:
+    """What a sender is matched as: as it is WRITTEN, folded (SENDER), and as an earlier release folded it."""
+    if written == sender and b"+" not in written:
+        return [sender]
+    from greycheck import earlier
+
+    return list(dict.fromkeys((written, sender, earlier.fold_sender(written))))
+
+
+def sender_values(spelt: list[bytes]) -> list[bytes]:
+    """The ``address_values`` of a sender that is SPELT so, the domain as in the first."""
+    values = address_values(spelt[0])
+    if len(spelt) == 1:
+        return values
+    users = dict.fromkeys(address.rpartition(b"@")[0] + b"@" for address in spelt)
+    return [*spelt, *users, *values[2:]]
 
 
 def name_values(name: bytes) -> list[bytes]:

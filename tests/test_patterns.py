@@ -54,11 +54,14 @@ def test_a_pattern_is_kept_in_one_spelling(written: str, text: str) -> None:
     assert parse(text) == parse(written)
 
 
-def test_a_senders_tag_is_folded_as_greylisting_does_and_that_is_said() -> None:
+def test_a_senders_tag_is_taken_as_it_is_written_and_that_is_said() -> None:
     pattern = parse("from:list-return-1234-bob=example.net@lists.example.org")
-    assert pattern.text == "from:list-return-#-bob=example.net@lists.example.org"
-    assert "list-return-1234-bob=example.net@lists.example.org is taken as list-return-#-bob" in pattern.note
-    assert parse("from:alice+news@").text == "from:alice@"
+    assert pattern.text == "from:list-return-1234-bob=example.net@lists.example.org"
+    assert "matches this address alone" in pattern.note
+    assert (
+        "from:list-return-#-bob=example.net@lists.example.org, from:lists.example.org, or the client's" in pattern.note
+    )
+    assert parse("from:alice+news@").text == "from:alice+news@"
     assert parse("to:list-return-1234-bob=example.net@example.net").note == ""
 
 
@@ -200,8 +203,8 @@ ENVELOPES = st.builds(
 
 
 def key_set(envelope: Envelope) -> list[bytes]:
-    sender = normalise.fold_sender(normalise.mail_address(envelope.sender))
-    return rules.keys(envelope, sender, normalise.mail_address(envelope.recipient))
+    written = normalise.mail_address(envelope.sender)
+    return rules.keys(envelope, normalise.fold_sender(written), normalise.mail_address(envelope.recipient), written)
 
 
 def folded(address: str) -> str:
@@ -215,10 +218,8 @@ def matches(written: str, envelope: Envelope) -> bool:
     if field == "to":
         return matches_address(value, as_read(envelope.recipient))
     if field == "from":
-        value = folded(value) if "@" in value else value
-        return matches_address(
-            value, folded(as_read(envelope.sender)) if b"@" in envelope.sender else as_read(envelope.sender)
-        )
+        sender = as_read(envelope.sender)
+        return matches_address(value, sender) or ("@" in sender and matches_address(value, folded(sender)))
     if field in ("name", "helo"):
         host = (envelope.name if field == "name" else envelope.helo).decode().lower().rstrip(".")
         return host != "" and matches_domain(value, host)

@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from greycheck import normalise
+from greycheck import earlier, normalise
 from greycheck import settings as names
 from greycheck.cli.common import foreseen
 from greycheck.cli.expire import is_waiting_for_first_mail
@@ -102,17 +102,21 @@ def key_or_client(text: str) -> tuple[str, str]:
     return "", client_address(text)
 
 
-def asked_for(arguments: tuple[str, ...], settings: Settings) -> tuple[str, str]:
-    """ARGUMENTS as (hexadecimal digits of a triplet's key, client address); one of the two is empty. Raises UsageError.
+def asked_for(arguments: tuple[str, ...], settings: Settings) -> tuple[list[str], str]:
+    """ARGUMENTS as (hexadecimal digits of a triplet's keys, client address); one of the two is empty. Raises UsageError.
 
-    They are the key of a triplet or its beginning, a client's address, or that with sender and recipient.
+    They are the key of a triplet or its beginning, a client's address, or that with sender and recipient: of these there may be two
+    keys, the second as an earlier release folded the sender.
     """
     if len(arguments) == 1:
-        return key_or_client(arguments[0])
+        digits, address = key_or_client(arguments[0])
+        return [digits] if digits else [], address
     if len(arguments) != 3:
         raise click.UsageError("name a triplet (KEY, or IP SENDER RECIPIENT) or a client (IP)")
     envelope = Envelope("", client_address(arguments[0]), address_bytes(arguments[1]), address_bytes(arguments[2]))
-    return Asked(envelope, triplet(envelope, settings.ipv4_prefix, settings.ipv6_prefix)).key.hex(), ""
+    asked = Asked(envelope, triplet(envelope, settings.ipv4_prefix, settings.ipv6_prefix))
+    then = earlier.asked_then(asked)
+    return [asked.key.hex()] + ([then.key.hex()] if then else []), ""
 
 
 def is_empty(url: str) -> bool:

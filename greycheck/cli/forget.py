@@ -27,7 +27,7 @@ def forget(what: tuple[str, ...], address: str | None, dry_run: bool, as_json: b
     if bool(what) == (address is not None):
         raise click.UsageError("name what to forget: KEY, IP, IP SENDER RECIPIENT, or --address TEXT")
     settings = read_settings()
-    digits, client = asked_for(what, settings) if what else ("", "")
+    digits, client = asked_for(what, settings) if what else ([], "")
     removed = {"triplet": 0, "client": 0}
     if not is_empty(settings.database):
         with open_store(settings.database) as engine:
@@ -36,7 +36,7 @@ def forget(what: tuple[str, ...], address: str | None, dry_run: bool, as_json: b
             elif client:
                 removed["client"] = _forget_client(engine, client, dry_run)
             else:
-                removed["triplet"] = _forget_triplet(engine, digits, dry_run)
+                removed["triplet"] = sum(_forget_triplet(engine, each, dry_run) for each in digits)
     if as_json:
         print_json({"dry_run": dry_run, "removed": removed})
     else:

@@ -35,7 +35,7 @@ def show(what: tuple[str, ...], as_json: bool) -> None:
         if address:
             _show_client(engine, address, settings, now, as_json)
             return
-        row = one_triplet(engine, digits)
+        row = next((row for row in (one_triplet(engine, each) for each in digits) if row is not None), None)
         if row is None:
             _unknown(what, as_json)
         else:

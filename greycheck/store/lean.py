@@ -132,6 +132,11 @@ class Asked:
             self._shown = show(self.triplet.sender), show(self.triplet.recipient)
         return self._shown
 
+    @property
+    def is_tagged(self) -> bool:
+        """Whether the sender has tags that are folded, or once were."""
+        return self.triplet.sender != self.triplet.written or b"+" in self.triplet.sender
+
 
 class RuleKeys:
     """The keys of all rules, and of all expectations, that would match what is ASKED, each by falling precedence."""
@@ -141,9 +146,9 @@ class RuleKeys:
     def __init__(self, asked: Asked) -> None:
         from greycheck import rules
 
-        sender, recipient = asked.triplet.sender, asked.triplet.recipient
-        self._rules = [digest(key) for key in rules.keys(asked.envelope, sender, recipient)]
-        self._expectations = [digest(key) for key in rules.expectation_keys(sender, recipient)]
+        sender, written, recipient = asked.triplet.sender, asked.triplet.written, asked.triplet.recipient
+        self._rules = [digest(key) for key in rules.keys(asked.envelope, sender, recipient, written)]
+        self._expectations = [digest(key) for key in rules.expectation_keys(written, recipient)]
 
     def padded(self, length: int) -> list[bytes]:
         """All of them, filled up with a key that nothing has to the LENGTH that a statement wants."""

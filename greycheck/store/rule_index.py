@@ -55,6 +55,14 @@ class _Kind:
             self.suspects.add(value[value.rfind(b".") + 1 :])
             self.hidden = self.hidden or b"." not in value[1:]
 
+    def may_match(self, address: bytes) -> bool:
+        """Whether any value may match ADDRESS."""
+        return address[address.rfind(b".") + 1 :] in self.suspects or address in self.suspects or self.hidden
+
+    def of_sender(self, spelt: list[bytes]) -> list[bytes]:
+        """Those of ``rules.sender_values`` that may be there."""
+        return self.of_address(spelt[0]) if len(spelt) == 1 else rules.sender_values(spelt)
+
     def of_address(self, address: bytes) -> list[bytes]:
         """Those of ``rules.address_values`` that may be there."""
         local, at, domain = address.rpartition(b"@")
@@ -96,9 +104,12 @@ class RuleIndex:
         """The rules that match what is ASKED and are not over at NOW, the deciding one first; and the expectation, or None."""
         envelope, triplet, kinds = asked.envelope, asked.triplet, self._kinds
         found: list[RuleRow] = []
-        for kind, address in (kinds["recipient"], triplet.recipient), (kinds["sender"], triplet.sender):
-            if address[address.rfind(b".") + 1 :] in kind.suspects or address in kind.suspects or kind.hidden:
-                _take(found, kind, kind.of_address(address), now)
+        if (kind := kinds["recipient"]).may_match(triplet.recipient):
+            _take(found, kind, kind.of_address(triplet.recipient), now)
+        if (kind := kinds["sender"]).values:
+            spelt = rules.spellings(triplet.written, triplet.sender)
+            if any(map(kind.may_match, spelt)):
+                _take(found, kind, kind.of_sender(spelt), now)
         if (kind := kinds["network"]).values:
             bits, value = _bits(triplet.client)
             _take(found, kind, [(bits, length, value >> (bits - length)) for length in kind.prefixes[bits]], now)
@@ -108,7 +119,7 @@ class RuleIndex:
                 _take(found, kind, kind.of_name(host), now)
         expected: list[RuleRow] = []
         if (kind := kinds[rules.EXPECT]).values:
-            keys = rules.expectation_keys(triplet.sender, triplet.recipient)
+            keys = rules.expectation_keys(triplet.written, triplet.recipient)
             _take(expected, kind, [key.partition(b"\0")[2] for key in keys], now)
         return found, expected[0] if expected else None
 

@@ -82,6 +82,9 @@ def envelopes(draw: st.DrawFn) -> Envelope:
     return Envelope("smtpextfork", draw(CLIENTS), sender, recipient, name=name, helo=helo)
 
 
+TAGGED = Envelope("checkenv", "192.0.2.1", b"user+SRS=a=b=a.b=Bounce-5@0a1b2c3d4e5f.x.a.b.c", b"a@a.b")
+
+
 def asked(envelope: Envelope) -> Asked:
     return Asked(envelope, triplet(envelope, 24, 64))
 
@@ -108,6 +111,8 @@ def of(*written: str) -> list[Row]:
 
 
 @given(tables(), envelopes())
+@example(of("from:user@", "from:user+srs=a=b=a.b=bounce-5@", "from:user+srs=#=#=a.b=bounce-#@#.x.a.b.c"), TAGGED)
+@example(of("from:user@0a1b2c3d4e5f.x.a.b.c", "from:0a1b2c3d4e5f.x.a.b.c", "from:.b.c"), TAGGED)
 @example(of("from:.a@", "from:.a@b", "name:.a.b.a.b.a.b", "helo:.a", "from:.b"), DEEP)
 @example(of("name:b.a.b.a.b.a.b", "name:.b", "0.0.0.0/0", "192.0.2.0/25", "192.0.2.1", "10.0.0.0/8", "::/0"), DEEP)
 @example([row(patterns.expectation("a@a.b", domain), None) for domain in (None, "b", "a.b.a.b.a.b")], DEEP)
@@ -117,12 +122,13 @@ def test_memory_says_what_the_table_says(rows: list[Row], envelope: Envelope) ->
 
 
 @given(envelopes())
+@example(TAGGED)
 def test_every_key_of_an_envelope_is_found_in_memory(envelope: Envelope) -> None:
     """Each value that is looked up in the table, as a rule of its own, in so far as anybody can write it down."""
     wanted = asked(envelope)
     sender, recipient = wanted.triplet.sender, wanted.triplet.recipient
     rows = {}
-    for key in rules.keys(envelope, sender, recipient):
+    for key in rules.keys(envelope, sender, recipient, wanted.triplet.written):
         kind, _, value = key.partition(b"\0")
         try:
             pattern = patterns.parse(written(kind.decode(), value))
