@@ -1,5 +1,6 @@
 """What one check loads: this list, and nothing else. Whatever joins it must be worth its time (design.md)."""
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -30,6 +31,8 @@ OF_THE_STORE = {
     "greycheck.store.lean",
     "greycheck.store.lean_sqlite",
 }
+if os.geteuid() == 0:
+    OF_THE_STORE.add("greycheck.store.rights")
 BUILT_IN = {"_functools", "_sqlite3", "_blake2"}
 
 # With a server database, below the driver's own Python where there is something below.
@@ -45,6 +48,8 @@ OF_SERVERS = {
     "greycheck.store.lean_server",
     "greycheck.store.server",
 }
+if os.geteuid() == 0:
+    OF_SERVERS.add("greycheck.store.rights")
 OF_DRIVERS = {
     "psycopg2": {"psycopg2._psycopg", "psycopg2.errors", "_datetime", "select"},
     "mysqldb": {"MySQLdb._mysql", "MySQLdb._exceptions"},

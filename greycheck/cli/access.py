@@ -3,6 +3,7 @@
 import grp
 import os
 import pwd
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,10 +36,11 @@ def acting_as(account: pwd.struct_passwd | None) -> Iterator[None]:
 
 
 def identity(account: pwd.struct_passwd | None) -> dict[str, object]:
-    """What ``subprocess.run`` is told to run a program as ACCOUNT, if root asks."""
+    """What ``subprocess.run`` is told to run a program as ACCOUNT, if root asks: without root's terminal, into which he could type."""
+    apart: dict[str, object] = {"stdin": subprocess.DEVNULL, "start_new_session": True}
     if account is None or os.geteuid() != 0:
-        return {}
-    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+        return apart
+    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": [], **apart}
 
 
 def named(account: pwd.struct_passwd | None) -> str:

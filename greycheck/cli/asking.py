@@ -11,7 +11,7 @@ from rich.table import Table
 
 from greycheck import earlier, normalise
 from greycheck import settings as names
-from greycheck.cli.common import foreseen
+from greycheck.cli.common import foreseen, give_up_root
 from greycheck.cli.expire import is_waiting_for_first_mail
 from greycheck.envelope import Envelope, triplet
 from greycheck.explain import address_bytes
@@ -119,7 +119,11 @@ def asked_for(arguments: tuple[str, ...], settings: Settings) -> tuple[list[str]
     return [asked.key.hex()] + ([then.key.hex()] if then else []), ""
 
 
-def is_empty(url: str) -> bool:
-    """Whether the store at URL does not exist yet because no mail was checked: nothing is known, and nothing wrong."""
+def is_empty(found: Settings) -> bool:
+    """Whether the store of the settings FOUND does not exist yet because no mail was checked: nothing is known, and nothing wrong.
+
+    Root becomes its owner.
+    """
+    give_up_root(found)
     with foreseen():
-        return is_waiting_for_first_mail(url) and schema.current(url) is None
+        return is_waiting_for_first_mail(found.database) and schema.current(found.database) is None

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from greycheck import log, settings
 from greycheck.settings import Settings
-from greycheck.store import faults, schema
+from greycheck.store import faults, rights, schema
 from greycheck.store.engine import open_engine
 from greycheck.store.lean import StoreError
 
@@ -37,8 +37,22 @@ def foreseen() -> Iterator[None]:
         raise click.ClickException(f"{error.filename}: {error.strerror}") from None
 
 
+def give_up_root(found: Settings) -> None:
+    """Before anything of the store of FOUND is looked at: root becomes its owner for good. Raises ClickException where that cannot be."""
+    with foreseen():
+        rights.become_owner(found)
+
+
 @contextmanager
-def open_store(url: str) -> Iterator[Engine]:
+def open_store(found: Settings) -> Iterator[Engine]:
+    """An engine for the store of the settings FOUND, whose schema is this program's. Root becomes its owner."""
+    give_up_root(found)
+    with engine_of(found.database) as engine:
+        yield engine
+
+
+@contextmanager
+def engine_of(url: str) -> Iterator[Engine]:
     """An engine for the store at URL, whose schema is this program's."""
     with foreseen():
         schema.require(url)

@@ -1,5 +1,6 @@
 """``greycheck copy``: the whole store to another database."""
 
+import os
 from pathlib import Path
 from time import time
 
@@ -9,9 +10,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from greycheck import settings
 from greycheck.cli.asking import console, grid, print_json
-from greycheck.cli.common import foreseen, open_store, read_settings
-from greycheck.store import schema, server
+from greycheck.cli.common import engine_of, foreseen, read_settings
+from greycheck.store import rights, schema, server
 from greycheck.store.copying import Copying, Difference, Occupied, Outcome
+from greycheck.store.lean import StoreError
 
 # Options of a URL that hold a password too.
 SECRET = ("password", "sslpassword")
@@ -41,8 +43,10 @@ def copy(source: str, target: str, overwrite: bool, as_json: bool) -> None:
     if from_url == to_url:
         raise click.UsageError("SOURCE and TARGET are the same")
     with foreseen():
+        files = [str(path) for url in (from_url, to_url) if (path := schema.sqlite_path(url))]
+        rights.become_owner_of(files, mode == 0o660)
         prepare(from_url, to_url, mode)
-    with open_store(from_url) as reader, open_store(to_url) as writer:
+    with engine_of(from_url) as reader, engine_of(to_url) as writer:
         try:
             with Told() as told:
                 outcome = Copying(reader, writer, told).copy(int(time()), overwrite)
@@ -60,11 +64,13 @@ def database(name: str, text: str) -> str:
     """The URL of what the argument NAME says in TEXT. Raises UsageError, without a password."""
     try:
         if text.startswith("@"):
+            if os.geteuid() == 0:
+                rights.only_roots(str(Path(text[1:]).absolute()))
             return settings.database_in_file(text[1:])
         url = settings.database_url(text if "://" in text else str(Path(text).absolute()))
     except OSError as error:
         raise click.UsageError(f"{name}: {text[1:]}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, StoreError) as error:
         raise click.UsageError(f"{name}: {error}") from None
     if schema.sqlite_path(url) is None:
         found = server.parse(url)

@@ -4,7 +4,7 @@ import json
 
 import click
 
-from greycheck.cli.common import foreseen, read_settings
+from greycheck.cli.common import foreseen, give_up_root, read_settings
 from greycheck.store import schema
 
 
@@ -21,6 +21,7 @@ def upgrade() -> None:
     so is running it on many hosts at once: one does it, the others wait. Programs of the revision before may go on meanwhile.
     """
     found = read_settings()
+    give_up_root(found)
     with foreseen():
         revision = schema.upgrade(found.database, found.database_mode, tell)
     reached = f"at {revision}" if revision == schema.head() else schema.standing(revision)
@@ -37,6 +38,7 @@ def tell(text: str) -> None:
 def current(as_json: bool) -> None:
     """Print the revision that the store is at, and this program's."""
     found = read_settings()
+    give_up_root(found)
     with foreseen():
         revision = schema.current(found.database)
     if as_json:
@@ -56,5 +58,6 @@ def downgrade(revision: str, yes: bool) -> None:
     url = schema.shown(found.database)
     if not yes:
         click.confirm(f"Take {url} back to {revision}? Data may be lost.", abort=True)
+    give_up_root(found)
     with foreseen():
         click.echo(f"{url}: at {schema.downgrade(found.database, revision, tell) or 'nothing'}")

@@ -5,7 +5,7 @@ from time import time
 
 import click
 
-from greycheck.cli.common import foreseen, open_store, read_settings
+from greycheck.cli.common import foreseen, give_up_root, open_store, read_settings
 from greycheck.store import expiry, schema
 from greycheck.store.engine import empty_log
 from greycheck.store.expiry import LeftToAnother
@@ -25,10 +25,11 @@ def expire(verbose: bool, dry_run: bool, as_json: bool) -> None:
     now = int(time())
     removed = dict.fromkeys((table.name for table in expiry.TABLES), 0)
     left = False
+    give_up_root(found)
     with foreseen():
         waits = schema.current(found.database) is None and is_waiting_for_first_mail(found.database)
     if not waits:
-        with open_store(found.database) as engine:
+        with open_store(found) as engine:
             if dry_run:
                 removed = expiry.count(engine, now)
             else:

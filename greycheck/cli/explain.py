@@ -15,7 +15,7 @@ from rich.text import Text
 
 from greycheck import explain as why
 from greycheck.cli.asking import console, grid, moment, print_json
-from greycheck.cli.common import foreseen, read_settings
+from greycheck.cli.common import foreseen, give_up_root, read_settings
 from greycheck.explain import DECIDES, UNREACHED, Explanation, away, local
 from greycheck.log import show
 from greycheck.policy import ACCEPT, DEFER, REJECT
@@ -117,6 +117,7 @@ def asked_only(settings: Settings) -> "Iterator[Store | None]":
 
 def _connected(settings: Settings) -> "Store | None":
     path = schema.sqlite_path(settings.database)
+    give_up_root(settings)
     if path is None:
         # No mark of a host that does not answer is made or minded: it would be this user's, and no check's.
         unmarked = copy(settings)

@@ -29,8 +29,8 @@ def forget(what: tuple[str, ...], address: str | None, dry_run: bool, as_json: b
     settings = read_settings()
     digits, client = asked_for(what, settings) if what else ([], "")
     removed = {"triplet": 0, "client": 0}
-    if not is_empty(settings.database):
-        with open_store(settings.database) as engine:
+    if not is_empty(settings):
+        with open_store(settings) as engine:
             if address is not None:
                 removed["triplet"] = _forget_address(engine, address_bytes(address), dry_run)
             elif client:

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import click
 
-from greycheck.cli import native, server
-from greycheck.cli.access import acting_as, barrier, can_act_as, identity, named
+from greycheck.cli import apart, native, server
+from greycheck.cli.access import acting_as, barrier, can_act_as, named
 from greycheck.cli.common import foreseen, read_settings
 from greycheck.cli.launcher import PROGRAMS, interpreter, launcher, package
 from greycheck.settings import SYSTEM_DIRECTORY, Settings
-from greycheck.store import schema
+from greycheck.store import rights, schema
+from greycheck.store.lean import StoreError
 
 # The user that qmail-smtpd runs as, on every qmail.
 QMAIL_USER = "qmaild"
@@ -67,8 +68,9 @@ def behind(paths: list[Path]) -> list[Path]:
 def put(paths: list[Path], user: str | None, in_c: bool) -> None:
     """Installs the launchers PATHS for USER, compiled if they are to be IN_C, and says how to switch them on."""
     found = read_settings()
-    compiled = native.compile_program(behind(paths)[0].parent, found) if in_c else None
     account = find_account(user)
+    refuse_where_others_write(paths[0].parent, account, user, found)
+    compiled = native.compile_program(behind(paths)[0].parent, found) if in_c else None
     make_store(found, account)
     make_state_directory(found, account)
     complaints = compile_rooms(account, found)
@@ -89,6 +91,26 @@ def put(paths: list[Path], user: str | None, in_c: bool) -> None:
     click.echo(lines(paths, found))
     if complaints:
         raise click.ClickException("\n".join(["not ready:", *complaints]))
+
+
+def refuse_where_others_write(
+    directory: Path, account: pwd.struct_passwd | None, user: str | None, found: Settings
+) -> None:
+    """As root: raises what speaks against making launchers in DIRECTORY and a store for ACCOUNT, that of USER, if he is named.
+
+    Root runs the launchers that it has written, and writes more beside them.
+    """
+    if os.geteuid() != 0:
+        return
+    if account is None and not user:
+        command = f"greycheck install {shlex.quote(str(directory))} --user NAME"
+        raise click.ClickException(
+            f"{QMAIL_USER}: no such user here: root would make a store that no check can use. Name the user that qmail-smtpd runs as:"
+            f" {command}"
+        )
+    rights.only_roots(str(directory))
+    rights.only_roots(str(directory / native.BEHIND))
+    rights.only_roots_settings(found)
 
 
 def put_native(paths: list[Path], program: bytes) -> None:
@@ -125,7 +147,7 @@ def write(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-        Path(draft).chmod(0o755)
+            os.fchmod(descriptor, 0o755)
         Path(draft).replace(path)
     except BaseException:
         Path(draft).unlink()
@@ -151,8 +173,18 @@ def compile_rooms(account: pwd.struct_passwd | None, found: Settings) -> list[st
 def compile_files(files: Iterable[Path]) -> list[str]:
     """Byte-compiles those of FILES that are modules in Python, where they are not; the directories of those where that fails."""
     sources = [path for path in files if path.suffix == ".py"]
-    failed = [path for path in sources if not compileall.compile_file(path, quiet=2)]
+    failed = [path for path in sources if is_others(path) or not compileall.compile_file(path, quiet=2)]
     return list(dict.fromkeys(str(path.parent) for path in failed))
+
+
+def is_others(path: Path) -> bool:
+    """Whether this is root, and others may change what it would write beside PATH."""
+    if os.geteuid() == 0:
+        try:
+            rights.only_roots(str(path.parent / "__pycache__"))
+        except StoreError:
+            return True
+    return False
 
 
 def find_account(user: str | None) -> pwd.struct_passwd | None:
@@ -171,12 +203,25 @@ def make_store(found: Settings, account: pwd.struct_passwd | None) -> None:
     if path is None:
         return
     if found.sources["database"] == "default" and not path.parent.exists():
-        mode = 0o700 if found.database_mode == 0o600 else 0o2770
-        path.parent.mkdir(parents=True)
-        if str(path.parent) == SYSTEM_DIRECTORY and account:
-            os.chown(path.parent, account.pw_uid, account.pw_gid)
-        path.parent.chmod(mode)
-    schema.upgrade(found.database, found.database_mode)
+        make_directory(
+            path.parent, account if str(path.parent) == SYSTEM_DIRECTORY else None, found.database_mode == 0o660
+        )
+    owner = rights.owner_of_store(str(path), found.database_mode == 0o660) if os.geteuid() == 0 else 0
+    apart.as_user(owner, lambda: schema.upgrade(found.database, found.database_mode))
+
+
+def make_directory(path: Path, account: pwd.struct_passwd | None, shared: bool = False) -> None:
+    """Makes the directory PATH for ACCOUNT if root asks; SHARED with his group. By whoever owns the directories that are there."""
+
+    def make() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700)
+        if account and os.geteuid() == 0:
+            os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
+        if shared:
+            path.chmod(0o2770)
+
+    apart.as_user(rights.owner(str(path)) if os.geteuid() == 0 else 0, make)
 
 
 def make_state_directory(found: Settings, account: pwd.struct_passwd | None) -> None:
@@ -184,9 +229,7 @@ def make_state_directory(found: Settings, account: pwd.struct_passwd | None) -> 
     path = Path(found.state_directory)
     if server.of(found) is None or path.exists():
         return
-    path.mkdir(mode=0o700, parents=True)
-    if account and os.geteuid() == 0:
-        os.chown(path, account.pw_uid, account.pw_gid)
+    make_directory(path, account)
 
 
 # The environment of a trial: nothing of the site's, a store of its own, and no resident.
@@ -201,13 +244,18 @@ TRIAL_TIME = 30
 
 
 def try_run(path: Path, account: pwd.struct_passwd | None = None) -> str:
-    """Lets the launcher PATH defer a mail, with a store made for that, as ACCOUNT if given; what is wrong with it, or nothing."""
+    """Lets the launcher PATH defer a mail, with a store made for that, as ACCOUNT if given; what is wrong with it, or nothing.
+
+    All of it is done as ACCOUNT: what he owns he may exchange at any moment.
+    """
+    return str(apart.as_user(account.pw_uid if account else 0, lambda: _try_run(path, named(account))))
+
+
+def _try_run(path: Path, whose: str) -> str:
+    """Lets the launcher PATH defer a mail, with a store made for that; what is wrong with it, or nothing. WHOSE says as whom."""
     command = [str(path), "", ""] if path.name == "qmail-checkenv" else [str(path)]
     code, printed = DEFERRED.get(path.name, (101, b""))
-    whose = named(account)
     with tempfile.TemporaryDirectory(prefix="greycheck-trial-") as directory:
-        if account and os.geteuid() == 0:
-            os.chown(directory, account.pw_uid, account.pw_gid)
         schema.upgrade(f"sqlite:///{directory}/greycheck.db")
         try:
             ran = subprocess.run(
@@ -218,7 +266,8 @@ def try_run(path: Path, account: pwd.struct_passwd | None = None) -> str:
                 timeout=TRIAL_TIME,
                 check=False,
                 cwd="/",
-                **identity(account),  # type: ignore[call-overload]
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
         except OSError as error:
             return f"{path}: does not run{whose}: {error.strerror}"

@@ -89,10 +89,10 @@ def list_(
         None if older is None else now - older,
     )
     listing = Listing(which, settings, now, limit)
-    if is_empty(settings.database):
+    if is_empty(settings):
         listing.print(iter(()), as_json)
         return
-    with open_store(settings.database) as engine:
+    with open_store(settings) as engine:
         listing.print(queries.rows(engine, which, wanted, now, sort, reverse, limit and limit + 1), as_json)
 
 

@@ -128,7 +128,7 @@ def put(text: str, action: str, delay: int | None, comment: str, expires: int | 
         wanted = rulebook.made(pattern, action, delay, comment, None if expires is None else now + expires, now)
     except ValueError as error:
         fail(comment, error)
-    with open_store(found.database) as engine:
+    with open_store(found) as engine:
         change = rulebook.put_all(engine, [wanted], now)[0]
         notes = (
             [] if change.what == UNCHANGED else rulebook.remarks(change.rule, rulebook.all_rules(engine), found, now)
@@ -198,7 +198,7 @@ def expect(recipient: str, domain: str | None, wait: int, json: bool) -> None:
         pattern = patterns.expectation(recipient, domain)
     except ValueError as error:
         fail(recipient if domain is None else f"{recipient} from {domain}", error)
-    with open_store(found.database) as engine:
+    with open_store(found) as engine:
         change = rulebook.put(engine, pattern, keys.ALLOW, None, "", now + wait, now)
         every = rulebook.all_rules(engine)
     notes = [pattern.note] if pattern.note else []
@@ -222,7 +222,7 @@ def rules() -> None:
 def list_rules(json: bool) -> None:
     """List the rules in the order of kinds in which they decide: by recipient, sender, network, name, HELO; then what is expected."""
     found = read_settings()
-    with open_store(found.database) as engine:
+    with open_store(found) as engine:
         every = rulebook.all_rules(engine)
     if json:
         asking.print_json([as_json(rule) for rule in every])
@@ -269,7 +269,7 @@ def remove(pattern: tuple[str, ...], json: bool) -> None:
     What is expected is removed by its pattern as the list shows it.
     """
     found = read_settings()
-    with open_store(found.database) as engine:
+    with open_store(found) as engine:
         try:
             removed = rulebook.remove(engine, pattern)
         except ValueError as error:
@@ -287,7 +287,7 @@ def check(json: bool) -> None:
     Exits with 1 where there is one.
     """
     found = read_settings()
-    with open_store(found.database) as engine:
+    with open_store(found) as engine:
         every = rulebook.all_rules(engine)
     findings = rulebook.check(every, found, int(time()))
     if json:
@@ -317,7 +317,7 @@ def export() -> None:
     """Print the rules that count as text, one a line, as greycheck rules import reads it. What is expected is left out."""
     found = read_settings()
     now = int(time())
-    with open_store(found.database) as engine:
+    with open_store(found) as engine:
         every = rulebook.all_rules(engine)
     click.echo(f"# Rules of greycheck, {rulebook.stamp(now)}")
     for rule in every:
@@ -355,7 +355,7 @@ def import_rules(file: str, replace: bool, dry_run: bool, json: bool) -> None:
         raise click.ClickException("\n".join([*shown, *more, "nothing was imported"]))
     if replace and not wanted:
         raise click.ClickException(f"{name}: there is no rule in it: nothing was replaced")
-    with open_store(found.database) as engine:
+    with open_store(found) as engine:
         told = put_many(engine, wanted, found, now, replace, dry_run)
     told.notes[:0] = [f"{name}:{note}" for note in notes]
     tell(told, json)
@@ -417,7 +417,7 @@ def import_postgrey(clients: tuple[str, ...], recipients: tuple[str, ...], dry_r
             if pattern.note:
                 notes.append(f"{path}:{number}: {quoted(text)} is allow {pattern.text}: {pattern.note}")
             wanted.setdefault(rulebook.digest(pattern.key), postgrey_rule(pattern, comment, now))
-    with open_store(found.database) as engine:
+    with open_store(found) as engine:
         notes += leave_present(wanted, rulebook.all_rules(engine), now)
         told = put_many(engine, list(wanted.values()), found, now, replace=False, dry_run=dry_run)
     if any(rule.kind == "recipient" and "@" in rule.pattern for rule in wanted.values()):

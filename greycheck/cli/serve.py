@@ -13,7 +13,7 @@ from greycheck.resident import sockets
 from greycheck.resident.journal import Journal
 from greycheck.resident.server import Server
 from greycheck.settings import Settings
-from greycheck.store import schema
+from greycheck.store import rights, schema
 from greycheck.store.lean import StoreError
 
 
@@ -36,6 +36,7 @@ def serve(user: str | None) -> None:
         except sockets.SocketError as error:
             raise click.ClickException(str(error)) from None
         become(user)
+        rights.become_owner(found, marks=True)
         server = Server(listening, dict(os.environb), journal, make_store, keeps=bool(kept))
     gc.collect()
     gc.freeze()

@@ -29,9 +29,9 @@ def show(what: tuple[str, ...], as_json: bool) -> None:
     """
     settings, now = read_settings(), int(time())
     digits, address = asked_for(what, settings)
-    if is_empty(settings.database):
+    if is_empty(settings):
         _unknown(what, as_json)
-    with open_store(settings.database) as engine:
+    with open_store(settings) as engine:
         if address:
             _show_client(engine, address, settings, now, as_json)
             return

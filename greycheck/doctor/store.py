@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -11,14 +12,17 @@ from sqlalchemy import Engine, func, insert, select
 from sqlalchemy.exc import OperationalError
 
 from greycheck import child
-from greycheck.cli import access, server
-from greycheck.doctor.finding import LOOK_UPS, Finding, Installation, milliseconds, weigh
+from greycheck.cli import access, apart, server
+from greycheck.doctor.finding import LEVELS, LOOK_UPS, Finding, Installation, Level, milliseconds, safe, weigh
 from greycheck.doctor.server import look_at_server
 from greycheck.settings import Settings, duration_text
-from greycheck.store import expiry, schema, statements
+from greycheck.store import expiry, rights, schema, statements
 from greycheck.store.engine import open_engine, reading
-from greycheck.store.lean import fits
+from greycheck.store.lean import StoreError, fits
 from greycheck.store.tables import client, triplet
+
+# How many findings another process may tell.
+MOST = 100
 
 # Seconds that the clocks of two hosts may be apart.
 CLOCKS_APART = 5
@@ -39,6 +43,34 @@ def look_at_store(installation: Installation) -> Iterator[Finding]:
         answer = f"there is no store: every check answers by on_error ({found.on_error})"
         yield Finding("fault", "store", answer, "Mend database, database_file or database_hosts: see settings above.")
         return
+    yield from _as_owner(path, installation)
+
+
+def _as_owner(path: Path, installation: Installation) -> list[Finding]:
+    """What is found in the SQLite file PATH; as its owner, in a process of his, where root looks. What that says is not trusted."""
+    if os.geteuid() != 0:
+        return list(_look(path, installation))
+    rights.only_roots_settings(installation.settings)
+    user = rights.owner_of_store(str(path), installation.settings.database_mode == 0o660)
+    if user == 0:
+        return list(_look(path, installation))
+    found = apart.as_user(user, lambda: [asdict(finding) for finding in _look(path, installation)])
+    return [told(one) for one in found[:MOST]] if isinstance(found, list) else []
+
+
+def told(found: object) -> Finding:
+    """The finding that another user's process tells as FOUND, plain text that a terminal shows as it stands. Raises StoreError."""
+    values = [found.get(name) for name in ("level", "about", "found", "advice")] if isinstance(found, dict) else []
+    texts = [value for value in values if isinstance(value, str)]
+    if len(texts) != 4 or texts[0] not in LEVELS:
+        raise StoreError("the store's owner tells what is no finding")
+    level: Level = next(level for level in LEVELS if level == texts[0])
+    return Finding(level, safe(texts[1]), *("\n".join(map(safe, text.split("\n"))) for text in texts[2:]))
+
+
+def _look(path: Path, installation: Installation) -> Iterator[Finding]:
+    """What is found in the SQLite file PATH, by who this is."""
+    found = installation.settings
     obstacle = _before_opening(path, installation)
     if obstacle:
         yield obstacle

@@ -5,6 +5,8 @@ forked child, who reaches it through ``connect`` and ``lean_*``. Everybody else 
 database for both, and ``drivers`` knows what its drivers want to be told.
 """
 
+import posix
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from greycheck.settings import Settings
@@ -12,7 +14,14 @@ if TYPE_CHECKING:
 
 
 def connect(settings: "Settings", patience: float) -> "Store":
-    """A connection to the database of SETTINGS, which waits PATIENCE seconds at most for another's lock, or for a server in all."""
+    """A connection to the database of SETTINGS, which waits PATIENCE seconds at most for another's lock, or for a server in all.
+
+    A process of root's becomes the owner of that store for good.
+    """
+    if posix.geteuid() == 0:
+        from greycheck.store import rights
+
+        rights.become_owner(settings, marks=True)
     scheme, _sep, path = settings.database.partition("://")
     if scheme == "sqlite":
         from greycheck.store import lean_sqlite

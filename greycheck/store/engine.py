@@ -7,14 +7,15 @@ A server database is asked through the same drivers, told the same, on the first
 a quorum and takes writes. Its transactions are READ COMMITTED, where rows that are not wanted are not locked.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Dialect, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from greycheck.store import compiled_mysql, drivers, server
+from greycheck.store import compiled_mysql, drivers, rights, server
 from greycheck.store.lean import StoreError
 from greycheck.store.server import Fault, Host, Server
 
@@ -105,8 +106,19 @@ def _lost(context: ExceptionContext) -> None:
 
 
 def autocommitting_engine(url: str) -> Engine:
-    """An engine for an SQLite URL whose driver begins no transaction by itself."""
-    return create_engine(url, connect_args={"timeout": PATIENCE, "isolation_level": None})
+    """An engine for an SQLite URL whose driver begins no transaction by itself.
+
+    When it connects, StoreError keeps root out of what another user may write.
+    """
+    engine = create_engine(url, connect_args={"timeout": PATIENCE, "isolation_level": None})
+    event.listen(engine, "do_connect", _refuse_root)
+    return engine
+
+
+def _refuse_root(_dialect: Dialect, _entry: object, arguments: tuple[object, ...], _options: object) -> None:
+    database = str(arguments[0]) if arguments else ""
+    if database and database != ":memory:":
+        rights.refuse_root(str(Path(database).absolute()))
 
 
 def _set_up(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:

@@ -61,6 +61,10 @@ class Store:
         self._patience = patience
         self._locked = False
         self._log_grew = False
+        if posix.geteuid() == 0:
+            from greycheck.store import rights
+
+            rights.refuse_root(path)
         try:
             self._connection = _sqlite3.connect(uri(path), timeout=patience, isolation_level=None, uri=True)
         except _sqlite3.Error as error:

@@ -25,7 +25,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.schema import CreateTable
 
-from greycheck.store import faults, server, steps, upgrade_lock
+from greycheck.store import faults, rights, server, steps, upgrade_lock
 from greycheck.store.engine import PATIENCE, autocommitting_engine, open_engine
 from greycheck.store.lean import StoreError, fits
 from greycheck.store.upgrade_lock import Tell
@@ -112,6 +112,7 @@ def upgrade(url: str, mode: int = 0o600, tell: Tell = _silently) -> str:
     """
     path = sqlite_path(url)
     if path is not None:
+        _refuse_root(path)
         make_file(path, mode)
 
     def bring_up(connection: Connection) -> str:
@@ -261,6 +262,13 @@ def sqlite_path(url: str) -> Path | None:
     return Path(database) if database else None
 
 
+def _refuse_root(path: Path) -> None:
+    try:
+        rights.refuse_root(str(path.absolute()))
+    except StoreError as error:
+        raise SchemaError(str(error)) from None
+
+
 def shown(url: str) -> str:
     """URL without its passwords."""
     if not url:
@@ -288,7 +296,7 @@ def is_there(path: Path) -> bool:
 
 
 def make_file(path: Path, mode: int) -> None:
-    """Makes the empty SQLite file PATH with permissions MODE, whatever the umask; for root, in the name of its directory's owner.
+    """Makes the empty SQLite file PATH with permissions MODE, whatever the umask.
 
     Raises SchemaError where the directory is not there, or is somebody else's, who could put another file in its place.
     """
@@ -296,7 +304,7 @@ def make_file(path: Path, mode: int) -> None:
         directory = path.parent.stat()
         if is_there(path):
             return
-        if directory.st_uid not in (0, os.geteuid()) and os.geteuid() != 0:
+        if directory.st_uid not in (0, os.geteuid()):
             raise SchemaError(_not_ours(path.parent, directory.st_uid))
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode)
     except FileExistsError:
@@ -307,8 +315,6 @@ def make_file(path: Path, mode: int) -> None:
         raise SchemaError(f"{error.filename}: {error.strerror}") from None
     try:
         os.fchmod(descriptor, mode)
-        if os.geteuid() == 0:
-            os.fchown(descriptor, directory.st_uid, directory.st_gid)
     finally:
         os.close(descriptor)
 

@@ -150,13 +150,6 @@ def test_the_file_has_the_mode_that_was_asked_for(url: str, tmp_path: Path, mode
     assert (tmp_path / "greycheck.db").stat().st_mode & 0o777 == mode
 
 
-def test_the_owner_of_the_directory_owns_the_file(url: str, tmp_path: Path) -> None:
-    owner = 65534 if os.geteuid() == 0 else os.geteuid()
-    os.chown(tmp_path, owner, -1)
-    schema.upgrade(url)
-    assert (tmp_path / "greycheck.db").stat().st_uid == owner
-
-
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match=f"{tmp_path}/none: No such file or directory"):
         schema.upgrade(f"sqlite:///{tmp_path}/none/greycheck.db")
@@ -251,7 +244,7 @@ def test_a_password_is_not_shown(url: str, shown: str) -> None:
         ("oracle://user:secret@host/db", "oracle://...: oracle: no such database here"),
         ("postgresql+pg8000://user:secret@host/db", r"postgresql\+pg8000://...: .*no such driver"),
         ("postgresql://user:secret@127.0.0.1:1/db", r"postgresql://user:\*\*\*@127.0.0.1:1/db: 127.0.0.1:1: .*refused"),
-        ("sqlite:////dev/null", r"sqlite:////dev/null: .*"),
+        ("sqlite:////dev/null", r"/dev/null: .*"),
     ],
 )
 def test_a_store_that_cannot_be_reached_is_one_line(url: str, said: str) -> None:

@@ -1,0 +1,248 @@
+"""Where root's rights end: at what another user may write.
+
+Whoever owns a store's directory chooses what SQLite opens, makes and removes there: links, and journals that name files to be deleted.
+So root becomes that user, for good, before anything there is opened; what is opened for it afterwards is opened with that user's rights.
+docs/threat-model.rst says who must not do what.
+
+Interface: ``become_owner`` gives up root's rights where the store is another user's, ``become_owner_of`` where files are;
+``refuse_root`` is the bolt on each door to an SQLite file: it lets root in only where root alone may write. ``owner``,
+``owner_of_store`` and ``only_roots`` say whose a path is.
+Nobody but root is hindered by anything here.
+
+Diagnostics: ``StoreError``, the cause first, then one command.
+"""
+
+import posix
+
+from greycheck.store.lean import StoreError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from greycheck.settings import Settings
+
+# What SQLite keeps beside a file, and the file itself.
+SUFFIXES = ("", "-journal", "-wal", "-shm")
+
+# How many links one path may have, as for the kernel.
+LINKS = 40
+
+TYPE, DIRECTORY, REGULAR, LINK, DEVICE = 0o170000, 0o040000, 0o100000, 0o120000, 0o020000
+FIFO, SOCKET = 0o010000, 0o140000
+STICKY, BY_GROUP, BY_OTHERS = 0o1000, 0o020, 0o002
+
+
+def become_owner(settings: "Settings", marks: bool = False) -> None:
+    """As root: becomes, for good, the user who owns the store of SETTINGS, unless that is root alone.
+
+    With MARKS also whoever owns the directory in which hosts of a server database are marked. Raises StoreError where it is not clear
+    whose the store is, and where another user than root wrote the settings.
+    """
+    if posix.geteuid() != 0:
+        return
+    only_roots_settings(settings)
+    scheme, _sep, path = settings.database.partition("://")
+    if scheme == "sqlite":
+        become(owner_of_store(path[1:], settings.database_mode == 0o660))
+    elif scheme and marks:
+        become(owner(settings.state_directory))
+
+
+def only_roots_settings(settings: "Settings") -> None:
+    """Raises StoreError where others than root may write a file that SETTINGS come from: they would choose whose store root looks at."""
+    for source in settings.sources.values():
+        if source.startswith("/"):
+            only_roots(source if source == settings.database_file else source.rpartition(":")[0])
+
+
+def become_owner_of(paths: "list[str]", shared: bool) -> None:
+    """As root: becomes, for good, the one user whose all the SQLite files PATHS are. Raises StoreError where they are several users'."""
+    if posix.geteuid() != 0:
+        return
+    users = {path: owner_of_store(path, shared) for path in paths}
+    if len(set(users.values())) > 1:
+        (first, one), (second, other) = users.items()
+        directory = first.rpartition("/")[0] or "/"
+        raise StoreError(
+            f"{first} is {user_name(one)}'s and {second} is {user_name(other)}'s, and nobody may open both:"
+            f" {_run(f'chown -hR {_word(user_name(other))}', directory)}"
+        )
+    for user in users.values():
+        become(user)
+        break
+
+
+def refuse_root(path: str) -> None:
+    """Raises StoreError where this is root, and others than root may write the SQLite file PATH, or beside it."""
+    if posix.geteuid() != 0:
+        return
+    user = owner_of_store(path, False)
+    if user:
+        name = user_name(user)
+        raise StoreError(f"{path}: is {name}'s: root does not open it: runuser -u {_word(name)} -- greycheck COMMAND")
+
+
+def become(user: int) -> None:
+    """Becomes the user of that number, with his groups, for good. Root stays as it is. Raises StoreError."""
+    if user == 0:
+        return
+    import pwd
+
+    try:
+        account = pwd.getpwuid(user)
+        name, group = account.pw_name, account.pw_gid
+    except KeyError:
+        name, group = "", user
+    try:
+        if name:
+            posix.initgroups(name, group)
+        else:
+            posix.setgroups([])
+        posix.setresgid(group, group, group)
+        posix.setresuid(user, user, user)
+    except OSError as error:
+        told = name or str(user)
+        raise StoreError(f"root cannot become {told} here ({error.strerror}): run it as {told}") from None
+
+
+def owner_of_store(path: str, shared: bool) -> int:
+    """The user whose the SQLite file PATH is, there or not: the owner of its directory.
+
+    A SHARED store (database_mode = 0660) may be written by the directory's group too. Raises StoreError where anybody else may write, or
+    where there is something else than files of that user.
+    """
+    directory = path.rpartition("/")[0] or "/"
+    user, status, there = _walk(directory)
+    if status is None:
+        return user
+    if status.st_mode & TYPE != DIRECTORY:
+        raise StoreError(f"{directory}: is no directory")
+    mode = status.st_mode
+    if mode & BY_OTHERS:
+        raise StoreError(
+            f"{there}: any user may write there, and put another store in this one's place: {_run('chmod o-w', there)}"
+        )
+    group = mode & BY_GROUP and status.st_gid
+    if group and not shared:
+        advice = f"{_run('chmod g-w', there)} (or set database_mode = 0660, if they share the store)"
+        raise StoreError(f"{there}: a group may write there: {advice}")
+    if group and not user:
+        raise StoreError(
+            f"{there}: is root's, and a group may write there: {_run('chown qmaild', there)} (or whoever qmail runs checks as)"
+        )
+    for suffix in SUFFIXES:
+        _check_file(path + suffix, status, bool(group))
+    return user
+
+
+def _check_file(path: str, directory: "posix.stat_result", shared: bool) -> None:
+    """Raises StoreError unless PATH is not there, or a regular file of the DIRECTORY's owner, or in a SHARED one of its group."""
+    try:
+        status = posix.lstat(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from None
+    kind = status.st_mode & TYPE
+    if kind == LINK:
+        raise StoreError(f"{path}: is a symbolic link, which root does not follow: {_run('rm', path)}")
+    if kind != REGULAR:
+        told = _run("rm", path) if kind in (FIFO, SOCKET) else "name a file"
+        raise StoreError(f"{path}: is no regular file: {told}")
+    if status.st_uid == directory.st_uid or (shared and status.st_uid and status.st_gid == directory.st_gid):
+        return
+    whose = f"{path}: is {user_name(status.st_uid)}'s, in a directory of {user_name(directory.st_uid)}"
+    if status.st_nlink > 1:
+        # Whoever owns the directory may have made it: it is the same file as one that is not his.
+        raise StoreError(f"{whose}, and has another name somewhere else: {_run('rm', path)}")
+    raise StoreError(f"{whose}: {_run(f'chown -h {_word(user_name(directory.st_uid))}', path)}")
+
+
+def owner(path: str) -> int:
+    """The user besides root who may change what PATH is, there or not; 0 for nobody. Raises StoreError where several may."""
+    user, status, there = _walk(path)
+    if status is not None and status.st_mode & TYPE == DIRECTORY:
+        _check_closed(there, status)
+    return user
+
+
+def only_roots(path: str) -> None:
+    """Raises StoreError where others than root may change what PATH is, or write it. What is not there is nobody's."""
+    user, status, there = _walk(path)
+    if user:
+        raise StoreError(
+            f"{there}: is {user_name(user)}'s, and root goes by nothing that another user wrote: {_run('chown -h root', there)}"
+        )
+    if status is not None and status.st_mode & TYPE != DEVICE:
+        _check_closed(there, status)
+
+
+def _walk(path: str) -> "tuple[int, posix.stat_result | None, str]":
+    """Whom PATH belongs to besides root (0: nobody), its status (None: it is not there), and what it is without links.
+
+    Each directory on the way must be closed to others; from the first that is another user's, all must be his. Links are followed only
+    where root made them, in directories of root's. Raises StoreError.
+    """
+    user, at, links = 0, "", 0
+    status = posix.lstat("/")
+    rest = path.split("/")[::-1]
+    while rest:
+        name = rest.pop()
+        if name in ("", "."):
+            continue
+        if name == "..":
+            at = at.rpartition("/")[0]
+            continue
+        _check_closed(at or "/", status, parent=True)
+        here = f"{at}/{name}"
+        try:
+            status = posix.lstat(here)
+        except FileNotFoundError:
+            return user, None, here
+        except OSError as error:
+            raise StoreError(f"{here}: {error.strerror}") from None
+        if status.st_mode & TYPE == LINK:
+            links += 1
+            if user or status.st_uid or links > LINKS:
+                raise StoreError(f"{here}: is a symbolic link, which root does not follow: name the directory itself")
+            target = posix.readlink(here)
+            rest += target.split("/")[::-1]
+            at = "" if target.startswith("/") else at
+            status = posix.lstat(at or "/")
+            continue
+        if user and status.st_uid != user:
+            whose = f"{here}: is {user_name(status.st_uid)}'s, in a directory of {user_name(user)}"
+            raise StoreError(f"{whose}: {_run(f'chown -h {_word(user_name(user))}', here)}")
+        user, at = status.st_uid, here
+    return user, status, at or "/"
+
+
+def _check_closed(path: str, status: "posix.stat_result", parent: bool = False) -> None:
+    """Raises StoreError where others than the owner may write PATH, root's group apart; a sticky one (/tmp) may be a path's PARENT."""
+    mode = status.st_mode
+    if parent and mode & STICKY and status.st_uid == 0:
+        return
+    if mode & BY_OTHERS:
+        raise StoreError(f"{path}: any user may write there: {_run('chmod o-w', path)}")
+    if mode & BY_GROUP and status.st_gid:
+        raise StoreError(f"{path}: a group may write there: {_run('chmod g-w', path)}")
+
+
+def user_name(user: int) -> str:
+    """The name of the user of that number, or the number."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)
+
+
+def _run(command: str, path: str) -> str:
+    return f"{command} {_word(path)}"
+
+
+def _word(text: str) -> str:
+    """TEXT as one word of a shell."""
+    from shlex import quote
+
+    return quote(text)
