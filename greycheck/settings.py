@@ -382,11 +382,16 @@ class Settings:
         self.sources[setting.name] = source
 
 
-def read(environ: dict[bytes, bytes]) -> Settings:
-    """The settings of a process with ENVIRON. Never fails."""
+# What a file says of each setting by its name, and where; and what is wrong with the file.
+Lines = tuple[dict[str, tuple[str, str]], list[str]]
+
+
+def read(environ: dict[bytes, bytes], lines: Lines | None = None) -> Settings:
+    """The settings of a process with ENVIRON; LINES are those of its file, where it was read before. Never fails."""
     settings = Settings()
-    given: dict[str, tuple[str, str]] = {}
-    _read_file(environ.get(PREFIX + b"CONFIG"), given, settings.problems)
+    in_file, problems = read_file(environ) if lines is None else lines
+    given = in_file.copy()
+    settings.problems += problems
     _read_environ(environ, given, settings)
     for setting in TABLE:
         text, source = given.pop(setting.name, ("", "default"))
@@ -472,6 +477,14 @@ def _hold_together(settings: Settings) -> None:
         settings.set(by_name["delay"], by_name["delay"].default, "default")
         used += ", delay = 5m"
     settings.problems.append(f"{source}: retry_window ends before delay is over: no retry could pass; using {used}")
+
+
+def read_file(environ: dict[bytes, bytes]) -> Lines:
+    """What the settings file says that a process with ENVIRON reads. Never fails."""
+    given: dict[str, tuple[str, str]] = {}
+    problems: list[str] = []
+    _read_file(environ.get(PREFIX + b"CONFIG"), given, problems)
+    return given, problems
 
 
 def _read_file(path: bytes | None, given: dict[str, tuple[str, str]], problems: list[str]) -> None:

@@ -30,12 +30,13 @@ def serve(user: str | None) -> None:
     found = read_settings()
     journal = Journal()
     with foreseen():
+        account = whom(user, found)
         try:
             kept = sockets.activated(os.environ)
-            listening = kept or sockets.made(found)
+            listening = kept or sockets.made(found, account)
         except sockets.SocketError as error:
             raise click.ClickException(str(error)) from None
-        become(user)
+        become(account)
         rights.become_owner(found, marks=True)
         server = Server(listening, dict(os.environb), journal, make_store, keeps=bool(kept))
     gc.collect()
@@ -43,28 +44,34 @@ def serve(user: str | None) -> None:
     server.run(lambda: tell(journal, listening))
 
 
-def become(name: str | None) -> None:
-    """Becomes the user NAME, if root asks for it."""
+def whom(name: str | None, found: Settings) -> pwd.struct_passwd | None:
+    """Whom to become: the user NAME, or whoever owns the store of the settings FOUND, where root asks; None for nobody else."""
     if not name:
-        return
+        user = rights.owner_of(found) if os.geteuid() == 0 else 0
+        return pwd.getpwuid(user) if user else None
     try:
         account = pwd.getpwnam(name)
     except KeyError:
         raise click.ClickException(f"{name}: no such user") from None
-    try:
-        if os.geteuid() == 0:
-            os.initgroups(name, account.pw_gid)
-            os.setgid(account.pw_gid)
-        os.setuid(account.pw_uid)
-    except PermissionError:
-        raise click.ClickException(f"only root can become {name}") from None
+    if os.geteuid() not in (0, account.pw_uid):
+        raise click.ClickException(f"only root can become {name}")
+    return account
+
+
+def become(account: pwd.struct_passwd | None) -> None:
+    """Becomes ACCOUNT, for good, if root asks for it."""
+    if account is not None:
+        rights.become(account.pw_uid)
 
 
 def make_store(found: Settings) -> None:
-    """Makes the tables of an SQLite file, as the first check would; those of a server database must be there. Raises StoreError."""
+    """Makes the tables of an SQLite file where there are none, as the first check would; others must be there. Raises StoreError.
+
+    Tables that are older are left to ``greycheck db upgrade``: that may take longer than a supervisor waits for a start.
+    """
     try:
         with foreseen():
-            if schema.sqlite_path(found.database):
+            if schema.sqlite_path(found.database) and schema.current(found.database) is None:
                 schema.upgrade(found.database, found.database_mode)
             else:
                 schema.require(found.database)

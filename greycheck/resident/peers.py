@@ -44,6 +44,7 @@ class Peer:
         "registered",
         "said",
         "since",
+        "was_refused",
         "where",
     )
 
@@ -52,6 +53,8 @@ class Peer:
         self.where = where
         self.is_local = is_local
         self.is_closed = self.has_asked = False
+        # Whether it was told that its settings do not count.
+        self.was_refused = False
         # What of its answer was sent before there was one.
         self.said = b""
         self.input = b""

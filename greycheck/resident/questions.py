@@ -1,8 +1,9 @@
 """A request of the policy protocol as a question to the store: its envelope, its settings, and how its answer is written.
 
-Each peer may send settings of its own for one request (from tcprules, by way of the native child). Where the store is, and what else
-belongs to the resident as a whole, a request cannot change: one that names another database is not answered, and the native child who
-asked becomes the forked child.
+A peer on a unix socket may send settings of its own for one request (from tcprules, by way of the native child), which are laid over the
+settings file as it was last read. Over TCP they do not count: who can connect there need not be a mail server. Where the store is, and
+what else belongs to the resident as a whole, a request cannot change: one that names another database is not answered, and the native
+child who asked becomes the forked child.
 """
 
 from collections import OrderedDict
@@ -167,7 +168,9 @@ class Reader:
     def __init__(self, environ: dict[bytes, bytes], messages: "Messages") -> None:
         self.environ = environ
         self.messages = messages
-        self.settings = settings.read(environ)
+        self._lines = settings.read_file(environ)
+        self.settings = settings.read(environ, self._lines)
+        self._fixed = _where_the_store_is(self.settings)
         self._forms = Forms()
         self._hooks = {hook.NAME.encode(): hook for hook in hooks.every()}
         # Settings and what is wrong with them, by how a request writes its own, and whether it has a verified name.
@@ -180,17 +183,23 @@ class Reader:
         found = self._forms.attributes(request)
         if not protocol.decides(found):
             return None
+        own = 0 if request.startswith(b"GREYCHECK") else request.find(b"\nGREYCHECK")
         name = found.get(HOOK)
+        refused = not peer.is_local and (own >= 0 or name is not None)
+        if refused:
+            name, own = None, -1
         hook = None
         if name is not None:
             hook = self._hooks.get(name)
             if hook is None:
                 raise Elsewhere(f"no such hook: {log.quoted(name.decode('utf-8', 'surrogateescape'))}")
-        own = 0 if request.startswith(b"GREYCHECK") else request.find(b"\nGREYCHECK")
         if own >= 0:
             used, problems = self._with(found, request[own:])
         else:
             used, problems = self._of_verified_names if protocol.has_verified_name(found) else self._own
+        if refused and not peer.was_refused:
+            peer.was_refused = True
+            problems = [*problems, f"{peer.where}: settings of a request count from a unix socket only"]
         envelope = protocol.envelope(found, hook.NAME if hook else protocol.NAME)
         if hook is spp:
             spp.identify(envelope, found)
@@ -233,8 +242,14 @@ class Reader:
 
     def _variant(self, given: dict[bytes, bytes]) -> tuple[Settings, list[str]]:
         """The settings where GIVEN is in the environment besides, and what is wrong with them that is not wrong without."""
-        read = settings.read(self.environ | given)
+        read = settings.read(self.environ | self._fixed | given, self._lines)
         return read, [problem for problem in read.problems if problem not in self.settings.problems]
+
+
+def _where_the_store_is(found: Settings) -> dict[bytes, bytes]:
+    """The variables that say where the store of the settings FOUND is, so that it need not be found out again for a request."""
+    given = {b"DATABASE": found.database, b"STATE_DIRECTORY": found.state_directory}
+    return {PREFIX + name: text.encode("utf-8", "surrogateescape") for name, text in given.items() if text}
 
 
 class Writer:

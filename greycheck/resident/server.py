@@ -30,7 +30,7 @@ from greycheck.resident.journal import Journal
 from greycheck.resident.peers import Peer, TooLong, left
 from greycheck.resident.pool import Pool
 from greycheck.resident.questions import Elsewhere, Messages, Question, Reader, Writer
-from greycheck.resident.sockets import notify, shown, shut
+from greycheck.resident.sockets import SocketError, Unix, again, notify, shown, shut
 from greycheck.settings import Settings
 from greycheck.store.lean import StoreError, WrongSchema
 
@@ -61,6 +61,10 @@ GRACE, GRACE_LOOK = 1.0, 0.05
 
 # The exit code where a supervisor is to start the resident again.
 AGAIN = 111
+
+# Settings that a store is opened with; and those that count from the start to the end. All others count from the next request on.
+OF_THE_STORE = ("database", "database_mode", "state_directory", "deadline", "pool_size", "max_queue")
+OF_THE_START = ("socket", "socket_mode", "socket_owner", "listen")
 
 IN, OUT = select.EPOLLIN, select.EPOLLOUT
 
@@ -107,6 +111,8 @@ class Server:
         self._behind = False
         self._age = 0.0
         self._in_hand: list[Question] = []
+        # What was said about sockets that were taken away.
+        self._missed: set[str] = set()
         for descriptor in self._listening:
             self._epoll.register(descriptor, IN)
         self._read_wake, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -477,6 +483,34 @@ class Server:
             elif peer.is_idle(now, found.idle_time):
                 self._close(peer)
 
+        for listening in list(self._listening.values()):
+            if isinstance(listening, Unix) and not listening.is_there() and not self._drains:
+                self._listen_again(listening)
+
+    def _listen_again(self, gone: Unix) -> None:
+        """Listens in the place of the socket that is GONE: nobody can ask there any more. It is tried at each look."""
+        try:
+            listening, wrong = again(gone)
+        except (SocketError, OSError) as error:
+            self._miss(f"warning {gone.path}: the socket was taken away, and no other can be made: {error}")
+            return
+        self._take(gone)  # who was quick enough to ask there
+        self._epoll.unregister(gone.fileno())
+        del self._listening[gone.fileno()], self._names[gone.fileno()]
+        gone.close()
+        self._missed.clear()
+        self._listening[listening.fileno()] = listening
+        self._names[listening.fileno()] = shown(listening)
+        self._epoll.register(listening.fileno(), IN)
+        self.journal.add(log.line(f"note {listening.path}: the socket was taken away: made again"))
+        if wrong:
+            self.journal.add(log.line(f"warning {wrong}"))
+
+    def _miss(self, line: str) -> None:
+        if line not in self._missed:
+            self._missed.add(line)
+            self.journal.add(log.line(line))
+
     def _obey(self) -> None:
         numbers, self._signals = self._signals, []
         if signal.SIGHUP in numbers:
@@ -538,7 +572,7 @@ class Server:
         old, new = self._settings, reader.settings
         for problem in new.problems:
             self.journal.add(log.line(f"warning {problem}"))
-        if (new.database, new.pool_size, new.max_queue) != (old.database, old.pool_size, old.max_queue):
+        if any(getattr(new, name) != getattr(old, name) for name in OF_THE_STORE):
             try:
                 store = self._open(new)
             except StoreError as error:
@@ -547,8 +581,7 @@ class Server:
             self._finish_store()
             self._store = store
             self._watch_store()
-        same = ("socket", "socket_mode", "socket_owner", "listen")
-        changed = [name for name in same if getattr(new, name) != getattr(old, name)]
+        changed = [name for name in OF_THE_START if getattr(new, name) != getattr(old, name)]
         if changed:
             self.journal.add(log.line(f"warning {', '.join(changed)}: takes a restart"))
         self._reader = reader

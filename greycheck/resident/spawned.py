@@ -119,6 +119,18 @@ def is_same(one: int, other: int) -> bool:
     return (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
 
 
+def is_internet(descriptor: int) -> bool:
+    """Whether DESCRIPTOR is a socket, and no unix socket: whoever can connect to it may be at the other end."""
+    try:
+        connection = _socket.socket(fileno=descriptor)
+    except OSError:
+        return False
+    try:
+        return connection.family != _socket.AF_UNIX
+    finally:
+        connection.detach()
+
+
 class SystemLog:
     """The system's log, as syslog(3) reaches it at PATH, but never waited for: a line that it does not take is lost."""
 
@@ -165,7 +177,7 @@ class Spawned:
         self._reader = Reader(environ, self._messages)
         self._writer = Writer(posix.uname().nodename, self._messages)
         self._store = KeptStore(self._reader.settings, operator)
-        self._peer = Peer(source, "standard input")
+        self._peer = Peer(source, "standard input", not is_internet(source))
         self._sink = sink
         self._is_connection = posix.fstat(source).st_mode & 0o170000 == 0o140000
         self._log = journal

@@ -37,14 +37,17 @@ def become_owner(settings: "Settings", marks: bool = False) -> None:
     With MARKS also whoever owns the directory in which hosts of a server database are marked. Raises StoreError where it is not clear
     whose the store is, and where another user than root wrote the settings.
     """
-    if posix.geteuid() != 0:
-        return
+    if posix.geteuid() == 0:
+        become(owner_of(settings, marks))
+
+
+def owner_of(settings: "Settings", marks: bool = True) -> int:
+    """The user besides root who owns the store of SETTINGS, or with MARKS those of a server database; 0 for nobody. Raises StoreError."""
     only_roots_settings(settings)
     scheme, _sep, path = settings.database.partition("://")
     if scheme == "sqlite":
-        become(owner_of_store(path[1:], settings.database_mode == 0o660))
-    elif scheme and marks:
-        become(owner(settings.state_directory))
+        return owner_of_store(path[1:], settings.database_mode == 0o660)
+    return owner(settings.state_directory) if scheme and marks else 0
 
 
 def only_roots_settings(settings: "Settings") -> None:

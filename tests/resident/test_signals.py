@@ -1,5 +1,6 @@
 """SIGTERM, SIGHUP, and what systemd is told about them."""
 
+import os
 import re
 import signal
 import socket
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from greycheck import settings
+from greycheck.resident import server
 from tests.resident.conftest import Start
 from tests.resident.resident import ACCEPTED, DEFERRED, Peer, Resident, request
-from tests.support import SQLiteFile
+from tests.support import Database, ServerDatabase, SQLiteFile
 
 
 @contextmanager
@@ -128,6 +131,52 @@ def test_settings_are_read_again(start: Start, conf: Path) -> None:
         assert peer.ask(sender="c@example.org") == DEFERRED.replace("300", "60")
         assert peer.ask(sender="d@example.org", GREYCHECK_DELAY="2m") == DEFERRED.replace("300", "120")
     assert resident.lines[-3] == "greycheck: note settings read again"
+
+
+def test_requests_with_settings_of_their_own_are_laid_over_the_file_as_it_was_read(start: Start, conf: Path) -> None:
+    """Reading it for one of them would be waiting for a disk in the middle of all others."""
+    conf.write_text("delay = 3m\n")
+    resident = with_file(start, conf)
+    with resident.peer() as peer:
+        conf.unlink()
+        os.mkfifo(conf)
+        assert peer.ask(GREYCHECK_STRIKES="0") == DEFERRED.replace("300", "180")
+        conf.unlink()
+        conf.write_text("delay = 1m\n")
+        assert peer.ask(sender="b@example.org", GREYCHECK_STRIKES="1") == DEFERRED.replace("300", "180")
+        resident.reread()
+        assert peer.ask(sender="c@example.org", GREYCHECK_STRIKES="1") == DEFERRED.replace("300", "60")
+    assert resident.warnings() == []
+
+
+def test_what_a_store_keeps_of_the_settings_opens_it_anew() -> None:
+    """It has the settings that it was opened with; whatever else counts is asked of the reader, which is new after SIGHUP."""
+    package = Path(server.__file__).parent
+    kept = [package / "pool.py", package / "file_store.py", package.parent / "store" / "lean_server.py"]
+    used = {name for path in kept for name in re.findall(r"\b(?:self\._)?settings\.([a-z_]+)\b", path.read_text())}
+    used &= {setting.name for setting in settings.TABLE}
+    assert used <= set(server.OF_THE_STORE)
+    assert used >= {"deadline", "state_directory", "max_queue", "database"}
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+def test_the_deadline_of_a_server_database_is_changed_too(start: Start, conf: Path, database: Database) -> None:
+    """And where it leaves its marks: a server that is frozen has its answer by the new one, not by the old one of a minute."""
+    conf.write_text("deadline = 60s\n")
+    marks = conf.parent / "marks"
+    marks.mkdir()
+    variables = {"GREYCHECK_CONFIG": str(conf), "GREYCHECK_DEADLINE": None, "GREYCHECK_STATE_DIRECTORY": None}
+    resident = start({"store": database, "environ": variables})
+    conf.write_text(f"deadline = 1s\nstate_directory = {marks}\n")
+    assert resident.ask() == DEFERRED
+    resident.reread()
+    assert isinstance(database, ServerDatabase)
+    database.server.freeze()
+    try:
+        assert resident.ask(sender="b@example.org") == ACCEPTED
+        assert list(marks.iterdir())
+    finally:
+        database.server.thaw()
 
 
 def test_a_wrong_file_is_warned_of(start: Start, conf: Path) -> None:

@@ -3,15 +3,20 @@
 import grp
 import os
 import pwd
+import shutil
 import signal
 import socket
 import stat
+import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from greycheck.store import schema
 from tests.resident.conftest import Start
 from tests.resident.resident import ACCEPTED, DEFERRED, Peer, Resident
 from tests.servers import free_port
@@ -123,7 +128,7 @@ def test_a_directory_that_cannot_be_made_is_named(place: Path) -> None:
     (place / "file").touch()
     said = refused(place, socket=f"{place}/none/run/socket")
     assert said == (f"{place}/none/run: No such file or directory: make it, for the user that greycheck serve runs as")
-    assert refused(place, socket=f"{place}/file/run/socket").startswith(f"{place}/file/run: Not a directory: ")
+    assert refused(place, socket=f"{place}/file/run/socket").startswith(f"{place}/file/run: Not a directory")
 
 
 def test_a_path_that_is_too_long_for_a_socket_is_named(place: Path) -> None:
@@ -139,7 +144,159 @@ def test_a_store_that_cannot_be_made_is_named(place: Path) -> None:
     assert f"{place}/none" in refused(place, database=f"{place}/none/greycheck.db")
 
 
+def test_addresses_alone_are_listened_on_where_no_socket_is_named(place: Path) -> None:
+    port = free_port()
+    with Resident(place, {"socket": "", "listen": f"127.0.0.1:{port}"}) as resident:
+        resident.wait_for(f"note listening on 127.0.0.1:{port}\n")
+        with Peer(("127.0.0.1", port)) as peer:
+            assert peer.ask() == DEFERRED
+    assert not list(Path().glob("*.lock"))
+
+
+def test_somewhere_it_must_listen(place: Path) -> None:
+    assert refused(place, socket="") == "nothing to listen on: socket and listen are empty"
+
+
+@pytest.mark.parametrize("lock", [True, False])
+def test_a_socket_that_was_taken_away_is_made_again(start: Start, lock: bool) -> None:
+    resident = start(socket_mode="0666")
+    with resident.peer() as early:
+        resident.socket.unlink()
+        if lock:
+            Path(f"{resident.socket}.lock").unlink()
+        resident.wait_for(f"note {resident.socket}: the socket was taken away: made again")
+        assert resident.ask() == DEFERRED
+        assert early.ask(sender="b@example.org") == DEFERRED
+    assert stat.S_IMODE(resident.socket.stat().st_mode) == 0o666
+    assert Resident(resident.directory).end() == 1
+    assert resident.log().endswith(f"Error: {resident.socket}: another greycheck serves there\n")
+
+
+def test_a_directory_that_was_taken_away_is_made_again(place: Path) -> None:
+    path = place / "run" / "socket"
+    with Resident(place, {"socket": str(path)}) as resident:
+        resident.socket = path
+        resident.wait()
+        path.parent.rename(place / "gone")
+        resident.wait_for(f"note {path}: the socket was taken away: made again")
+        assert resident.ask() == DEFERRED
+
+
+def test_what_was_put_in_the_place_of_a_socket_is_left_alone_and_said_once(start: Start) -> None:
+    resident = start()
+    with resident.peer() as peer:
+        resident.socket.unlink()
+        resident.socket.write_text("precious")
+        resident.wait_for("the socket was taken away, and no other can be made: ")
+        for sender in range(30):
+            assert peer.ask(sender=f"{sender}@example.org") == DEFERRED
+            time.sleep(0.1)
+        assert resident.log().count("the socket was taken away") == 1
+        assert resident.socket.read_text() == "precious"
+        resident.socket.unlink()
+        resident.wait_for("made again")
+        assert resident.ask() == DEFERRED
+
+
 # --- users ------------------------------------------------------------------------------------------------------------
+
+
+def as_user() -> None:
+    """Becomes USER, in a process that is to be his."""
+    if IS_ROOT:
+        os.setgroups([])
+        os.setgid(USER.pw_gid)
+        os.setuid(USER.pw_uid)
+
+
+@pytest.mark.parametrize("whose", ["user", "root", "nobody yet"])
+def test_who_it_becomes_can_use_the_socket_and_take_it_over(place: Path, whose: str) -> None:
+    """Root makes them, with --user; later the supervisor starts it as that user."""
+    os.chown(place, USER.pw_uid, USER.pw_gid)
+    directory = Path(tempfile.mkdtemp(prefix="greycheck-run-", dir="/run" if IS_ROOT else None))
+    path = directory / "run" / "socket"
+    if whose != "nobody yet":
+        path.parent.mkdir()
+    if whose == "user":
+        os.chown(path.parent, USER.pw_uid, USER.pw_gid)
+    directory.chmod(0o755)
+    try:
+        given = {"socket": str(path)}
+        with Resident(place, given, arguments=["--user", USER.pw_name]) as resident:
+            resident.socket = path
+            resident.wait()
+            for each in (path, Path(f"{path}.lock")):
+                assert (each.stat().st_uid, each.stat().st_gid) == (USER.pw_uid, USER.pw_gid)
+            connects = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+            subprocess.run([sys.executable, "-c", connects, str(path)], preexec_fn=as_user, check=True)
+        if IS_ROOT and whose == "root":
+            return  # there only root can make a socket
+        with Resident(place, given, before=as_user) as later:
+            later.socket = path
+            assert later.wait().ask() == DEFERRED
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_what_root_has_left_behind_is_no_obstacle_unless_somebody_serves(place: Path, listens: bool) -> None:
+    """A socket and a lock of root's, as a version before this one left them, in a directory of the user's."""
+    os.chown(place, USER.pw_uid, USER.pw_gid)
+    lock = place / "socket.lock"
+    lock.touch(mode=0o600)
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(place / "socket"))
+        (place / "socket").chmod(0o600)
+        if listens:
+            left.listen()
+        resident = Resident(place, before=as_user)
+        try:
+            if listens or IS_ROOT:
+                assert resident.end() == 1
+                said = resident.log()
+                assert said.startswith(f"Error: {place}/socket")
+                assert said.count("\n") == 1
+                assert "None" not in said
+                assert not IS_ROOT or f"rm {place}/socket, once no greycheck serve runs" in said
+            else:
+                assert resident.wait().ask() == DEFERRED
+        finally:
+            resident.stop()
+    if IS_ROOT and not listens:
+        (place / "socket").unlink()
+        with Resident(place, before=as_user) as again:
+            assert again.wait().ask() == DEFERRED
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root has rights to lose")
+@pytest.mark.parametrize("name", ["socket", "socket.lock"])
+@pytest.mark.parametrize("kind", [os.symlink, os.link])
+def test_root_neither_gives_away_nor_removes_what_the_user_has_linked_to(
+    place: Path, name: str, kind: Callable[[Path, Path], None]
+) -> None:
+    victim = Path(tempfile.mkdtemp(prefix="greycheck-victim-")) / "precious"
+    victim.write_text("precious")
+    victim.chmod(0o600)
+    os.chown(place, USER.pw_uid, USER.pw_gid)
+    kind(victim, place / name)
+    resident = Resident(place, {"socket_owner": f":{GROUP}"}, arguments=["--user", USER.pw_name])
+    resident.stop()
+    assert (victim.read_text(), victim.stat().st_uid, victim.stat().st_gid) == ("precious", 0, 0)
+    assert stat.S_IMODE(victim.stat().st_mode) == 0o600
+    shutil.rmtree(victim.parent)
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root may make a socket in another user's directory")
+def test_root_makes_no_socket_in_a_directory_of_another_user(place: Path) -> None:
+    directory = place / "run"
+    directory.mkdir()
+    os.chown(directory, USER.pw_uid, USER.pw_gid)
+    said = refused(place, socket=f"{directory}/socket")
+    assert said == (
+        f"{directory}: is {USER.pw_name}'s, and root makes no socket there: greycheck serve --user {USER.pw_name}"
+    )
+    directory.chmod(0o777)
+    assert "any user may write there" in refused(place, "--user", USER.pw_name, socket=f"{directory}/socket")
 
 
 def test_it_becomes_the_user_that_it_is_told(place: Path) -> None:
@@ -256,6 +413,45 @@ def test_an_address_that_is_not_this_hosts_is_named(place: Path) -> None:
     assert said == "192.0.2.1:10023: Cannot assign requested address"
 
 
+# What a request may say besides, over a unix socket.
+OWN_SETTINGS = {
+    "GREYCHECK_DELAY": "1m",
+    "GREYCHECK": "off",
+    "GREYCHECK_STRIKES": "1",
+    "GREYCHECK_STRIKE_TIME": "3650d",
+    "GREYCHECK_STRIKE_INTERVAL": "3650d",
+    "GREYCHECK_CLIENT_PASSES": "1",
+    "GREYCHECK_DATABASE": "/nonexistent/greycheck.db",
+    "greycheck_hook": "smtpextfork",
+    "greycheck_time": "1",
+}
+
+
+@pytest.mark.parametrize("name", OWN_SETTINGS)
+def test_settings_of_a_request_count_from_a_unix_socket_only(start: Start, name: str) -> None:
+    port = free_port()
+    resident = start(listen=f"127.0.0.1:{port}")
+    with Peer(("127.0.0.1", port)) as peer:
+        assert peer.ask(**{name: OWN_SETTINGS[name]}) == DEFERRED
+        assert peer.ask(sender="b@example.org", **{name: OWN_SETTINGS[name]}) == DEFERRED
+    said = "127.0.0.1: settings of a request count from a unix socket only"
+    assert resident.warnings() == ([] if name == "greycheck_time" else [said])
+    assert len(resident.verdicts) == 2
+    assert all(" hook=policy " in line for line in resident.verdicts)
+
+
+def test_nobody_has_a_client_refused_or_made_known_over_tcp(start: Start) -> None:
+    port = free_port()
+    resident = start(listen=f"127.0.0.1:{port}")
+    with Peer(("127.0.0.1", port)) as peer:
+        for _attempt in range(3):
+            peer.ask(GREYCHECK_STRIKES="1", GREYCHECK_STRIKE_TIME="3650d", GREYCHECK_STRIKE_INTERVAL="3650d")
+            peer.ask(sender="b@example.org", GREYCHECK_DELAY="0")
+            resident.age(10)
+    assert resident.store.rows("SELECT * FROM client") == []
+    assert set(resident.reasons()) == {"new", "early"}
+
+
 # --- sockets from systemd ---------------------------------------------------------------------------------------------
 
 # What systemd does: descriptors from 3 on, and variables that name the process they are meant for.
@@ -331,3 +527,20 @@ def test_the_tables_are_there_before_anybody_is_answered(place: Path) -> None:
     with Resident(place, store=store) as resident:
         assert resident.wait().ask() == DEFERRED
         assert store.rows("SELECT count(*) FROM triplet") == [(1,)]
+
+
+@pytest.mark.parametrize("revision", ["0001", "0002"])
+def test_tables_that_are_older_are_not_changed_without_being_asked(
+    place: Path, empty_store: Path, revision: str
+) -> None:
+    """It may take long, and a supervisor would kill it, and start it again. Children go on without it meanwhile."""
+    store = SQLiteFile(place / "greycheck.db", empty_store)
+    store.make()
+    schema.downgrade(store.url, revision)
+    said = refused(place)
+    assert f"the schema is at {revision}, older than this program's {schema.head()}" in said
+    assert "run greycheck db upgrade" in said
+    assert schema.current(store.url) == revision
+    schema.upgrade(store.url)
+    with Resident(place, store=store) as resident:
+        assert resident.wait().ask() == DEFERRED
