@@ -5,6 +5,7 @@ The same for everybody who decides. Time and the connection are handed in.
 
 from greycheck import policy
 from greycheck.envelope import Envelope, message_triplet, triplet
+from greycheck.normalise import is_private
 from greycheck.store.lean import Again, Asked, StoreError
 
 TYPE_CHECKING = False
@@ -35,10 +36,11 @@ def check(
     FIRST_PASSED is for those who keep elsewhere which messages have a first recipient that passed.
 
     Where the change cannot be written, an acceptance stands, and so does a deferral whose triplet is recorded already; the verdict
-    says so in ``unrecorded``. Raises StoreError where a new triplet cannot be recorded: deferred now, it would be again for ever.
+    says so in ``unrecorded``. Raises StoreError where what must be recorded cannot be: deferred now, it would be again for ever.
     """
     asked = Asked(envelope, triplet(envelope, settings.ipv4_prefix, settings.ipv6_prefix))
     verdict = None
+    changes: list[Change] = []
     fault = StoreError(f"the race for this triplet was lost {ATTEMPTS} times")
     for _attempt in range(ATTEMPTS):
         try:
@@ -52,7 +54,7 @@ def check(
         except StoreError as error:
             fault = error
             break
-    if verdict is None or verdict.reason == "new":
+    if verdict is None or policy.needs_record(verdict, changes):
         raise fault
     verdict.unrecorded, verdict.vouches = str(fault), False
     return verdict
@@ -65,13 +67,14 @@ def decide(
 
     What is new, and has tags in its sender, is looked for under its key of an earlier release too.
     """
-    found = store.lookup(asked, now)
+    found = look_up(store, asked, now)
     verdict, changes = policy.decide(found, settings, now)
     there = found.triplet
     if verdict.reason in ("new", "expected") and asked.is_tagged:
         from greycheck import earlier
 
         then = policy.Found(earlier.row(store, asked, now), found.client, found.rules, found.expected)
+        then.shared = found.shared
         decided = policy.decide(then, settings, now)
         if decided[0].reason not in ("new", "expected"):
             found, (verdict, changes) = then, decided
@@ -81,14 +84,22 @@ def decide(
         return policy.followed()
     if policy.looks_around(verdict, settings):
         terms = policy.Terms(settings, policy.deciding(found.rules, settings))
-        waiting = store.waiting(asked, now - terms.retry_window, settings.pending_limit)
-        verdict, changes = policy.look_around(verdict, changes, found, waiting, settings, now)
+        waiting = store.waiting(asked, now - terms.retry_window, now, settings)
+        verdict, changes = policy.look_around(verdict, changes, found, asked.triplet, waiting, settings, now)
     if found.triplet is not there and found.triplet is not None:
         terms = policy.Terms(settings, policy.deciding(found.rules, settings))
         changes = earlier.carried_over(changes, found.triplet, there, terms, now)
     if told and asked.envelope.first:
         verdict.vouches = policy.vouches(verdict, changes, found, settings, now)
     return verdict, changes
+
+
+def look_up(store: "Store", asked: Asked, now: int) -> policy.Found:
+    """What STORE knows of what is ASKED, and whether its client's address need not be one client's."""
+    found = store.lookup(asked, now)
+    if is_private(asked.triplet.client):
+        found.shared = asked.triplet.client
+    return found
 
 
 def remember(store: "Store", envelope: Envelope, settings: "Settings", now: int) -> None:

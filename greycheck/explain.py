@@ -43,6 +43,7 @@ REASONS = {
     "expected": ("expected",),
     "message": ("message",),
     "pool": ("pool",),
+    "crowded": ("crowded",),
     "full": ("full",),
 }
 
@@ -122,9 +123,9 @@ class Witness:
             self.found = found
         return found
 
-    def waiting(self, asked: Asked, since: int, limit: int) -> Waiting:
+    def waiting(self, asked: Asked, since: int, now: int, settings: Settings) -> Waiting:
         """What waits besides."""
-        self.around = Waiting(0, None, 0) if self._store is None else self._store.waiting(asked, since, limit)
+        self.around = Waiting() if self._store is None else self._store.waiting(asked, since, now, settings)
         return self.around
 
     def first_passed(self, _witness: "Store", asked: Asked, now: int) -> bool:
@@ -308,11 +309,19 @@ def _strikes(told: Explanation) -> tuple[str, str]:
         return looked_at, f"this retry is strike {settings.strikes}: refused for {span(settings.strike_time)}"
     if _skipped_by_rule(told):
         return looked_at, "not looked at: the rule greylists this mail"
+    if told.found.shared:
+        return looked_at, SHARED
     if row is None or not (row.strikes or row.struck > told.now):
         return looked_at, "no strikes"
+    if row.struck > told.now + settings.strike_time:
+        return looked_at, f"refused until {local(row.struck)}: does not count, a clock was wrong when that was written"
     if row.struck > told.now:
         return looked_at, f"refused until {local(row.struck)}, {away(row.struck, told.now)}"
     return looked_at, f"{row.strikes} in a row, not refused"
+
+
+# What is said of a client whose address need not be its own.
+SHARED = "does not count: many clients may share such an address"
 
 
 def _client(told: Explanation) -> tuple[str, str]:
@@ -325,6 +334,8 @@ def _client(told: Explanation) -> tuple[str, str]:
         return looked_at, "off"
     if _skipped_by_rule(told):
         return looked_at, "not looked at: the rule greylists this mail"
+    if told.found.shared:
+        return looked_at, SHARED
     if row is None or not row.passes:
         return looked_at, "has never passed"
     known = "known" if policy.is_known(row, settings, told.now) else "not known"
@@ -399,7 +410,27 @@ def _pool(told: Explanation) -> tuple[str, str]:
         return looked_at, "waits from no other network"
     networks = "network" if waiting.others == 1 else "networks"
     since = away(min(waiting.oldest, told.now), told.now)
-    return looked_at, f"waits from {waiting.others} other {networks}, since {since}"
+    line = f"waits from {waiting.others} other {networks}, since {since}"
+    if waiting.others < needed or told.verdict.reason == "pool":
+        return looked_at, line
+    if told.triplet is not None and policy.is_own_domain(told.triplet):
+        return looked_at, f"{line}; a sender of the recipient's own domain is no pool"
+    if waiting.gap is not None and waiting.gap < policy.POOL_GAP:
+        return looked_at, f"{line}; two within {span(waiting.gap)}: several senders"
+    if waiting.newest is not None and told.now - waiting.newest < policy.POOL_GAP:
+        return looked_at, f"{line}; the last a moment ago: several senders"
+    return looked_at, line
+
+
+def _crowded(told: Explanation) -> tuple[str, str]:
+    limit = told.settings.network_limit
+    network = told.triplet.network if told.triplet else "its network"
+    looked_at = f"waiting triplets of {network}, network_limit = {limit}"
+    if not limit:
+        return looked_at, "off"
+    if told.waiting is None:
+        return looked_at, ""
+    return looked_at, f"{told.waiting.crowd} wait" if told.waiting.crowd < limit else f"{limit} or more wait: crowded"
 
 
 def _full(told: Explanation) -> tuple[str, str]:
@@ -423,6 +454,7 @@ _TELL: dict[str, Callable[[Explanation], tuple[str, str]]] = {
     "expected": _expected,
     "message": _message,
     "pool": _pool,
+    "crowded": _crowded,
     "full": _full,
 }
 
@@ -548,6 +580,14 @@ def _for_pool(told: Explanation) -> list[Remedy]:
     return [Remedy("pool_networks = 0", "retries from other networks do not count", setting=True), _reject(told)]
 
 
+def _for_crowded(told: Explanation) -> list[Remedy]:
+    return [
+        *_for_deferred(told),
+        Remedy("greycheck list pending", "what waits from there; each passes at its retry"),
+        Remedy(f"network_limit, now {told.settings.network_limit}", "a higher one, or 0 for any number", setting=True),
+    ]
+
+
 def _for_full(told: Explanation) -> list[Remedy]:
     return [
         Remedy("greycheck expire", "triplets whose time is over do not count any more"),
@@ -568,5 +608,6 @@ _REMEDIES: dict[str, Callable[[Explanation], list[Remedy]]] = {
     "expected": _for_expected,
     "message": _for_message,
     "pool": _for_pool,
+    "crowded": _for_crowded,
     "full": _for_full,
 }

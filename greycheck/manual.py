@@ -91,6 +91,7 @@ REASONS = (
         "accept",
         "The same sender and recipient wait from enough other networks, the oldest longer than the delay.",
     ),
+    ("crowded", "defer", "network_limit or more triplets of this client's network wait; this one is not recorded."),
     ("full", "accept", "More triplets wait than pending_limit allows; this one is not recorded."),
     ("error", "accept", "The check could not be made; error= says why. With on_error = defer: defer."),
 )

@@ -38,6 +38,23 @@ def client_network(address: str, ipv4_prefix: int, ipv6_prefix: int) -> str:
     return f"{_text(bits, value >> host_bits << host_bits)}/{prefix}"
 
 
+# What begins a private (RFC 1918, RFC 4193), loopback, link-local (RFC 3927, RFC 4291) or carrier's (RFC 6598) address.
+_PRIVATE_IPV4 = (
+    ("10.", "127.", "169.254.", "192.168.")
+    + tuple(f"172.{octet}." for octet in range(16, 32))
+    + tuple(f"100.{octet}." for octet in range(64, 128))
+)
+_PRIVATE_IPV6 = ("fc", "fd", "fe8", "fe9", "fea", "feb")
+
+
+def is_private(address: str) -> bool:
+    """Whether many clients may share a client ADDRESS (as client_address gives it): it is private, loopback, link-local or a carrier's."""
+    if ":" not in address:
+        return address.startswith(_PRIVATE_IPV4)
+    # Groups are written without leading zeros: fc:: is 00fc::.
+    return address == "::1" or (address.startswith(_PRIVATE_IPV6) and address.index(":") == 4)
+
+
 def address_bits(address: str) -> tuple[int, int]:
     """The length in bits (IPV4_BITS or IPV6_BITS) and the value of a client ADDRESS as client_address gives it."""
     parsed = _parse(address.encode())

@@ -19,6 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from greycheck.envelope import Triplet
     from greycheck.settings import Settings
 
 ACCEPT = "accept"
@@ -27,6 +28,9 @@ REJECT = "reject"
 
 # A row in use is written again only when its last use is this many seconds old, or half a shorter lifetime.
 REFRESH = 3600
+
+# How soon, in seconds, somebody who is not refused for his haste may be told that an address that many share is not made known once more.
+TOLD = 3600
 
 # Attempts this many seconds apart are one attempt seen twice: both hooks may be on, and RCPT may be repeated (contract.md section 1).
 SAME_ATTEMPT = 1
@@ -38,10 +42,11 @@ class Verdict:
     ``wait`` is the number of seconds until a retry would pass, on a deferral. ``detail`` is further ``name=value`` text.
     ``unrecorded`` says why the store does not know of this attempt, where it should. ``observed`` is the action that would have been
     taken, where the mode is to observe. ``vouches`` is whether later recipients of the same message pass because of this one.
-    ``delayed`` is how long ago the first attempt was, in seconds, where the reason is that it was tried again.
+    ``delayed`` is how long ago the first attempt was, in seconds, where the reason is that it was tried again. ``warning`` is what the
+    log is to say besides, in a line of its own.
     """
 
-    __slots__ = ("action", "delayed", "detail", "observed", "reason", "unrecorded", "vouches", "wait")
+    __slots__ = ("action", "delayed", "detail", "observed", "reason", "unrecorded", "vouches", "wait", "warning")
 
     def __init__(self, action: str, reason: str, wait: int = 0, detail: str = "") -> None:
         self.action = action
@@ -52,6 +57,7 @@ class Verdict:
         self.observed = ""
         self.vouches = False
         self.delayed = 0
+        self.warning = ""
 
 
 class TripletRow:
@@ -100,10 +106,11 @@ class RuleRow:
 class Found:
     """What the store knows of an envelope: the rows of its triplet and its client, and the rules that match, the deciding one first.
 
-    ``expected`` is the rule by which somebody expects this mail.
+    ``expected`` is the rule by which somebody expects this mail. ``shared`` is the client's address where that need not be one client's
+    (``normalise.is_private``), as behind a container's NAT, and else empty: such a client is neither known nor refused for its haste.
     """
 
-    __slots__ = ("client", "expected", "rules", "triplet")
+    __slots__ = ("client", "expected", "rules", "shared", "triplet")
 
     def __init__(
         self,
@@ -116,18 +123,33 @@ class Found:
         self.client = client
         self.rules = rules
         self.expected = expected
+        self.shared = ""
 
 
 class Waiting:
-    """What waits besides: how many OTHERS of the same sender and recipient from other networks, the OLDEST of them since when (or
-    None), and how many triplets in all (TOTAL, an estimate).
+    """What waits besides.
+
+    How many OTHERS of the same sender and recipient from other networks, and the OLDEST of them since when; the NEWEST first attempt of
+    all networks of that pair, and the least GAP between two of them, in seconds (None where there are no two); how many triplets of the
+    same network (CROWD, no further than anybody wants to know), and in all (TOTAL, an estimate).
     """
 
-    __slots__ = ("oldest", "others", "total")
+    __slots__ = ("crowd", "gap", "newest", "oldest", "others", "total")
 
-    def __init__(self, others: int, oldest: int | None, total: int) -> None:
+    def __init__(
+        self,
+        others: int = 0,
+        oldest: int | None = None,
+        newest: int | None = None,
+        gap: int | None = None,
+        crowd: int = 0,
+        total: int = 0,
+    ) -> None:
         self.others = others
         self.oldest = oldest
+        self.newest = newest
+        self.gap = gap
+        self.crowd = crowd
         self.total = total
 
 
@@ -219,8 +241,9 @@ def decide(found: Found, settings: "Settings", now: int) -> tuple[Verdict, list[
     if rule is not None and rule.action == "reject":
         return Verdict(REJECT, "rule", detail=f"rule={rule.pattern}"), []
     client = found.client
-    if rule is None and client is not None:
-        if settings.strikes and client.struck > now:
+    if rule is None and client is not None and not found.shared:
+        # Further ahead than anybody is ever refused for: a clock was wrong when that was written.
+        if settings.strikes and now < client.struck <= now + settings.strike_time:
             return Verdict(REJECT, "strikes"), []
         if is_known(client, settings, now):
             return Verdict(ACCEPT, "client"), _used_by_client(client, found.triplet, Terms(settings), now)
@@ -251,23 +274,24 @@ def _greylisted(
         fresh = TripletRow(first=now, last=now)
         return Verdict(action, reason, terms.delay, detail), [Change(row, fresh, now + terms.retry_window)]
     if now_in == EARLY:
-        return _early(row, found.client, terms, settings, now, detail)
+        return _early(row, found, terms, settings, now, detail)
     if now_in == KNOWN:
         return Verdict(action, reason, detail=detail), _used_triplet(row, terms, now)
     verdict = Verdict(action, reason, detail=detail)
     verdict.delayed = now - min(row.first, now)
-    return verdict, _passed(found, settings, now)
+    return _passing(verdict, found, settings, now)
 
 
 def _early(
-    row: TripletRow, client: ClientRow | None, terms: Terms, settings: "Settings", now: int, detail: str
+    row: TripletRow, found: Found, terms: Terms, settings: "Settings", now: int, detail: str
 ) -> tuple[Verdict, list[Change]]:
+    client = found.client
     first = min(row.first, now)
     verdict = Verdict(DEFER, "early", first + terms.delay - now, detail)
     if first == row.first and abs(now - row.last) <= SAME_ATTEMPT:
         return verdict, []
     counted = Change(row, TripletRow(first, now, row.early + 1), first + terms.retry_window)
-    if not settings.strikes:
+    if not settings.strikes or found.shared:
         return verdict, [counted]
     hammering = now - row.last <= settings.strike_interval
     strikes = (client.strikes if client else 0) + 1 if hammering else 0
@@ -309,17 +333,26 @@ def _is_recent(row: TripletRow | ClientRow, terms: Terms, now: int) -> bool:
     return abs(now - row.last) < min(REFRESH, terms.lifetime // 2)
 
 
-def _passed(found: Found, settings: "Settings", now: int) -> list[Change]:
-    """The changes that make a triplet pass, and its client known."""
+def _passing(verdict: Verdict, found: Found, settings: "Settings", now: int) -> tuple[Verdict, list[Change]]:
+    """VERDICT, an acceptance, and the changes that make a triplet pass, and its client known.
+
+    A client whose address need not be its own has a row that tells when that was last warned of, and that never counts.
+    """
     row, client = found.triplet, found.client
     expires = now + settings.lifetime
     first, early = (min(row.first, now), row.early) if row else (now, 0)
     passed = Change(row, TripletRow(first, now, early, 1, now), expires)
     if not settings.client_passes:
-        return [passed]
+        return verdict, [passed]
+    if found.shared:
+        if client is not None and client.passes and abs(now - client.last) < TOLD:
+            return verdict, [passed]
+        verdict.warning = (
+            f"{found.shared} is an address that many clients may share: it is not made known (tcpserver behind NAT?)"
+        )
     if client is None or now - client.last > settings.lifetime:
-        return [passed, Change(client, ClientRow(now, now, 1), expires)]
-    return [passed, Change(client, ClientRow(client.first, now, client.passes + 1), expires)]
+        return verdict, [passed, Change(client, ClientRow(now, now, 1), expires)]
+    return verdict, [passed, Change(client, ClientRow(client.first, now, client.passes + 1), expires)]
 
 
 # How long the first recipient of a message that passed vouches for later ones, in seconds. Nobody takes longer to name them.
@@ -344,7 +377,7 @@ def vouches(verdict: Verdict, changes: "Sequence[Change]", found: Found, setting
     for change in changes:
         if isinstance(change.new, ClientRow):
             client = change.new
-    return not is_known(client, settings, now)
+    return bool(found.shared) or not is_known(client, settings, now)
 
 
 def holds(verdict: Verdict, changes: "Sequence[Change]") -> bool:
@@ -355,8 +388,23 @@ def holds(verdict: Verdict, changes: "Sequence[Change]") -> bool:
     if verdict.vouches:
         return False
     if verdict.reason == "early":
-        return all(isinstance(change.new, TripletRow) for change in changes)
+        return all(isinstance(change.new, TripletRow) for change in changes) and not needs_record(verdict, changes)
     return verdict.reason in ("known", "client")
+
+
+def needs_record(verdict: Verdict, changes: "Sequence[Change]") -> bool:
+    """Whether VERDICT is only true once its CHANGES are recorded: a deferral whose mail would be deferred at each retry without them.
+
+    That is what is new, and what waits since a time in the future, which each attempt would take for now.
+    """
+    if verdict.reason == "new":
+        return True
+    return verdict.reason == "early" and any(
+        isinstance(change.old, TripletRow)
+        and isinstance(change.new, TripletRow)
+        and change.old.first != change.new.first
+        for change in changes
+    )
 
 
 def is_remembered(row: TripletRow | None, now: int, seconds: int = MESSAGE_TIME) -> bool:
@@ -369,26 +417,59 @@ def remembering(row: TripletRow | None, now: int) -> Change:
     return Change(row, TripletRow(now, now, 0, 1, now), now + MESSAGE_TIME)
 
 
+# Attempts of one message from one provider's networks are at least this many seconds apart: of the schedules that are known (docs), the
+# hastiest retries after six. What comes closer are several senders.
+POOL_GAP = 5
+
+
 def looks_around(verdict: Verdict, settings: "Settings") -> bool:
     """Whether ``look_around`` may change VERDICT."""
-    return verdict.reason in ("new", "early") and bool(settings.pool_networks or settings.pending_limit)
+    if verdict.reason == "new":
+        return bool(settings.pool_networks or settings.network_limit or settings.pending_limit)
+    return verdict.reason == "early" and bool(settings.pool_networks)
 
 
 def look_around(
-    verdict: Verdict, changes: list[Change], found: Found, waiting: Waiting, settings: "Settings", now: int
+    verdict: Verdict,
+    changes: list[Change],
+    found: Found,
+    asked: "Triplet",
+    waiting: Waiting,
+    settings: "Settings",
+    now: int,
 ) -> tuple[Verdict, list[Change]]:
-    """VERDICT and CHANGES, reconsidered by what is WAITING besides: reasons `pool` and `full`.
+    """VERDICT and CHANGES on what is ASKED, reconsidered by what is WAITING besides: reasons `pool`, `crowded` and `full`.
 
     Providers retry from another network each time; what waits from enough of them, the oldest longer than the delay, has been retried.
-    Where too many triplets wait, somebody is filling the table, and new ones are let through.
+    Where too much of one network waits, what is new from there is deferred and not recorded: what waits already passes at its retry, and
+    makes its client known. Where too many triplets wait in all, somebody is filling the table, and new ones are let through.
     """
-    if settings.pool_networks and waiting.others >= settings.pool_networks:
-        oldest = now if waiting.oldest is None else waiting.oldest
-        if now - oldest >= Terms(settings, deciding(found.rules, settings)).delay:
-            return Verdict(ACCEPT, "pool", detail=verdict.detail), _passed(found, settings, now)
+    if is_pool(asked, waiting, Terms(settings, deciding(found.rules, settings)), settings, now):
+        return _passing(Verdict(ACCEPT, "pool", detail=verdict.detail), found, settings, now)
+    if verdict.reason == "new" and settings.network_limit and waiting.crowd >= settings.network_limit:
+        return Verdict(DEFER, "crowded", verdict.wait, verdict.detail), []
     if verdict.reason == "new" and settings.pending_limit and waiting.total >= settings.pending_limit:
         return Verdict(ACCEPT, "full", detail=verdict.detail), []
     return verdict, changes
+
+
+def is_pool(asked: "Triplet", waiting: Waiting, terms: Terms, settings: "Settings", now: int) -> bool:
+    """Whether what is ASKED is a retry of what is WAITING from other networks.
+
+    A sender of the recipient's own domain is none whose provider is elsewhere. Attempts that follow each other sooner than any queue
+    does are several senders', as a botnet's are.
+    """
+    if not settings.pool_networks or waiting.others < settings.pool_networks or waiting.oldest is None:
+        return False
+    if now - waiting.oldest < terms.delay or is_own_domain(asked):
+        return False
+    newest = waiting.oldest if waiting.newest is None else waiting.newest
+    return now - newest >= POOL_GAP and (waiting.gap is None or waiting.gap >= POOL_GAP)
+
+
+def is_own_domain(asked: "Triplet") -> bool:
+    """Whether the sender of what is ASKED is of the recipient's own domain."""
+    return asked.sender.rpartition(b"@")[2] == asked.recipient.rpartition(b"@")[2]
 
 
 def observe(verdict: Verdict, envelope: Envelope, settings: "Settings") -> Verdict:

@@ -244,7 +244,7 @@ TABLE = (
     Setting(
         "retry_window",
         _duration(1),
-        "24h",
+        "48h",
         "How long after the first attempt a retry still counts as the same message.",
     ),
     Setting("lifetime", _duration(1), "36d", "How long what passed is remembered after its last use."),
@@ -260,13 +260,19 @@ TABLE = (
         "null_sender", _choice("greylist", "accept"), "greylist", "What happens to the null sender: greylist or accept."
     ),
     Setting("strikes", _whole(0, 1000), "0", "After how many hasty retries in a row a client is refused; 0 never."),
-    Setting("strike_interval", _duration(2), "70s", "How soon after the last attempt a retry is a strike."),
+    Setting("strike_interval", _duration(2), "5s", "How soon after the last attempt a retry is a strike."),
     Setting("strike_time", _duration(1), "24h", "How long a client is refused for its strikes."),
     Setting(
         "pool_networks",
         _whole(0, 1000),
         "3",
         "From how many other networks the same mail must wait to count as retried; 0 never.",
+    ),
+    Setting(
+        "network_limit",
+        _whole(0, 1000000),
+        "1000",
+        "How many triplets of one client network may wait before new ones are not recorded; 0 for any number.",
     ),
     Setting(
         "pending_limit",
@@ -316,7 +322,7 @@ TABLE = (
     Setting(
         "defer_text",
         _TEXT,
-        "greylisted, please try again in {wait} seconds",
+        "greylisted, please try again later",
         "What a deferral tells a client, where the hook lets it.",
     ),
     Setting("reject_text", _TEXT, "refused by local policy", "What a refusal tells a client, where the hook lets it."),
@@ -347,6 +353,7 @@ class Settings:
     strike_interval: int
     strike_time: int
     pool_networks: int
+    network_limit: int
     pending_limit: int
     verified_names: str
     mode: str
@@ -472,7 +479,7 @@ def _hold_together(settings: Settings) -> None:
     source = settings.sources["retry_window" if settings.sources["retry_window"] != "default" else "delay"]
     by_name = {setting.name: setting for setting in TABLE}
     settings.set(by_name["retry_window"], by_name["retry_window"].default, "default")
-    used = "retry_window = 24h"
+    used = f"retry_window = {by_name['retry_window'].text}"
     if settings.retry_window <= settings.delay:
         settings.set(by_name["delay"], by_name["delay"].default, "default")
         used += ", delay = 5m"

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, Executable, NullPool, case, create_en
 from sqlalchemy.exc import DBAPIError
 
 from greycheck.policy import Change, Found, Waiting
-from greycheck.settings import read
+from greycheck.settings import Settings, read
 from greycheck.store import connect, lean, resident_sqlite, schema
 from greycheck.store.lean import Asked
 from greycheck.store.tables import client, rule, triplet
@@ -178,9 +178,9 @@ class Batches:
         with self._reading() as store:
             return store.lookup(asked, now)
 
-    def waiting(self, asked: Asked, since: int, limit: int) -> Waiting:
+    def waiting(self, asked: Asked, since: int, now: int, settings: Settings) -> Waiting:
         with self._reading() as store:
-            return store.waiting(asked, since, limit)
+            return store.waiting(asked, since, now, settings)
 
     def lock(self, _asked: Asked) -> None:
         wait_until(self._store.begin_writing, "nobody else writes")

@@ -12,6 +12,7 @@ from greycheck import rules
 from greycheck.envelope import Envelope, Triplet
 from greycheck.log import show
 from greycheck.policy import Change, TripletRow
+from greycheck.settings import read
 from greycheck.store import lean, lean_server, tables
 from greycheck.store.lean import Asked
 from tests.servers import MariaDB, Postgres
@@ -45,6 +46,9 @@ def asked(sender: bytes, recipient: bytes) -> Asked:
 
 def opened(database: Database) -> "lean.Store":
     return database.connect(PATIENCE)
+
+
+SETTINGS = read({b"GREYCHECK_CONFIG": b"/dev/null"})
 
 
 def keep_apart(store: "lean.Store", database: Database, pairs: list[tuple[bytes, bytes]]) -> None:
@@ -97,7 +101,7 @@ def test_the_same_addresses_of_another_network_are_a_pool_and_others_are_none(
         there = Asked(asked(b"", b"").envelope, Triplet("198.51.100.1", "198.51.100.0/24", address, b"bob@example.net"))
         assert store.save(there, [Change(None, TripletRow(number, number), number)], patient=True)
     for number, address in enumerate(ALIKE):
-        waiting = store.waiting(asked(address, b"bob@example.net"), 0, 0)
+        waiting = store.waiting(asked(address, b"bob@example.net"), 0, 0, SETTINGS)
         assert (waiting.others, waiting.oldest) == ((1, number) if address else (0, None)), address
 
 

@@ -14,7 +14,7 @@ from greycheck.check import ATTEMPTS, check, remember
 from greycheck.envelope import OF_MESSAGE, Envelope, Triplet, message_triplet, triplet
 from greycheck.log import show
 from greycheck.policy import MESSAGE_TIME, Change, ClientRow, Found, RuleRow, TripletRow, Waiting
-from greycheck.settings import read
+from greycheck.settings import Settings, read
 from greycheck.store import lean, lean_server, schema, tables
 from greycheck.store.lean import Again, Asked, StoreError
 from greycheck.store.lean_sqlite import Store
@@ -41,8 +41,8 @@ class Fake:
     def lookup(self, _asked: Asked, _now: int) -> Found:
         return Found(self.row)
 
-    def waiting(self, _asked: Asked, _since: int, _limit: int) -> Waiting:
-        return Waiting(0, None, 0)
+    def waiting(self, _asked: Asked, _since: int, _now: int, _settings: Settings) -> Waiting:
+        return Waiting()
 
     notes: Sequence[str] = ()
 
@@ -405,8 +405,9 @@ def test_the_same_mail_from_other_networks_is_counted(stores: Stores) -> None:
     wait_from(stores, "10.0.9.0/24", NOW - 9000, recipient=b"other@example.net")
     passed = Change(None, TripletRow(NOW - 9000, NOW, 0, 1, NOW), NOW)
     stores.open().save(asked("10.0.8.0/24"), [passed], patient=True)
-    waiting = stores.open().waiting(ASKED, NOW - 250, 100)
+    waiting = stores.open().waiting(ASKED, NOW - 250, 0, limits(100))
     assert (waiting.others, waiting.oldest, waiting.total) == (3, NOW - 200, 7)
+    assert (waiting.newest, waiting.gap) == (NOW, 100)
 
 
 @in_every_store
@@ -426,14 +427,14 @@ def test_what_only_stands_beside_a_pair_is_none_of_it(stores: Stores) -> None:
         )
     ]
     stores.execute(insert(tables.triplet).values(columns | {"early_attempts": 0}), rows)
-    assert stores.open().waiting(ASKED, 0, 0).others == 2
+    assert stores.open().waiting(ASKED, 0, 0, limits(0)).others == 2
 
 
 @in_every_store
 def test_bounces_are_no_pool(stores: Stores) -> None:
     for number in range(4):
         wait_from(stores, f"10.0.{number}.0/24", NOW - 1000, sender=b"")
-    waiting = stores.open().waiting(asked(sender=b""), NOW - 9000, 0)
+    waiting = stores.open().waiting(asked(sender=b""), NOW - 9000, 0, limits(0))
     assert (waiting.others, waiting.oldest, waiting.total) == (0, None, 0)
 
 
@@ -444,26 +445,60 @@ def test_the_number_of_all_that_waits_is_estimated_well(stores: Stores, limit: i
     rows = [{"triplet_key": lean.digest(b"%d" % number)} for number in range(20_000)]
     stores.execute(insert(tables.triplet).values(columns | {"early_attempts": 0, "passes": 0}), rows)
     store = stores.open()
-    estimates = [store.waiting(asked(f"{number}"), 0, limit).total for number in range(50)]
+    estimates = [store.waiting(asked(f"{number}"), 0, 0, limits(limit)).total for number in range(50)]
     assert 0.9 < sum(estimates) / 50 / 20_000 < 1.1
 
 
 @in_every_store
-def test_many_of_one_pair_do_not_seem_to_be_everything(stores: Stores) -> None:
-    """A pair's keys stand together: who asks for one more of them does not count there."""
+@pytest.mark.parametrize("same", [4, 1])
+def test_what_was_made_to_stand_together_does_not_seem_to_be_everything(stores: Stores, same: int) -> None:
+    """Keys can be chosen, by whoever tries many senders: no range of them is everything, nor more work than any other."""
     columns = {"network": "", "sender": "", "recipient": "", "first_attempt": 1, "last_attempt": 1, "expires_at": 1}
-    rows = [{"triplet_key": asked(f"{number}").key} for number in range(1000)]
+    rows = [{"triplet_key": ASKED.key[:same] + lean.digest(b"%d" % number)[same:]} for number in range(3000)]
     stores.execute(insert(tables.triplet).values(columns | {"early_attempts": 0, "passes": 0}), rows)
     store = stores.open()
-    estimates = [store.waiting(asked(f"{number}"), 0, 100_000).total for number in range(1000, 1050)]
-    assert sum(estimate > 0 for estimate in estimates) < 5
+    estimates = [store.waiting(ASKED, 0, 0, limits(2_000_000)).total for _ in range(50)]
+    assert sum(estimate >= 2_000_000 for estimate in estimates) < 5
 
 
-@given(st.binary(min_size=16, max_size=16), st.integers(1, 999_999_999))
-def test_a_sample_is_a_range_of_keys_in_proportion(key: bytes, limit: int) -> None:
-    low, high, times = lean.sample(key, limit)
-    assert low < high
-    assert times == 1 or abs(int.from_bytes(high) - int.from_bytes(low) - (1 << 64) // times) == 0
+@given(st.integers(1, 999_999_999))
+def test_a_sample_is_a_few_ranges_of_keys_in_proportion(limit: int) -> None:
+    ranges, times = lean.sample(limit)
+    used = [(low, high) for low, high in ranges if high]
+    assert all(low < high for low, high in used)
+    assert len(used) == (1 if times == 1 else 3)
+    assert times == 1 or all(int.from_bytes(high) - int.from_bytes(low) == (1 << 64) // times for low, high in used)
+    assert times == 1 or lean.sample(limit)[0] != ranges
+
+
+@in_every_store
+def test_what_is_over_or_has_passed_does_not_count(stores: Stores) -> None:
+    for number in range(9):
+        row, expires = (TripletRow(NOW - 9, NOW - 9), NOW - (number < 3))
+        if number == 8:
+            row, expires = TripletRow(NOW - 9, NOW, 0, 1, NOW), NOW + 9
+        there = Asked(ASKED.envelope, Triplet("", "192.0.2.0/24", b"%d@example.org" % number, b"b@example.net"))
+        assert stores.open().save(there, [Change(None, row, expires)], patient=True)
+    waiting = stores.open().waiting(ASKED, 0, NOW, limits(100))
+    assert (waiting.crowd, waiting.total) == (5, 5)
+    waiting = stores.open().waiting(asked("198.51.100.0/24"), 0, NOW, limits(100))
+    assert (waiting.crowd, waiting.total) == (0, 5)
+
+
+@in_every_store
+def test_a_crowd_is_counted_no_further_than_its_limit(stores: Stores) -> None:
+    columns = {"network": "192.0.2.0/24", "sender": "", "recipient": "", "first_attempt": 1, "last_attempt": 1}
+    rows = [{"triplet_key": lean.digest(b"%d" % number)} for number in range(50)]
+    stores.execute(insert(tables.triplet).values(columns | {"early_attempts": 0, "passes": 0, "expires_at": NOW}), rows)
+    for limit in (1, 20, 49, 50, 51):
+        assert stores.open().waiting(ASKED, 0, NOW, limits(0, limit)).crowd == min(limit, 50)
+    assert stores.open().waiting(ASKED, 0, NOW, limits(0, 0)).crowd == 0
+
+
+def limits(pending: int, network: int = 1000) -> Settings:
+    """The settings with these limits."""
+    given = {"config": "/dev/null", "pending_limit": f"{pending}", "network_limit": f"{network}"}
+    return read({f"GREYCHECK_{name.upper()}".encode(): value.encode() for name, value in given.items()})
 
 
 @pytest.mark.parametrize(

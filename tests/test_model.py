@@ -5,6 +5,7 @@ in, so that every boundary can be met to the second.
 """
 
 import ipaddress
+import itertools
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,8 +41,9 @@ BEFORE = 10**12
 
 CODES = {"accept": 0, "defer": 101, "reject": 100}
 
-CLIENTS = ["192.0.2.1", "192.0.2.2", "198.51.100.1", "203.0.113.1", "10.1.1.1", "2001:db8::1", "2001:db8::2"]
-SENDERS = ["a@x.example", "b@sub.x.example", "", "c@y.example"]
+CLIENTS = ["192.0.2.1", "192.0.2.2", "198.51.100.1", "203.0.113.1", "10.1.1.1", "fd12::1", "2001:db8::1", "2001:db8::2"]
+SHARED = ("10.", "fd12:")
+SENDERS = ["a@x.example", "b@sub.x.example", "", "c@y.example", "d@net.example"]
 RECIPIENTS = ["r@net.example", "s@other.example"]
 NAMES = ["", "mx.x.example", "x.example"]
 
@@ -100,7 +102,7 @@ class Model:
 
     def is_known(self, client: str, now: int) -> bool:
         v, known = self.values, self.clients.get(client)
-        if not v["client_passes"] or not known:
+        if not v["client_passes"] or not known or client.startswith(SHARED):
             return False
         return bool(known["passes"] >= v["client_passes"] and now - known["last"] <= v["lifetime"])
 
@@ -115,7 +117,7 @@ class Model:
             return {"allow": "accept", "reject": "reject"}[rule["action"]], "rule"
         known = self.clients.get(client)
         if not rule and known:
-            if v["strikes"] and known["struck"] > now:
+            if v["strikes"] and now < known["struck"] <= now + v["strike_time"]:
                 return "reject", "strikes"
             if self.is_known(client, now):
                 row = self.triplets.get((network(client), sender, recipient))
@@ -159,7 +161,8 @@ class Model:
         v = self.values
         verdict = "defer", "early" if row else "new"
         struck = None
-        if row and not (row["first"] <= now and abs(now - row["last"]) <= 1) and v["strikes"]:
+        shared = client.startswith(SHARED)
+        if row and not (row["first"] <= now and abs(now - row["last"]) <= 1) and v["strikes"] and not shared:
             before = self.clients.get(client, {}).get("strikes", 0)
             strikes = before + 1 if now - row["last"] <= v["strike_interval"] else 0
             if strikes >= v["strikes"] and strikes != before:
@@ -170,16 +173,27 @@ class Model:
         if verdict[0] == "defer" and follows:
             return "accept", "message"
         if verdict[0] == "defer":
-            others = [
-                other["first"]
+            pair = [
+                (other["first"], net != key[0])
                 for (net, sender, recipient), other in self.triplets.items()
-                if (sender, recipient) == key[1:] and sender and net != key[0]
+                if (sender, recipient) == key[1:] and sender
                 if not other["passed"] and other["first"] >= now - window
             ]
-            if v["pool_networks"] and len(others) >= v["pool_networks"] and now - min(others) >= delay:
+            others = [first for first, is_other in pair if is_other]
+            times = sorted(first for first, _ in pair)
+            # One queue's attempts do not come within five seconds of each other, and nobody's provider sends as his correspondent.
+            apart = all(later - first >= 5 for first, later in itertools.pairwise([*times, now]))
+            own = key[1].rpartition("@")[2] == key[2].rpartition("@")[2]
+            enough = v["pool_networks"] and len(others) >= v["pool_networks"]
+            if enough and now - min(others) >= delay and apart and not own:
                 self.passes(key, client, now)
                 return "accept", "pool"
-            waiting = sum(not other["passed"] for other in self.triplets.values())
+            counted = [
+                net for (net, _, _), other in self.triplets.items() if not other["passed"] and other["expires"] >= now
+            ]
+            waiting, crowd = len(counted), counted.count(key[0])
+            if not row and v["network_limit"] and crowd >= v["network_limit"]:
+                return "defer", "crowded"
             if not row and v["pending_limit"] and waiting >= v["pending_limit"]:
                 return "accept", "full"
         if not row:
@@ -202,7 +216,7 @@ class Model:
         expires = now + self.values["lifetime"]
         first = min(self.triplets[key]["first"], now) if key in self.triplets else now
         self.triplets[key] = {"first": first, "last": now, "passed": True, "expires": expires}
-        if not self.values["client_passes"]:
+        if not self.values["client_passes"] or client.startswith(SHARED):
             return
         known = self.clients.get(client)
         fresh = known is None or now - known["last"] > self.values["lifetime"]
@@ -283,6 +297,7 @@ class Histories(RuleBasedStateMachine):
                 "strike_interval": st.just(70),
                 "strike_time": st.sampled_from([100, 3600]),
                 "pool_networks": st.sampled_from([0, 1, 2]),
+                "network_limit": st.sampled_from([0, 2, 1000]),
                 "pending_limit": st.sampled_from([0, 4, 1000]),
                 "verified_names": st.sampled_from(["yes", "no"]),
                 "mode": st.sampled_from(["enforce", "enforce", "enforce", "observe"]),
@@ -301,7 +316,7 @@ class Histories(RuleBasedStateMachine):
         recipient=st.sampled_from(RECIPIENTS),
         name=st.sampled_from(NAMES),
         checkenv=st.booleans(),
-        later=st.sampled_from([0, 0, 1, 2, 60, 70, 71, 300]),
+        later=st.sampled_from([0, 0, 1, 2, 4, 5, 60, 70, 71, 300]),
     )
     def check(self, client: str, sender: str, recipient: str, name: str, checkenv: bool, later: int) -> None:
         self.now += later

@@ -6,7 +6,7 @@ from typing import cast
 import pytest
 
 from greycheck import policy
-from greycheck.envelope import Envelope
+from greycheck.envelope import Envelope, Triplet
 from greycheck.policy import ACCEPT, DEFER, REJECT, Change, ClientRow, Found, RuleRow, TripletRow, Verdict, Waiting
 from greycheck.settings import Settings
 
@@ -28,6 +28,7 @@ class Values:
     strike_interval: int = 70
     strike_time: int = 86400
     pool_networks: int = 3
+    network_limit: int = 1000
     pending_limit: int = 1000
     verified_names: str = "no"
     mode: str = "enforce"
@@ -38,6 +39,7 @@ class Values:
 
 
 DEFAULTS = Values()
+ASKED = Triplet("192.0.2.1", "192.0.2.0/24", b"a@example.org", b"b@example.net")
 
 
 def decide(
@@ -362,13 +364,22 @@ def test_a_strike_does_not_shorten_what_is_remembered_of_a_client() -> None:
 
 
 def look_around(
-    others: int = 0, oldest: int | None = None, total: int = 0, row: TripletRow | None = None, values: Values = DEFAULTS
+    others: int = 0,
+    oldest: int | None = None,
+    total: int = 0,
+    row: TripletRow | None = None,
+    values: Values = DEFAULTS,
+    newest: int | None = None,
+    gap: int | None = None,
+    crowd: int = 0,
+    asked: Triplet = ASKED,
 ) -> tuple[Verdict, list[Change]]:
     settings = cast(Settings, values)
     found = Found(row)
     verdict, changes = policy.decide(found, settings, NOW)
     assert policy.looks_around(verdict, settings)
-    return policy.look_around(verdict, changes, found, Waiting(others, oldest, total), settings, NOW)
+    waiting = Waiting(others, oldest, newest, gap, crowd, total)
+    return policy.look_around(verdict, changes, found, asked, waiting, settings, NOW)
 
 
 @pytest.mark.parametrize("row", [None, TripletRow(NOW - 5, NOW - 5)])
@@ -385,6 +396,38 @@ def test_fewer_networks_or_a_delay_that_is_not_over_do_not_pass(others: int, old
     assert look_around(others, oldest)[0].reason == "new"
 
 
+@pytest.mark.parametrize(
+    ("newest", "gap", "reason"),
+    [
+        (NOW - 5, 5, "pool"),
+        (NOW - 5, None, "pool"),
+        (NOW - 5, 4, "new"),
+        (NOW - 60, 0, "new"),
+        (NOW - 4, 60, "new"),
+        (NOW + 60, 60, "new"),
+    ],
+)
+def test_attempts_that_follow_each_other_sooner_than_any_queue_retries_are_several_senders(
+    newest: int, gap: int | None, reason: str
+) -> None:
+    assert look_around(9, NOW - DELAY, newest=newest, gap=gap)[0].reason == reason
+
+
+def test_a_sender_of_the_recipients_own_domain_is_no_pool() -> None:
+    own = Triplet("192.0.2.1", "192.0.2.0/24", b"ceo@example.net", b"b@example.net")
+    assert look_around(9, NOW - DELAY, asked=own)[0].reason == "new"
+
+
+def test_a_crowd_is_deferred_and_not_recorded() -> None:
+    verdict, changes = look_around(crowd=1000)
+    assert (verdict.action, verdict.reason, verdict.wait, changes) == (DEFER, "crowded", DELAY, [])
+    assert look_around(crowd=999)[0].reason == "new"
+    assert look_around(crowd=1000, row=TripletRow(NOW - 5, NOW - 5))[0].reason == "early"
+    assert look_around(crowd=1000, values=replace(DEFAULTS, network_limit=0))[0].reason == "new"
+    assert look_around(crowd=1000, total=1000)[0].reason == "crowded"
+    assert look_around(9, NOW - DELAY, crowd=1000)[0].reason == "pool"
+
+
 def test_pools_can_be_switched_off() -> None:
     assert look_around(99, 0, values=replace(DEFAULTS, pool_networks=0))[0].reason == "new"
 
@@ -398,7 +441,7 @@ def test_a_full_table_lets_new_triplets_through_and_records_none() -> None:
 
 
 def test_nobody_looks_around_for_other_verdicts_or_without_a_reason() -> None:
-    settings = cast(Settings, replace(DEFAULTS, pool_networks=0, pending_limit=0))
+    settings = cast(Settings, replace(DEFAULTS, pool_networks=0, pending_limit=0, network_limit=0))
     assert not policy.looks_around(Verdict(DEFER, "new"), settings)
     assert not policy.looks_around(Verdict(ACCEPT, "known"), cast(Settings, DEFAULTS))
 

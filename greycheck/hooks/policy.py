@@ -23,7 +23,8 @@ What tcprules and envdir would put into a child's environment is an attribute of
 (seconds since 1970); its answer says how to end.
 
 Answers: ``DUNNO`` accepts and leaves further restrictions to the server, ``DEFER_IF_PERMIT`` refuses with 450, ``REJECT`` with 554;
-``PREPEND`` accepts and adds a header.
+``PREPEND`` accepts and adds a header. A refusal's text begins with its code (RFC 3463): without one Postfix says 4.7.1, which some
+senders take for a refusal for good.
 """
 
 from time import gmtime
@@ -117,7 +118,18 @@ def action(verdict: "Verdict", settings: "Settings") -> str:
     word = ANSWERS[verdict.action]
     if verdict.action == ACCEPT:
         return word
-    return f"{word} {text(verdict, settings)}"
+    told = text(verdict, settings)
+    return f"{word} {told}" if has_code(told, verdict.action) else f"{word} {CODES[verdict.action]} {told}"
+
+
+# What a refusal's text begins with where the setting has no such code: other or undefined mailbox status; delivery not authorized.
+CODES = {DEFER: "4.2.0", REJECT: "5.7.1"}
+
+
+def has_code(told: str, action: str) -> bool:
+    """Whether what is TOLD about a refusal, ACTION, begins with an enhanced status code of its class (RFC 3463): 4.2.0, say."""
+    parts = told.partition(" ")[0].split(".")
+    return len(parts) == 3 and parts[0] == CODES[action][0] and all(part.isascii() and part.isdigit() for part in parts)
 
 
 def header(verdict: "Verdict", host: str, now: int) -> str:

@@ -6,6 +6,7 @@ Diagnostics: ``StoreError``, whose message is ready for the log; ``NoSchema`` wh
 """
 
 import _blake2
+import posix
 import sys
 
 from greycheck.envelope import Envelope, Triplet
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any, Protocol, TypeVar
 
+    from greycheck.settings import Settings
+
     T = TypeVar("T")
 
     class Store(Protocol):
@@ -26,8 +29,8 @@ if TYPE_CHECKING:
         def lookup(self, asked: "Asked", now: int) -> Found:
             """The rows of a triplet and a client, and the rules that match and are not over at NOW."""
 
-        def waiting(self, asked: "Asked", since: int, limit: int) -> Waiting:
-            """What waits besides: of the same mail since SINCE, and in all, as exact as a LIMIT of that wants it."""
+        def waiting(self, asked: "Asked", since: int, now: int, settings: Settings) -> Waiting:
+            """What waits besides at NOW: of the same mail since SINCE; of its network and in all, as far as SETTINGS have limits."""
 
         def lock(self, asked: "Asked") -> None:
             """Holds off whoever else would write the same triplet, until the next ``save``."""
@@ -168,10 +171,13 @@ class RuleKeys:
         return [matching[key] for key in self._rules if key in matching], expected
 
 
-def waiting_parameters(asked: "Asked", since: int, limit: int) -> tuple[dict[str, object], int]:
-    """The parameters of WAITING, by name, and by what its total is to be multiplied."""
-    low, high, times = sample(asked.key, limit) if limit else (b"", b"", 0)
-    return pool_parameters(asked, since) | {"low": low, "high": high}, times
+def waiting_parameters(asked: "Asked", since: int, now: int, settings: "Settings") -> tuple[dict[str, object], int]:
+    """The parameters of WAITING, by name, and by what its totals are to be multiplied."""
+    ranges, times = sample(settings.pending_limit)
+    values = pool_parameters(asked, since) | crowd_parameters(asked, now, settings)
+    for index, (low, high) in enumerate(ranges):
+        values[f"low_{index}"], values[f"high_{index}"] = low, high
+    return values, times
 
 
 def pool_parameters(asked: "Asked", since: int) -> dict[str, object]:
@@ -188,27 +194,42 @@ def pool_parameters(asked: "Asked", since: int) -> dict[str, object]:
     }
 
 
+def crowd_parameters(asked: "Asked", now: int, settings: "Settings") -> dict[str, object]:
+    """The parameters of CROWD, by name."""
+    return {"network": asked.triplet.network, "now": now, "network_limit": settings.network_limit}
+
+
 def pair_keys(key: bytes) -> tuple[bytes, bytes]:
     """The range of keys, from the first up to and without the second, in which all rows of the pair of KEY are."""
     return key[:PAIR], key[:PAIR] + b"\xff" * (DIGEST - PAIR + 1)
 
 
-# How many waiting triplets an estimate of their number is to be made from.
-SAMPLE = 512
+# In how many ranges of keys waiting triplets are counted for an estimate of their number, how many are to be in each, and at how many
+# the count ends: what was made to stand in one range is not worth more work than that.
+RANGES, SAMPLE, MOST = 3, 256, 1024
 
 
-def sample(key: bytes, limit: int) -> tuple[bytes, bytes, int]:
-    """The range of keys, from the first up to and without the second, in which to count, and by what to multiply.
+def sample(limit: int) -> tuple[list[tuple[bytes, bytes]], int]:
+    """The ranges of keys, each from the first up to and without the second, in which to count, and by what to multiply (0: not at all).
 
-    Keys are digests and so spread evenly, but for pairs: of LIMIT waiting triplets some SAMPLE are in any range of their share of all
-    keys. KEY chooses which range, not that of its own pair. Where LIMIT is small the range holds all.
+    Keys are digests and so spread evenly: of LIMIT waiting triplets some SAMPLE are in any range of their share of all keys. Which ranges
+    these are nobody can foresee, and the count of the middle one counts: keys are not secret, and could be made to stand together.
+    Where LIMIT is small the first range holds all.
     """
+    nothing = (b"", b"")
+    if not limit:
+        return [nothing] * RANGES, 0
     times = limit // SAMPLE
-    if times <= 1:
-        return b"", b"\xff" * (DIGEST + 1), 1
+    if limit <= MOST:
+        return [(b"", b"\xff" * (DIGEST + 1)), nothing, nothing], 1
     width = (1 << 64) // times
-    start = int.from_bytes(key[-8:]) % ((1 << 64) - width)
-    return start.to_bytes(8), (start + width).to_bytes(8), times
+    starts = [int.from_bytes(posix.urandom(8), "big") % ((1 << 64) - width) for _ in range(RANGES)]
+    return [(start.to_bytes(8, "big"), (start + width).to_bytes(8, "big")) for start in starts], times
+
+
+def total(counts: "Sequence[int]", times: int) -> int:
+    """How many wait in all, by the COUNTS in the ranges of ``sample``, and by what to multiply."""
+    return counts[0] if times == 1 else sorted(counts)[len(counts) // 2] * times
 
 
 def check_revision(found: str | None, wanted: str) -> None:

@@ -24,6 +24,7 @@ from greycheck.store.lean import (
     parameters,
     rows,
     statement,
+    total,
     waiting_parameters,
 )
 from greycheck.store.server import Fault, Host
@@ -122,12 +123,12 @@ class Store:
         there = rows((_text(found[0][0]), *found[0][1:]), compiled.REVISION)
         return Found(*there, *keys.pick(map(_rule, found), now))
 
-    def waiting(self, asked: Asked, since: int, limit: int) -> Waiting:
+    def waiting(self, asked: Asked, since: int, now: int, settings: "Settings") -> Waiting:
         """What waits besides."""
         sql, names = self._compiled.WAITING
-        values, times = waiting_parameters(asked, since, limit)
-        others, oldest, total = self._run(sql, [values[name] for name in names])[0]
-        return Waiting(others, oldest, total * times)
+        values, times = waiting_parameters(asked, since, now, settings)
+        others, oldest, newest, gap, crowd, *counts = self._run(sql, [values[name] for name in names])[0]
+        return Waiting(others, oldest, newest, gap, crowd, total(counts, times))
 
     def lock(self, asked: Asked) -> None:
         """Begins a transaction that holds the triplet's row, where there is one, against everybody else."""

@@ -23,6 +23,7 @@ from greycheck.store.lean import (
     parameters,
     rows,
     statement,
+    total,
     waiting_parameters,
 )
 
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     import _sqlite3
     from collections.abc import Sequence
     from types import ModuleType
+
+    from greycheck.settings import Settings
 else:
     _sqlite3 = _import_sqlite()
 
@@ -88,12 +91,12 @@ class Store:
         keys = RuleKeys(asked)
         return keys.pick(self._run(sql, keys.padded(len(names))), now)
 
-    def waiting(self, asked: Asked, since: int, limit: int) -> Waiting:
+    def waiting(self, asked: Asked, since: int, now: int, settings: "Settings") -> Waiting:
         """What waits besides."""
         sql, names = compiled.WAITING
-        values, times = waiting_parameters(asked, since, limit)
-        others, oldest, total = self._execute(sql, names, values).fetchone()
-        return Waiting(others, oldest, total * times)
+        values, times = waiting_parameters(asked, since, now, settings)
+        others, oldest, newest, gap, crowd, *counts = self._execute(sql, names, values).fetchone()
+        return Waiting(others, oldest, newest, gap, crowd, total(counts, times))
 
     def lock(self, _asked: Asked) -> None:
         """Begins a transaction that no other writer can come between."""

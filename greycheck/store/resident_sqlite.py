@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from time import monotonic
 
 from greycheck.policy import Change, Found, TripletRow, Waiting
+from greycheck.settings import Settings
 from greycheck.store import compiled_sqlite as compiled
 from greycheck.store import lean_sqlite
 from greycheck.store.lean import (
@@ -28,6 +29,7 @@ from greycheck.store.lean import (
     pool_parameters,
     sample,
     statement,
+    total,
 )
 from greycheck.store.rule_index import RuleIndex
 
@@ -165,22 +167,29 @@ class Store(lean_sqlite.Store):
         self._alone = asked if others == 0 else None
         return Found(*made(found), *self._index.find(asked, now))
 
-    def waiting(self, asked: Asked, since: int, limit: int) -> Waiting:
+    def waiting(self, asked: Asked, since: int, now: int, settings: Settings) -> Waiting:
         """What waits besides; in all, as others had it a moment ago, with what was added here since."""
-        others, oldest = 0, None
+        others, oldest, newest, gap = 0, None, None, None
         if asked is not self._alone:
             sql, names = compiled.POOL
-            others, oldest = self._execute(sql, names, pool_parameters(asked, since)).fetchone()
-        return Waiting(others, oldest, self._estimate(asked, limit) if limit else 0)
+            others, oldest, newest, gap = self._execute(sql, names, pool_parameters(asked, since)).fetchone()
+        crowd = in_all = 0
+        if settings.network_limit:
+            values = (asked.triplet.network, now, settings.network_limit)
+            crowd = self._run(compiled.CROWD[0], values).fetchone()[0]
+        if settings.pending_limit:
+            in_all = self._estimate(settings.pending_limit, now)
+        return Waiting(others, oldest, newest, gap, crowd, in_all)
 
-    def _estimate(self, asked: Asked, limit: int) -> int:
-        now = monotonic()
+    def _estimate(self, limit: int, now: int) -> int:
+        began = monotonic()
         good_for = ESTIMATE if self._version == self._counted_at else min(ESTIMATE, TIMES * self._counting_took)
-        if now - self._counted_when > good_for:
-            low, high, times = sample(asked.key, limit)
-            self._total = self._run(compiled.PENDING[0], (low, high)).fetchone()[0] * times
-            self._counted_at, self._counted_when = self._version, now
-            self._counting_took = monotonic() - now
+        if began - self._counted_when > good_for:
+            ranges, times = sample(limit)
+            counts = [self._run(compiled.PENDING[0], (low, high, now)).fetchone()[0] for low, high in ranges if high]
+            self._total = total(counts, times)
+            self._counted_at, self._counted_when = self._version, began
+            self._counting_took = monotonic() - began
         return self._total
 
     def lock(self, _asked: Asked) -> None:

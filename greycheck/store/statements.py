@@ -12,6 +12,7 @@ from sqlalchemy import (
     Delete,
     FromClause,
     Insert,
+    Integer,
     LargeBinary,
     Select,
     Update,
@@ -35,7 +36,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.sql.schema import Table
 
 from greycheck import normalise, rules
-from greycheck.store.lean import PAIR
+from greycheck.store.lean import MOST, PAIR, RANGES
 from greycheck.store.tables import DIGEST, Digest, alembic_version, client, rule, triplet
 
 # Columns of a row that a change may set, and that a guard compares.
@@ -126,37 +127,82 @@ def all_rules() -> Select[tuple[object, ...]]:
     return select(*RULE)
 
 
+# Of how many rows of a pair a pool is made at most: no provider has more networks, and whoever sends from more is none.
+POOL_MOST = 100
+
+
 def pool() -> Select[tuple[object, ...]]:
-    """How many others of the same pair wait, and the oldest since when."""
+    """How many others of the same pair wait, the oldest since when; the newest of the pair, and the least time between two of them."""
+    near = (
+        select(triplet.c.network, triplet.c.first_attempt)
+        .where(
+            triplet.c.triplet_key >= bindparam("pair_low"),
+            triplet.c.triplet_key < bindparam("pair_high"),
+            triplet.c.passes == literal_column("0"),
+            triplet.c.sender == bindparam("sender"),
+            triplet.c.recipient == bindparam("recipient"),
+            triplet.c.first_attempt >= bindparam("since"),
+        )
+        .limit(literal_column(str(POOL_MOST)))
+        .offset(literal_column("0"))
+        .subquery("near")
+    )
+    first = near.c.first_attempt
+    before = func.lag(first).over(order_by=first)
+    attempts = select(near.c.network, first, (first - before).label("gap")).subquery("attempts")
+    of_another = attempts.c.network != bindparam("network")
     columns: list[ColumnElement[Any]] = [
-        func.count().label("others"),
-        func.min(triplet.c.first_attempt).label("oldest"),
+        func.count(case((of_another, literal_column("1")))).label("others"),
+        func.min(case((of_another, attempts.c.first_attempt))).label("oldest"),
+        func.max(attempts.c.first_attempt).label("newest"),
+        func.min(attempts.c.gap).label("gap"),
     ]
-    return select(*columns).where(
-        triplet.c.triplet_key >= bindparam("pair_low"),
-        triplet.c.triplet_key < bindparam("pair_high"),
-        triplet.c.passes == literal_column("0"),
-        triplet.c.sender == bindparam("sender"),
-        triplet.c.recipient == bindparam("recipient"),
-        triplet.c.network != bindparam("network"),
-        triplet.c.first_attempt >= bindparam("since"),
+    return select(*columns)
+
+
+def crowd() -> Select[tuple[object, ...]]:
+    """How many of one network wait, and are not over, up to its limit."""
+    near = (
+        select(literal_column("1").label("one"))
+        .where(
+            triplet.c.network == bindparam("network"),
+            triplet.c.passes == literal_column("0"),
+            triplet.c.expires_at >= bindparam("now"),
+        )
+        .limit(bindparam("network_limit", type_=Integer))
+        .offset(literal_column("0"))
+        .subquery("of_network")
     )
+    columns: list[ColumnElement[Any]] = [func.count().label("crowd")]
+    return select(*columns).select_from(near)
 
 
-def pending() -> Select[tuple[object, ...]]:
-    """How many of all triplets in a range of keys wait."""
+def pending(index: int = 0) -> Select[tuple[object, ...]]:
+    """How many of all triplets in a range of keys wait, and are not over, up to ``lean.MOST``. INDEX is that of the range."""
+    near = (
+        select(literal_column("1").label("one"))
+        .where(
+            triplet.c.triplet_key >= bindparam(f"low_{index}"),
+            triplet.c.triplet_key < bindparam(f"high_{index}"),
+            triplet.c.passes == literal_column("0"),
+            triplet.c.expires_at >= bindparam("now"),
+        )
+        .limit(literal_column(str(MOST)))
+        .offset(literal_column("0"))
+        .subquery(f"range_{index}")
+    )
     columns: list[ColumnElement[Any]] = [func.count().label("total")]
-    return select(*columns).where(
-        triplet.c.triplet_key >= bindparam("low"),
-        triplet.c.triplet_key < bindparam("high"),
-        triplet.c.passes == literal_column("0"),
-    )
+    return select(*columns).select_from(near)
 
 
 def waiting() -> Select[tuple[object, ...]]:
-    """How many others of the same pair wait, the oldest since when, and how many of all triplets in a range of keys wait."""
-    others, all_of_them = pool().subquery("pool"), pending().subquery("pending")
-    return select(others.c.others, others.c.oldest, all_of_them.c.total).join_from(others, all_of_them, true())
+    """What POOL and CROWD say, and what PENDING says of each range of keys, in one row."""
+    parts: list[FromClause] = [pool().subquery("pool"), crowd().subquery("crowd")]
+    parts += [pending(index).subquery(f"pending_{index}") for index in range(RANGES)]
+    joined = parts[0]
+    for part in parts[1:]:
+        joined = joined.join(part, true())
+    return select(*(column for part in parts for column in part.c)).select_from(joined)
 
 
 def take_lock() -> Delete:
@@ -201,6 +247,7 @@ def for_dialect(name: str) -> dict[str, Statement]:
             "ROWS": rows(),
             "ALL_RULES": all_rules(),
             "POOL": pool(),
+            "CROWD": crowd(),
             "PENDING": pending(),
         }
     else:

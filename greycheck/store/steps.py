@@ -79,12 +79,13 @@ def drop_column(table: str, name: str) -> None:
         op.drop_column(table, name)
 
 
-def make_index(table: str, column: str) -> None:
-    """Makes an index of one COLUMN, with the name that ``tables`` gives it."""
+def make_index(table: str, column: str, *more: str, of: str = "") -> None:
+    """Makes an index of a COLUMN, and of MORE, with the name that ``tables`` gives it; OF rows alone where the server can do that."""
     if index_name(table, column) in _indexes(table):
         return
+    only: dict[str, Any] = {f"{dialect}_where": sa.text(of) for dialect in ("sqlite", "postgresql")} if of else {}
     with _unless_done(INDEX_EXISTS, NO_SUCH_TABLE):
-        op.create_index(index_name(table, column), table, [column])
+        op.create_index(index_name(table, column), table, [column, *more], **only)
 
 
 def drop_index(table: str, column: str) -> None:

@@ -289,7 +289,7 @@ def test_a_schema_of_another_program_is_said(
 
 def waits(store: Store, limit: int = 10) -> tuple[int, int | None, int]:
     store.begin_reading()
-    found = store.waiting(ASKED, 0, limit)
+    found = store.waiting(ASKED, 0, 0, settings_with(pending_limit=limit))
     store.commit()
     return found.others, found.oldest, found.total
 
@@ -300,7 +300,7 @@ def test_others_of_a_pair_are_asked_for_where_there_are_any(store: Store, monkey
     monkeypatch.setattr(store, "_execute", None)
     store.begin_reading()
     assert store.lookup(ASKED, NOW).triplet is None
-    assert store.waiting(ASKED, 0, 0).others == 0
+    assert store.waiting(ASKED, 0, 0, settings_with(pending_limit=0, network_limit=0)).others == 0
     store.commit()
     monkeypatch.undo()
     assert write(store, NEW, asked(client="198.51.100.1"))
@@ -309,7 +309,7 @@ def test_others_of_a_pair_are_asked_for_where_there_are_any(store: Store, monkey
             assert write(store, [Change(None, TripletRow(passed, passed, 0, 1, passed), passed + 9)])
         store.begin_reading()
         assert (store.lookup(ASKED, NOW).triplet is None) == (passed is None)
-        assert store.waiting(ASKED, 0, 0).others == 1
+        assert store.waiting(ASKED, 0, 0, settings_with(pending_limit=0, network_limit=0)).others == 1
         store.commit()
 
 
