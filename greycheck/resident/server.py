@@ -68,7 +68,8 @@ OF_THE_START = ("socket", "socket_mode", "socket_owner", "listen")
 
 IN, OUT = select.EPOLLIN, select.EPOLLOUT
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ENDS = {signal.SIGTERM, signal.SIGINT}
+SIGNALS = (*ENDS, signal.SIGHUP)
 
 
 class Server:
@@ -163,6 +164,8 @@ class Server:
 
     def _one_turn(self, events: list[tuple[int, int]]) -> None:
         self._turn = monotonic()
+        if not ENDS.isdisjoint(self._signals):
+            self._drain()
         self._in_hand = []
         for _ in range(ROUNDS):
             self._ask(events)
@@ -446,10 +449,10 @@ class Server:
         lines = self._writer.lines(question, verdict, notes)
         self.journal.add(lines)
         peer = question.peer
+        peer.question = None
         if self._peers.get(peer.descriptor) is peer:
             peer.ends = question.hook is not None
             self._send(peer, self._writer.answer(question, verdict, lines))
-        peer.question = None
 
     def _send(self, peer: Peer, answer: bytes) -> None:
         """Sends ANSWER to PEER, and goes on with what he sends next, unless he is to be left."""
@@ -515,7 +518,7 @@ class Server:
         numbers, self._signals = self._signals, []
         if signal.SIGHUP in numbers:
             self._reread()
-        if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+        if not ENDS.isdisjoint(numbers):
             self._drain()
 
     def _drain(self) -> None:
