@@ -16,6 +16,7 @@ from greycheck.cli import apart, native, server
 from greycheck.cli.access import acting_as, barrier, can_act_as, named
 from greycheck.cli.common import foreseen, read_settings
 from greycheck.cli.launcher import PROGRAMS, interpreter, launcher, package
+from greycheck.resident import program
 from greycheck.settings import SYSTEM_DIRECTORY, Settings
 from greycheck.store import rights, schema
 from greycheck.store.lean import StoreError
@@ -89,6 +90,10 @@ def put(paths: list[Path], user: str | None, in_c: bool) -> None:
     if compiled:
         click.echo(f"compiled by {compiled[1]}; they ask the resident, greycheck serve, at {found.socket}")
     click.echo(lines(paths, found))
+    with acting_as(account if account and can_act_as(account) else None):
+        complaint = program.other(found.socket, found.socket_patience) if found.socket else ""
+    if complaint:
+        click.echo(f"\n{complaint}:\n{program.RESTART}")
     if complaints:
         raise click.ClickException("\n".join(["not ready:", *complaints]))
 

@@ -7,7 +7,8 @@ Interface: ``examine`` looks at an installation and gives findings; it changes n
 - ``warning``: works, and costs time, disk or verdicts;
 - ``fault``: stops mail or greylisting.
 
-Each file here looks at one thing: ``launchers``, ``configuration``, ``host``, ``store`` (an SQLite file), ``server``, ``service``.
+Each file here looks at one thing: ``launchers``, ``configuration``, ``host``, ``store`` (an SQLite file), ``server``, ``service``,
+``resident``.
 
 Diagnostics: none but findings; what cannot be looked at becomes one.
 """
@@ -20,6 +21,7 @@ from greycheck.doctor.configuration import look_at_settings
 from greycheck.doctor.finding import Finding, Installation, safe
 from greycheck.doctor.host import look_at_clock, look_at_space
 from greycheck.doctor.launchers import look_at_launchers, look_at_modules, look_at_permissions
+from greycheck.doctor.resident import look_at_program
 from greycheck.doctor.service import look_at_services
 from greycheck.doctor.store import look_at_store
 from greycheck.store import schema
@@ -36,6 +38,7 @@ EXAMINATIONS: tuple[tuple[str, Examination], ...] = (
     ("clock", look_at_clock),
     ("store", look_at_store),
     ("service", look_at_services),
+    ("resident", look_at_program),
 )
 
 

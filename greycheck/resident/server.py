@@ -25,6 +25,7 @@ from traceback import extract_tb
 from greycheck import log, normalise, policy
 from greycheck.hooks.policy import Malformed
 from greycheck.policy import Verdict
+from greycheck.resident import program
 from greycheck.resident.file_store import FileStore
 from greycheck.resident.journal import Journal
 from greycheck.resident.peers import Peer, TooLong, left
@@ -399,7 +400,7 @@ class Server:
             self._close(peer)
             return None
         if question is None:
-            self._send(peer, b"action=DUNNO\n\n")
+            self._send(peer, program.ANSWER if request == program.REQUEST and peer.is_local else b"action=DUNNO\n\n")
             return None
         peer.question = question
         verdict = policy.without_store(question.envelope, question.settings)
