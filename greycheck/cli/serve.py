@@ -23,7 +23,8 @@ def serve(user: str | None) -> None:
     """Answer mail servers and native children over a socket: the same decision, with the store kept open.
 
     Stays in the foreground, for daemontools, runit or systemd, and logs to descriptor 2. SIGTERM drains and ends it, SIGHUP reads the
-    settings again. It speaks Postfix's policy delegation protocol.
+    settings again. Where the schema is another program's, after an upgrade say, it ends with exit code 111, for the supervisor to start
+    that one. It speaks Postfix's policy delegation protocol.
     """
     # Else a database may be opened as descriptor 2, and the log be written into it.
     child.safe_descriptors()
