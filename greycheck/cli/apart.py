@@ -52,21 +52,25 @@ def _do(user: int, work: Callable[[], Any], writer: int) -> None:
             rights.become(user)
             # Root's own directory for temporary files may be closed to others.
             tempfile.tempdir = None
-            answer = {"done": work()}
+            answer = json.dumps({"done": work()})
         except DBAPIError as error:
-            answer = {"failed": f"{faults.of(error)}{schema.advice(error)}"}
+            answer = _failed(f"{faults.of(error)}{schema.advice(error)}")
         except (schema.SchemaError, StoreError, SQLAlchemyError) as error:
-            answer = {"failed": str(error)}
+            answer = _failed(str(error))
         except click.ClickException as error:
-            answer = {"failed": error.message}
+            answer = _failed(error.message)
         except OSError as error:
-            answer = {"failed": f"{error.filename}: {error.strerror}"}
+            answer = _failed(f"{error.filename}: {error.strerror}")
         except Exception as error:
-            answer = {"failed": f"{type(error).__name__}: {error}"}
+            answer = _failed(f"{type(error).__name__}: {error}")
         with os.fdopen(writer, "wb") as pipe:
-            pipe.write(json.dumps(answer).encode())
+            pipe.write(answer.encode())
     finally:
         os._exit(0)
+
+
+def _failed(words: str) -> str:
+    return json.dumps({"failed": words})
 
 
 def _read(reader: int) -> bytes:

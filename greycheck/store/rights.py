@@ -170,20 +170,16 @@ def owner(path: str) -> int:
 
 def only_roots(path: str) -> None:
     """Raises StoreError where others than root may change what PATH is, or write it. What is not there is nobody's."""
-    user, status, there = _walk(path)
-    if user:
-        raise StoreError(
-            f"{there}: is {user_name(user)}'s, and root goes by nothing that another user wrote: {_run('chown -h root', there)}"
-        )
+    _user, status, there = _walk(path, only_root=True)
     if status is not None and status.st_mode & TYPE != DEVICE:
         _check_closed(there, status)
 
 
-def _walk(path: str) -> "tuple[int, posix.stat_result | None, str]":
+def _walk(path: str, only_root: bool = False) -> "tuple[int, posix.stat_result | None, str]":
     """Whom PATH belongs to besides root (0: nobody), its status (None: it is not there), and what it is without links.
 
     Each directory on the way must be closed to others; from the first that is another user's, all must be his. Links are followed only
-    where root made them, in directories of root's. Raises StoreError.
+    where root made them, in directories of root's. Raises StoreError, where it is to be ONLY_ROOT's at the first that is another user's.
     """
     user, at, links = 0, "", 0
     status = posix.lstat("/")
@@ -212,6 +208,9 @@ def _walk(path: str) -> "tuple[int, posix.stat_result | None, str]":
             at = "" if target.startswith("/") else at
             status = posix.lstat(at or "/")
             continue
+        if only_root and status.st_uid:
+            whose = f"{here}: is {user_name(status.st_uid)}'s, and root goes by nothing that another user may write"
+            raise StoreError(f"{whose}: {'keep it in a directory of root' if rest else _run('chown -h root', here)}")
         if user and status.st_uid != user:
             whose = f"{here}: is {user_name(status.st_uid)}'s, in a directory of {user_name(user)}"
             raise StoreError(f"{whose}: {_run(f'chown -h {_word(user_name(user))}', here)}")
