@@ -11,6 +11,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -126,6 +127,7 @@ def run(site: Site, *arguments: str) -> Ran:
                 os.dup2(os.open(name, flags, 0o600), number)
             os.dup2(1, 2)
             sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
+            tempfile.tempdir = None
             os.environ.clear()
             os.environ.update(site.environ)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
