@@ -1,7 +1,9 @@
 """Root's rights: whoever owns the store gains nothing when root runs any command on it."""
 
+import contextlib
 import json
 import os
+import pty
 import pwd
 import random
 import shutil
@@ -19,7 +21,7 @@ from pathlib import Path
 import click
 import pytest
 
-from greycheck.cli import apart, install
+from greycheck.cli import access, apart, install
 from greycheck.cli.main import cli
 from greycheck.doctor.store import told
 from greycheck.envelope import Envelope, triplet
@@ -622,6 +624,41 @@ def test_who_is_quicker_in_a_trial_directory_gains_nothing(site: Site, empty_sto
         racer.wait()
         assert racer.stdout
         racer.stdout.close()
+
+
+NOSY = """#!/bin/sh
+(exec 3</dev/tty) 2>/dev/null && echo it has a terminal >&2
+[ -t 0 ] && echo it reads from a terminal >&2
+exit 3
+"""
+
+
+def test_what_root_runs_as_another_user_has_no_terminal(site: Site) -> None:
+    """Or that user, whose process it is, could type into it (TIOCSTI), and root's shell would read that."""
+    nosy = site.bin / "greycheck"
+    nosy.write_text(NOSY)
+    nosy.chmod(0o755)
+    child, terminal = pty.fork()
+    if child == 0:
+        try:
+            ran = subprocess.run([nosy], stderr=subprocess.PIPE, check=False)
+            os.write(1, b"control: " + ran.stderr.replace(b"\n", b";"))
+            os.write(1, f" trial: {install.try_run(nosy, NOBODY)}".encode())
+            ran = subprocess.run([nosy], stderr=subprocess.PIPE, check=False, **access.identity(NOBODY))  # type: ignore[call-overload]
+            os.write(1, b" identity: " + ran.stderr)
+        finally:
+            os._exit(0)
+    said = b""
+    with contextlib.suppress(OSError):  # EIO is the end of a terminal
+        while more := os.read(terminal, 1000):
+            said += more
+    os.close(terminal)
+    os.waitpid(child, 0)
+    text = " ".join(said.decode().split())
+    assert "control: it has a terminal;it reads from a terminal;" in text, text
+    assert text.count("terminal") == 2, text
+    assert "trial: " in text
+    assert "exit code 3" in text
 
 
 def test_the_directory_of_marks_is_not_made_with_roots_rights_where_another_may_write(site: Site) -> None:

@@ -2,13 +2,14 @@
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from threading import Timer
+from threading import Thread, Timer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -433,3 +434,80 @@ def test_the_environment_of_a_mail_server_does_not_lead_astray(
     monkeypatch.setitem(os.environ, "PGOPTIONS", "-c search_path=nowhere")
     for driver in ("psycopg2", "psycopg"):
         assert value(connected(postgres.url(driver=driver)), "SELECT current_user::text") == USER
+
+
+# --- a server that is an enemy ------------------------------------------------------------------------------------------
+
+LOCAL_FILES = 0x80
+
+
+class Thief:
+    """A server of MySQL's dialect that answers each statement by asking for a file of its client's (LOAD DATA LOCAL)."""
+
+    def __init__(self, wanted: Path) -> None:
+        self.wanted = wanted
+        self.flags: list[int] = []
+        self.got = b""
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                peer, _address = self._listener.accept()
+            except OSError:
+                return
+            with peer, peer.makefile("rb") as stream:
+                self._talk(peer, stream)
+
+    def _talk(self, peer: socket.socket, stream: Any) -> None:
+        def send(number: int, body: bytes) -> None:
+            peer.sendall(struct.pack("<I", len(body))[:3] + bytes([number]) + body)
+
+        def take() -> tuple[int, bytes]:
+            head = stream.read(4)
+            if len(head) < 4:
+                raise EOFError
+            return head[3], stream.read(int.from_bytes(head[:3], "little"))
+
+        fine = bytes.fromhex("00000002000000")
+        offered = 0x0009F7FF & ~0x0800
+        hello = b"\x0a10.11.6-MariaDB\0" + struct.pack("<I", 1) + b"a" * 8 + b"\0" + struct.pack("<H", offered & 0xFFFF)
+        hello += b"\x2d" + struct.pack("<HH", 2, offered >> 16) + bytes([21]) + bytes(10) + b"b" * 12 + b"\0"
+        try:
+            send(0, hello + b"mysql_native_password\0")
+            number, login = take()
+            self.flags.append(int.from_bytes(login[:4], "little"))
+            send(number + 1, fine)
+            while True:
+                number, _statement = take()
+                send(number + 1, b"\xfb" + os.fsencode(self.wanted))
+                number, content = take()
+                self.got += content
+                send(number + 1, fine)
+        except (EOFError, OSError):
+            pass
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.mark.parametrize("driver", ["mysqldb", "pymysql"])
+def test_a_server_is_not_given_a_file_that_it_asks_for(driver: str, tmp_path: Path) -> None:
+    """The client says at once that it gives none, and gives none."""
+    (tmp_path / "secret").write_text("root's own\n")
+    thief = Thief(tmp_path / "secret")
+    try:
+        url = f"mysql+{driver}://greycheck@127.0.0.1:{thief.port}/greycheck?ssl_mode=DISABLED"
+        with pytest.raises((Fault, RuntimeError)):  # PyMySQL's own word for such a server is none of its errors
+            connected(url, seconds=2).run("SELECT 1", (), 2)
+        asked = server.parse(url)
+        room = drivers.load(asked)[1]
+        with pytest.raises((room.Error, RuntimeError)):
+            room.connect(asked, asked.hosts[0], 2).cursor().execute("SELECT 1")
+    finally:
+        thief.close()
+    assert thief.flags
+    assert not any(flags & LOCAL_FILES for flags in thief.flags)
+    assert b"root's own" not in thief.got
