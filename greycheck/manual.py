@@ -120,6 +120,44 @@ EXIT_OF_COMMANDS = (
     ("111", "From policy: a check was not done by its deadline, and on_error has answered."),
 )
 
+RIGHTS_TEXT = (
+    "Whoever owns the store's directory, qmail's user, decides about mail, and must gain nothing else: root opens nothing that he may"
+    " write. Run by root, each command does with root's rights only what is said here, and then becomes the owner of the store, with his"
+    " groups, before it looks into the directory. Run by anybody else, it uses his rights and no others.",
+    "As root they refuse: links in the place of the store, and on the way to it unless root made them; what is no regular file, or another"
+    " user's; a directory, here or on the way, that others than root and its owner may write to (a group may where database_mode = 0660"
+    " says that it shares the store); a settings file that others than root may write. The message ends in the command that mends it.",
+)
+
+# Commands, as the synopsis has them, with what they do as root before they become the store's owner.
+RIGHTS = (
+    (
+        "allow, db current, db downgrade, db upgrade, expect, expire, explain, forget, greylist, list, reject, rules check, rules export,"
+        " rules list, rules remove, show",
+        "Read the settings. All else is the owner's.",
+    ),
+    ("rules import, rules import-postgrey", "Read the settings and the files that are named. All else is the owner's."),
+    (
+        "copy",
+        "Reads the settings and @FILE. All else is the owner's; where SOURCE and TARGET are SQLite files, they must be the same user's.",
+    ),
+    (
+        "serve, policy",
+        "Read the settings; serve makes its sockets, and becomes NAME where --user is given. All else is the owner's. With a server"
+        " database the owner is that of state_directory.",
+    ),
+    (
+        "install",
+        "Stays root: writes launchers into DIR, which root alone may write to, and runs them; compiles modules; makes the system's"
+        " directory. A process of the owner's makes the store; one of qmail's user tries the launchers, in a directory of his own.",
+    ),
+    (
+        "doctor",
+        "Stays root: looks at files and processes. A process of the owner's looks into the store; what it tells is shown as text.",
+    ),
+    ("completion, config, demo", "Open no store that a setting names."),
+)
+
 FILES = (
     (
         "/var/qmail/bin/greycheck, qmail-checkenv, greycheck-rcptcheck, greycheck-spp",
@@ -218,6 +256,7 @@ def page() -> str:
         *section("SETTINGS", setting_lines()),
         *section("LOG", log_lines()),
         *section("EXIT STATUS", exit_lines()),
+        *section("RIGHTS", [*paragraphs(RIGHTS_TEXT), *tagged(RIGHTS)]),
         *section("FILES", tagged(FILES)),
         *section("ENVIRONMENT", tagged(ENVIRONMENT)),
         *section("EXAMPLES", example_lines()),

@@ -57,7 +57,7 @@ def plain() -> str:
 
 def test_groff_has_no_complaint_and_the_page_is_whole() -> None:
     page = plain()
-    titles = "NAME SYNOPSIS DESCRIPTION COMMANDS SETTINGS LOG EXIT STATUS FILES ENVIRONMENT EXAMPLES SEE ALSO"
+    titles = "NAME SYNOPSIS DESCRIPTION COMMANDS SETTINGS LOG EXIT STATUS RIGHTS FILES ENVIRONMENT EXAMPLES SEE ALSO"
     assert re.search(" .* ".join(re.split(r" (?!STATUS|ALSO)", titles)), page)
     for path, command in COMMANDS.items():
         if not isinstance(command, click.Group):
@@ -108,3 +108,9 @@ def test_hidden_commands_are_left_out_and_groups_that_do_something_are_not() -> 
     group.add_command(click.Command("secret", hidden=True))
     outer = click.Context(click.Group("outer", {"g": group}), info_name="greycheck")
     assert [context.command.name for context in manual.contexts(outer)] == ["g", "shown"]
+
+
+def test_the_rights_of_each_command_are_told_once() -> None:
+    named = [name for names, _told in manual.RIGHTS for name in names.split(", ")]
+    leaves = [path.removeprefix("greycheck ") for path, one in COMMANDS.items() if not isinstance(one, click.Group)]
+    assert sorted(named) == sorted(leaves)
