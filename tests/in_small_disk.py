@@ -15,7 +15,7 @@ results: dict[str, list[object]] = {}
 
 
 def mount(*options: str) -> None:
-    subprocess.run(["mount", "-t", "tmpfs", *options, "none", str(place)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0755", *options, "none", str(place)], check=True)
 
 
 def check(event: str, sender: str, **settings: str) -> None:

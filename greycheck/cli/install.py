@@ -46,6 +46,10 @@ def install(directory: Path, user: str | None, in_c: bool, uninstall: bool) -> N
         )
     paths = [directory.resolve() / name for name in PROGRAMS]
     with foreseen():
+        if os.geteuid() == 0:
+            # Root reads, runs and removes what is there, and writes more beside it.
+            rights.only_roots(str(directory.absolute()))
+            rights.only_roots(str(directory.absolute() / native.BEHIND))
         foreign = [path for path in paths + behind(paths) if os.path.lexists(path) and not native.is_ours(path)]
         if uninstall:
             remove([path for path in paths if path not in foreign])
@@ -70,7 +74,8 @@ def put(paths: list[Path], user: str | None, in_c: bool) -> None:
     """Installs the launchers PATHS for USER, compiled if they are to be IN_C, and says how to switch them on."""
     found = read_settings()
     account = find_account(user)
-    refuse_where_others_write(paths[0].parent, account, user, found)
+    if os.geteuid() == 0:
+        account = settled(account, paths[0].parent, found)
     compiled = native.compile_program(behind(paths)[0].parent, found) if in_c else None
     make_store(found, account)
     make_state_directory(found, account)
@@ -98,24 +103,25 @@ def put(paths: list[Path], user: str | None, in_c: bool) -> None:
         raise click.ClickException("\n".join(["not ready:", *complaints]))
 
 
-def refuse_where_others_write(
-    directory: Path, account: pwd.struct_passwd | None, user: str | None, found: Settings
-) -> None:
-    """As root: raises what speaks against making launchers in DIRECTORY and a store for ACCOUNT, that of USER, if he is named.
+def settled(account: pwd.struct_passwd | None, directory: Path, found: Settings) -> pwd.struct_passwd:
+    """For root: the ACCOUNT for which to install into DIRECTORY. Raises ClickException where there is none.
 
-    Root runs the launchers that it has written, and writes more beside them.
+    Raises StoreError where the settings FOUND are those of a third user, or where ACCOUNT may write others than the database's URL.
     """
-    if os.geteuid() != 0:
-        return
-    if account is None and not user:
+    if account is None:
         command = f"greycheck install {shlex.quote(str(directory))} --user NAME"
         raise click.ClickException(
             f"{QMAIL_USER}: no such user here: root would make a store that no check can use. Name the user that qmail-smtpd runs as:"
             f" {command}"
         )
-    rights.only_roots(str(directory))
-    rights.only_roots(str(directory / native.BEHIND))
-    rights.only_roots_settings(found)
+    rights.owner_of(found)
+    writer, file = rights.author(found)
+    if writer != account.pw_uid:
+        rights.only_roots(file)
+    for source in found.sources.values():
+        if source.startswith("/") and source != found.database_file:
+            rights.only_roots(source.rpartition(":")[0])
+    return account
 
 
 def put_native(paths: list[Path], program: bytes) -> None:
@@ -211,7 +217,7 @@ def make_store(found: Settings, account: pwd.struct_passwd | None) -> None:
         make_directory(
             path.parent, account if str(path.parent) == SYSTEM_DIRECTORY else None, found.database_mode == 0o660
         )
-    owner = rights.owner_of_store(str(path), found.database_mode == 0o660) if os.geteuid() == 0 else 0
+    owner = rights.owner_of(found) if os.geteuid() == 0 else 0
     apart.as_user(owner, lambda: schema.upgrade(found.database, found.database_mode))
 
 

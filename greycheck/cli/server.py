@@ -171,7 +171,8 @@ def _secrets(found: Settings, asked: Server) -> Iterator[Path]:
 
 def _has_password(path: Path) -> bool:
     try:
-        return bool(re.search(r"^\s*password\s*=", path.read_text(errors="replace"), re.MULTILINE))
+        # A pipe would be waited for.
+        return path.is_file() and bool(re.search(r"^\s*password\s*=", path.read_text(errors="replace"), re.MULTILINE))
     except OSError:
         return False
 

@@ -50,8 +50,7 @@ def _as_owner(path: Path, installation: Installation) -> list[Finding]:
     """What is found in the SQLite file PATH; as its owner, in a process of his, where root looks. What that says is not trusted."""
     if os.geteuid() != 0:
         return list(_look(path, installation))
-    rights.only_roots_settings(installation.settings)
-    user = rights.owner_of_store(str(path), installation.settings.database_mode == 0o660)
+    user = rights.owner_of(installation.settings)
     if user == 0:
         return list(_look(path, installation))
     found = apart.as_user(user, lambda: [asdict(finding) for finding in _look(path, installation)])

@@ -32,29 +32,49 @@ STICKY, BY_GROUP, BY_OTHERS = 0o1000, 0o020, 0o002
 
 
 def become_owner(settings: "Settings", marks: bool = False) -> None:
-    """As root: becomes, for good, the user who owns the store of SETTINGS, unless that is root alone.
+    """As root: becomes, for good, the user who owns the store of SETTINGS, unless that is root alone. MARKS as for ``owner_of``.
 
-    With MARKS also whoever owns the directory in which hosts of a server database are marked. Raises StoreError where it is not clear
-    whose the store is, and where another user than root wrote the settings.
+    Raises StoreError where it is not clear whose the store is.
     """
     if posix.geteuid() == 0:
         become(owner_of(settings, marks))
 
 
 def owner_of(settings: "Settings", marks: bool = True) -> int:
-    """The user besides root who owns the store of SETTINGS, or with MARKS those of a server database; 0 for nobody. Raises StoreError."""
-    only_roots_settings(settings)
+    """The user besides root whom the store of SETTINGS belongs to; 0 for nobody.
+
+    With MARKS, of a server database, who owns the directory in which its hosts are marked. Whoever wrote the settings chooses what is
+    opened, so it is opened as him. Raises StoreError where these are two users, or it is not clear who they are.
+    """
     scheme, _sep, path = settings.database.partition("://")
+    found, where = 0, path[1:]
     if scheme == "sqlite":
-        return owner_of_store(path[1:], settings.database_mode == 0o660)
-    return owner(settings.state_directory) if scheme and marks else 0
+        found = owner_of_store(where, settings.database_mode == 0o660)
+    elif scheme and marks:
+        where = settings.state_directory
+        found = owner(where)
+    writer, file = author(settings)
+    if writer and found not in (0, writer):
+        whose = f"{where}: is {user_name(found)}'s, and {file}, which names it, {user_name(writer)}'s"
+        raise StoreError(f"{whose}: {_run('chown -h root', file)}")
+    return writer or found
 
 
-def only_roots_settings(settings: "Settings") -> None:
-    """Raises StoreError where others than root may write a file that SETTINGS come from: they would choose whose store root looks at."""
+def author(settings: "Settings") -> "tuple[int, str]":
+    """The user besides root who may write a file that SETTINGS come from, and that file; 0 for nobody. Raises StoreError for several."""
+    found = 0, ""
     for source in settings.sources.values():
-        if source.startswith("/"):
-            only_roots(source if source == settings.database_file else source.rpartition(":")[0])
+        if not source.startswith("/"):
+            continue
+        file = source if source == settings.database_file else source.rpartition(":")[0]
+        user, status, there = _walk(file)
+        if status is not None and status.st_mode & TYPE != DEVICE:
+            _check_closed(there, status)
+        if user and found[0] not in (0, user):
+            whose = f"{file}: is {user_name(user)}'s, and {found[1]} {user_name(found[0])}'s"
+            raise StoreError(f"{whose}: {_run('chown -h root', file)}")
+        found = (user, file) if user else found
+    return found
 
 
 def become_owner_of(paths: "list[str]", shared: bool) -> None:
@@ -64,10 +84,10 @@ def become_owner_of(paths: "list[str]", shared: bool) -> None:
     users = {path: owner_of_store(path, shared) for path in paths}
     if len(set(users.values())) > 1:
         (first, one), (second, other) = users.items()
-        directory = first.rpartition("/")[0] or "/"
+        directory = second.rpartition("/")[0] or "/"
         raise StoreError(
             f"{first} is {user_name(one)}'s and {second} is {user_name(other)}'s, and nobody may open both:"
-            f" {_run(f'chown -hR {_word(user_name(other))}', directory)}"
+            f" {_run(f'chown -h {_word(user_name(one))}', directory)}"
         )
     for user in users.values():
         become(user)
@@ -124,7 +144,7 @@ def owner_of_store(path: str, shared: bool) -> int:
         raise StoreError(
             f"{there}: any user may write there, and put another store in this one's place: {_run('chmod o-w', there)}"
         )
-    group = mode & BY_GROUP and status.st_gid
+    group = mode & BY_GROUP
     if group and not shared:
         advice = f"{_run('chmod g-w', there)} (or set database_mode = 0660, if they share the store)"
         raise StoreError(f"{there}: a group may write there: {advice}")
@@ -219,13 +239,13 @@ def _walk(path: str, only_root: bool = False) -> "tuple[int, posix.stat_result |
 
 
 def _check_closed(path: str, status: "posix.stat_result", parent: bool = False) -> None:
-    """Raises StoreError where others than the owner may write PATH, root's group apart; a sticky one (/tmp) may be a path's PARENT."""
+    """Raises StoreError where others than the owner may write PATH; a sticky one (/tmp) may be a path's PARENT."""
     mode = status.st_mode
     if parent and mode & STICKY and status.st_uid == 0:
         return
     if mode & BY_OTHERS:
         raise StoreError(f"{path}: any user may write there: {_run('chmod o-w', path)}")
-    if mode & BY_GROUP and status.st_gid:
+    if mode & BY_GROUP:
         raise StoreError(f"{path}: a group may write there: {_run('chmod g-w', path)}")
 
 
