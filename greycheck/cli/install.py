@@ -114,7 +114,7 @@ def settled(account: pwd.struct_passwd | None, directory: Path, found: Settings)
             f"{QMAIL_USER}: no such user here: root would make a store that no check can use. Name the user that qmail-smtpd runs as:"
             f" {command}"
         )
-    rights.owner_of(found)
+    rights.owner_of(found, marks=False)
     writer, file = rights.author(found)
     if writer != account.pw_uid:
         rights.only_roots(file)

@@ -349,6 +349,7 @@ def test_a_command_that_forgets_to_become_the_owner_is_refused(
     site.make(empty_store)
     monkeypatch.setattr(rights, "become_owner", lambda *_arguments, **_options: None)
     monkeypatch.setattr(rights, "become_owner_of", lambda *_arguments, **_options: None)
+    monkeypatch.setattr(rights, "become", lambda _user: None)
     monkeypatch.setattr(apart, "as_user", lambda _user, work: work())
     plant_journal(site)
     run(site, *command(site, name))
