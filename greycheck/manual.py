@@ -126,7 +126,8 @@ RIGHTS_TEXT = (
     " groups, before it looks into the directory. Run by anybody else, it uses his rights and no others.",
     "As root they refuse: links in the place of the store, and on the way to it unless root made them; what is no regular file, or another"
     " user's; a directory, here or on the way, that others than root and its owner may write to (a group may where database_mode = 0660"
-    " says that it shares the store); settings that a third user wrote: root becomes whoever wrote them. The message ends in the command that mends it.",
+    " says that it shares the store); settings that a third user wrote: root becomes whoever wrote them."
+    " The message ends in the command that mends it.",
 )
 
 # Commands, as the synopsis has them, with what they do as root before they become the store's owner.

@@ -621,6 +621,22 @@ def test_launchers_are_not_put_where_others_may_write(site: Site, own: str) -> N
     assert not (path / "greycheck").exists()
 
 
+@pytest.mark.parametrize("own", ["directory", "link"])
+def test_launchers_are_not_taken_away_where_others_may_write(site: Site, own: str) -> None:
+    """What is looked at there may be another file by the time that it is removed."""
+    assert run(site, "install", str(site.bin), "--user", "nobody", "--uninstall").code == 0
+    os.chown(site.directory, NOBODY.pw_uid, NOBODY.pw_gid)
+    path = site.directory
+    if own == "link":
+        path = site.directory / "bin"
+        path.symlink_to(site.launchers)
+    before = sorted(site.launchers.iterdir())
+    ran = run(site, "install", str(path), "--uninstall")
+    assert ran.code == 1
+    assert f"{site.directory}: is nobody's, and root goes by nothing that another user may write" in ran.printed
+    assert sorted(site.launchers.iterdir()) == before
+
+
 RACER = """
 import os, sys
 os.setgroups([]); os.setgid({gid}); os.setuid({uid})
