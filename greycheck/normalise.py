@@ -19,8 +19,8 @@ IPV6_BITS = 128
 def client_address(text: bytes) -> str | None:
     """The one spelling of the client address TEXT: dotted IPv4, or IPv6 as RFC 5952 writes it.
 
-    IPv4-mapped IPv6 is IPv4; a zone (``%eth0``) goes. None for what is no address, and for the unspecified address, which
-    tcp-env gives for every client of an IPv6 socket (contract.md section 3).
+    IPv6 that stands for an IPv4 client is IPv4 (see ``ipv4_within``); a zone (``%eth0``) goes. None for what is no address, and for the
+    unspecified address, which tcp-env gives for every client of an IPv6 socket (contract.md section 3).
     """
     parsed = _parse(text)
     if parsed is None or parsed[1] == 0:
@@ -33,7 +33,11 @@ def client_network(address: str, ipv4_prefix: int, ipv6_prefix: int) -> str:
     if ipv4_prefix == 24 and ":" not in address and "." in address:  # the default, and most of all mail
         return address[: address.rindex(".")] + ".0/24"
     bits, value = address_bits(address)
-    prefix = ipv4_prefix if bits == IPV4_BITS else ipv6_prefix
+    return network(bits, value, ipv4_prefix if bits == IPV4_BITS else ipv6_prefix)
+
+
+def network(bits: int, value: int, prefix: int) -> str:
+    """The network that the first PREFIX of an address' BITS make, of which VALUE is one."""
     host_bits = bits - prefix
     return f"{_text(bits, value >> host_bits << host_bits)}/{prefix}"
 
@@ -63,6 +67,35 @@ def address_bits(address: str) -> tuple[int, int]:
     return parsed
 
 
+# The first 96 bits of IPv6 addresses whose last 32 are an IPv4 client's: mapped (RFC 4291), translated (RFC 7915) and NAT64's (RFC 6052).
+# Under NAT64 one /64 holds all of IPv4.
+MAPPED, TRANSLATED, NAT64 = 0xFFFF, 0xFFFF0000, 0x64FF9B << 64
+
+# NAT64's local prefix, 64:ff9b:1::/48 (RFC 8215), and Teredo's, 2001::/32 (RFC 4380), without which the rest of the bits is to be seen.
+NAT64_LOCAL, TEREDO = 0x64FF9B0001, 0x20010000
+
+
+def ipv4_within(value: int) -> int | None:
+    """The IPv4 address of the client that has the IPv6 address VALUE; None where it is IPv6 itself.
+
+    Of NAT64's local prefix the form of a /96 is known: the others have zeros at the end, as no client's IPv4 address has three. Teredo's
+    clients share a /64 for each server; their last bits are inverted. Where addresses of one owner have a network of their own, as with
+    6to4 and ISATAP, they stay IPv6; so does ``::a.b.c.d``, which no client has, and of which ``::1`` is one.
+    """
+    if value >> 32 in (MAPPED, TRANSLATED, NAT64) or (value >> 80 == NAT64_LOCAL and value & 0xFFFFFF):
+        return value & 0xFFFFFFFF
+    return ~value & 0xFFFFFFFF if value >> 96 == TEREDO else None
+
+
+def written_bits(address: str) -> tuple[int, int]:
+    """The length in bits and the value of ADDRESS as it is written, also where it stands for an IPv4 client; without its zone."""
+    text = address.encode("utf-8", "surrogateescape").split(b"%", 1)[0]
+    value = _parse_ipv6(text) if b":" in text else _parse_ipv4(text)
+    if value is None:
+        raise ValueError(f"{address}: no address")
+    return IPV6_BITS if b":" in text else IPV4_BITS, value
+
+
 def host_name(name: bytes) -> bytes:
     """NAME, of a client or from HELO, with its case folded and without a trailing dot."""
     return name.lower().rstrip(b".")
@@ -75,9 +108,8 @@ def _parse(text: bytes) -> tuple[int, int] | None:
     value = _parse_ipv6(text.split(b"%", 1)[0])
     if value is None:
         return None
-    if value >> 32 == 0xFFFF:
-        return IPV4_BITS, value & 0xFFFFFFFF
-    return IPV6_BITS, value
+    ipv4 = ipv4_within(value)
+    return (IPV6_BITS, value) if ipv4 is None else (IPV4_BITS, ipv4)
 
 
 # As each is written: whatever else can be read as a number (blanks, leading zeros) is none.

@@ -32,7 +32,7 @@ ADDRESS = 899
 # What the name of a host is made of (RFC 1123 section 2.1; underscores are met).
 _OF_HOST_NAMES = b"abcdefghijklmnopqrstuvwxyz0123456789-_."
 
-_MAPPED = 96  # bits before the IPv4 address in an IPv4-mapped one
+_BEFORE_IPV4 = 96  # bits before the IPv4 address in one that stands for it
 
 
 @dataclass(frozen=True)
@@ -113,25 +113,50 @@ def network_parts(value: bytes) -> tuple[int, int, int]:
 def _network(text: str) -> Pattern:
     address, slash, length = text.partition("/")
     try:
-        bits, value = normalise.address_bits(address)
+        bits, value = normalise.written_bits(address)
     except ValueError:
         raise ValueError(_no_network(text)) from None
-    prefix = _prefix(length, normalise.IPV6_BITS if ":" in address else bits) if slash else bits
-    if slash and ":" in address and bits == normalise.IPV4_BITS:
-        prefix -= _MAPPED
-        if prefix < 0:
-            raise ValueError(
-                "IPv4-mapped addresses are IPv4 here: write the IPv4 network, as 192.0.2.0/24 or 0.0.0.0/0"
-            )
-    network = normalise.client_network(address, prefix, prefix)
+    bits, value, prefix, note = of_clients(bits, value, _prefix(length, bits) if slash else bits)
+    network = normalise.network(bits, value, prefix)
     if prefix == bits:
         network = network.partition("/")[0]
         if not value:
             raise ValueError(f"{network} is no client's address; all addresses are {network}/0")
     elif value & ((1 << (bits - prefix)) - 1):
-        alone = normalise.client_network(address, bits, bits).partition("/")[0]
+        alone = normalise.network(bits, value, bits).partition("/")[0]
         raise ValueError(f"has bits beyond the prefix: the network is {network}; the address alone is {alone}")
-    return Pattern("network", rules.key("network", rules.network_value(bits, value, prefix)), network)
+    return Pattern("network", rules.key("network", rules.network_value(bits, value, prefix)), network, note)
+
+
+_ARE_IPV4 = {
+    normalise.MAPPED: "IPv4-mapped addresses",
+    normalise.TRANSLATED: "IPv4-translated addresses",
+    normalise.NAT64: "addresses of NAT64",
+}
+
+
+def of_clients(bits: int, value: int, prefix: int) -> tuple[int, int, int, str]:
+    """The bits, value and prefix length that clients in a network written with BITS, VALUE and PREFIX have here; and a note.
+
+    Raises ValueError where clients of such addresses are IPv4 here (``normalise.ipv4_within``), and there is no such network of them.
+    """
+    if bits == normalise.IPV4_BITS:
+        return bits, value, prefix, ""
+    within, high = normalise.ipv4_within(value), value >> 32
+    names = _ARE_IPV4.get(high, "")
+    if names:
+        if prefix > _BEFORE_IPV4 or (prefix == _BEFORE_IPV4 and high == normalise.MAPPED):
+            return normalise.IPV4_BITS, value & 0xFFFFFFFF, prefix - _BEFORE_IPV4, ""
+        raise ValueError(f"{names} are IPv4 here: write the IPv4 network, as 192.0.2.0/24 or 0.0.0.0/0")
+    if value >> 96 == normalise.TEREDO and prefix >= 32:
+        if prefix < bits or within is None:
+            raise ValueError("addresses of Teredo are IPv4 here: write the client's IPv4 address or network")
+        return normalise.IPV4_BITS, within, normalise.IPV4_BITS, ""
+    if value >> 80 == normalise.NAT64_LOCAL and prefix >= 48:
+        if within is not None and prefix > _BEFORE_IPV4:
+            return normalise.IPV4_BITS, within, prefix - _BEFORE_IPV4, ""
+        return bits, value, prefix, "clients whose address there ends in an IPv4 address are that one here"
+    return bits, value, prefix, ""
 
 
 def _prefix(length: str, bits: int) -> int:

@@ -12,7 +12,7 @@ from time import CLOCK_MONOTONIC, clock_gettime
 import pytest
 
 from greycheck.cli.install import launcher
-from tests.support import ACCEPTED, DEFERRED, Child, on_every_database, with_every_driver
+from tests.support import ACCEPTED, DEFERRED, Child, both_ways, on_every_database, with_every_driver
 
 # --- verdicts ---------------------------------------------------------------------------------------------------------
 
@@ -109,6 +109,16 @@ def test_clients_of_one_network_share_a_triplet(child: Child) -> None:
     child.age(300)
     assert child.smtpextfork(client="2001:DB8:0:0:ffff::9").verdict == (ACCEPTED, "retry")
     assert child.smtpextfork(client="2001:db8:0:1::9").verdict == (DEFERRED, "new")
+
+
+@both_ways
+def test_clients_behind_nat64_are_those_that_they_are(child: Child) -> None:
+    """All of IPv4 is in one /64 there."""
+    assert child.smtpextfork(client="64:ff9b::192.0.2.1").verdict == (DEFERRED, "new")
+    child.age(400)
+    assert child.smtpextfork(client="64:ff9b::203.0.113.9").verdict == (DEFERRED, "new")
+    assert child.smtpextfork(client="64:ff9b::c000:201").verdict == (ACCEPTED, "retry")
+    assert child.smtpextfork(client="192.0.2.1", sender="other@example.org").verdict == (ACCEPTED, "client")
 
 
 @on_every_database

@@ -4,17 +4,26 @@ import ipaddress
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greycheck.folding import BOUNCES
 from greycheck.normalise import client_address, client_network, fold_sender, mail_address
 from tests.senders import ONE, TWO
 
+STANDS_FOR_IPV4 = [ipaddress.IPv6Network(each) for each in ("::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96")]
+NAT64_LOCAL = ipaddress.IPv6Network("64:ff9b:1::/48")
+
+
+def is_ipv4(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    if isinstance(address, ipaddress.IPv4Address) or address.teredo or any(address in each for each in STANDS_FOR_IPV4):
+        return True
+    return address in NAT64_LOCAL and bool(int(address) & 0xFFFFFF)
+
 
 def expected(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str | None:
-    mapped = getattr(address, "ipv4_mapped", None)
-    address = mapped or address
+    if isinstance(address, ipaddress.IPv6Address) and is_ipv4(address):
+        address = address.teredo[1] if address.teredo else ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return None if int(address) == 0 else str(address)
 
 
@@ -22,6 +31,11 @@ addresses = st.one_of(
     st.ip_addresses(v=4),
     st.ip_addresses(v=6),
     st.integers(0, 2**32 - 1).map(lambda low: ipaddress.IPv6Address(0xFFFF << 32 | low)),
+    st.builds(
+        lambda network, low: network[low % network.num_addresses],
+        st.sampled_from([*STANDS_FOR_IPV4, NAT64_LOCAL, ipaddress.IPv6Network("2001::/32")]),
+        st.integers(0, 2**80),
+    ),
     st.lists(st.sampled_from([0, 0, 0, 1, 0xFFFF]), min_size=8, max_size=8).map(
         lambda groups: ipaddress.IPv6Address(":".join(f"{group:x}" for group in groups))
     ),
@@ -81,7 +95,36 @@ def test_an_ipv4_network_is_what_the_mask_leaves(address: ipaddress.IPv4Address,
     assert client_network(str(address), prefix, 64) == str(ipaddress.ip_network((address, prefix), strict=False))
 
 
-@given(st.ip_addresses(v=6).filter(lambda address: int(address) >> 48 != 0), st.integers(1, 128))
+@pytest.mark.parametrize(
+    ("address", "client"),
+    [
+        (b"64:ff9b::192.0.2.33", "192.0.2.33"),
+        (b"64:FF9B::c000:221", "192.0.2.33"),
+        (b"64:ff9b:1::c000:221", "192.0.2.33"),
+        (b"64:ff9b:1:fffe:1::192.0.2.33", "192.0.2.33"),
+        (b"::ffff:0:192.0.2.33", "192.0.2.33"),
+        (b"2001:0:4136:e378:8000:63bf:3fff:fdd2", "192.0.2.45"),
+        (
+            b"64:ff9b:1:c000:2:2100::",
+            "64:ff9b:1:c000:2:2100::",
+        ),  # RFC 6052 with a /48: how much of it is the prefix is not known
+        (b"64:ff9b::", None),
+        (b"2002:c000:221::1", "2002:c000:221::1"),  # 6to4: a network of the address's owner
+        (b"fe80::5efe:192.0.2.33", "fe80::5efe:c000:221"),  # ISATAP: one in its site's network
+        (b"::192.0.2.33", "::c000:221"),
+        (b"::1", "::1"),
+        (b"2001:1::1", "2001:1::1"),
+        (b"64:ff9b:2::1.2.3.4", "64:ff9b:2::102:304"),
+    ],
+)
+def test_what_stands_for_an_ipv4_client_is_that_client(address: bytes, client: str | None) -> None:
+    """Under NAT64 one /64 holds all of IPv4."""
+    assert client_address(address) == client
+
+
+@given(
+    st.ip_addresses(v=6).filter(lambda address: int(address) >> 48 != 0 and not is_ipv4(address)), st.integers(1, 128)
+)
 def test_an_ipv6_network_is_what_the_mask_leaves(address: ipaddress.IPv6Address, prefix: int) -> None:
     network = client_network(str(address), 24, prefix)
     assert ipaddress.ip_network(network) == ipaddress.ip_network((address, prefix), strict=False)
@@ -318,6 +361,7 @@ hosts = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(layers, max_size=12), st.integers(1, 300), locals_, hosts)
 def test_whatever_is_wrapped_is_folded_once_and_becomes_no_longer(
     wrapped: list[bytes], times: int, local: bytes, domain: bytes

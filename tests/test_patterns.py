@@ -54,6 +54,32 @@ def test_a_pattern_is_kept_in_one_spelling(written: str, text: str) -> None:
     assert parse(text) == parse(written)
 
 
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ("64:ff9b::192.0.2.33", "192.0.2.33"),
+        ("64:ff9b::192.0.2.0/120", "192.0.2.0/24"),
+        ("64:ff9b:1::192.0.2.0/120", "192.0.2.0/24"),
+        ("2001:0:4136:e378:8000:63bf:3fff:fdd2", "192.0.2.45"),
+        ("2001::/16", "2001::/16"),
+        ("64::/16", "64::/16"),
+        ("64:ff9b:1::/48", "64:ff9b:1::/48"),
+        ("::/0", "::/0"),
+    ],
+)
+def test_a_network_of_addresses_that_stand_for_ipv4_is_the_ipv4_network(written: str, text: str) -> None:
+    assert parse(written).text == text
+    assert parse(text).key == parse(written).key
+
+
+@pytest.mark.parametrize("written", ["64:ff9b::/96", "64:ff9b::/64", "2001::/32", "2001:0:1::/48", "::ffff:0:0/64"])
+def test_a_network_whose_clients_are_ipv4_here_says_so(written: str) -> None:
+    with pytest.raises(ValueError, match=r"IPv4 here: write the .*IPv4"):
+        parse(written)
+    assert "is that one" not in parse("64:ff9b:2::/48").note
+    assert "are that one here" in parse("64:ff9b:1::/48").note
+
+
 def test_a_senders_tag_is_taken_as_it_is_written_and_that_is_said() -> None:
     pattern = parse("from:list-return-1234-bob=example.net@lists.example.org")
     assert pattern.text == "from:list-return-1234-bob=example.net@lists.example.org"

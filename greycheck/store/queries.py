@@ -15,7 +15,7 @@ from time import monotonic, sleep
 from sqlalchemy import ColumnElement, Engine, RowMapping, Select, Table, and_, delete, func, or_, select, true
 from sqlalchemy.sql.schema import Column
 
-from greycheck import normalise, policy
+from greycheck import normalise, patterns, policy
 from greycheck.envelope import OF_MESSAGE
 from greycheck.log import show
 from greycheck.policy import Terms, TripletRow
@@ -56,14 +56,17 @@ class Network:
 
     def __init__(self, text: str) -> None:
         """TEXT is ``192.0.2.0/23``, ``2001:db8::/32``, or one address. Bits behind the prefix do not count. Raises ValueError."""
-        self.address, slash, prefix = text.partition("/")
+        address, slash, prefix = text.partition("/")
         try:
-            self.bits, value = normalise.address_bits(self.address)
+            bits, value = normalise.written_bits(address)
         except ValueError:
             raise ValueError(f"{text}: not a network (as 192.0.2.0/24 or 2001:db8::/32)") from None
-        if slash and not (prefix.isascii() and prefix.isdigit() and len(prefix) <= 3 and int(prefix) <= self.bits):
-            raise ValueError(f"{text}: the prefix length is no number from 0 to {self.bits}")
-        self.prefix = int(prefix) if slash else self.bits
+        if slash and not (prefix.isascii() and prefix.isdigit() and len(prefix) <= 3 and int(prefix) <= bits):
+            raise ValueError(f"{text}: the prefix length is no number from 0 to {bits}")
+        try:
+            self.bits, value, self.prefix, _note = patterns.of_clients(bits, value, int(prefix) if slash else bits)
+        except ValueError as error:
+            raise ValueError(f"{text}: {error}") from None
         self.host_bits = self.bits - self.prefix
         self.value = value >> self.host_bits << self.host_bits
 
@@ -127,7 +130,7 @@ def _is_below(column: Column[str], name: str) -> Condition:
 
 def of_network(column: Column[str], network: Network) -> Condition:
     """Rows whose network or address in COLUMN overlaps with NETWORK; of IPv6 perhaps others besides."""
-    above = [normalise.client_network(network.address, length, length) for length in range(network.prefix + 1)]
+    above = [normalise.network(network.bits, network.value, length) for length in range(network.prefix + 1)]
     within = _within_ipv4 if network.bits == normalise.IPV4_BITS else _perhaps_within_ipv6
     return or_(column.in_(above), within(column, network))
 

@@ -143,7 +143,9 @@ def test_an_empty_user_is_nobody(resident: Resident) -> None:
 def test_a_mapped_address_is_an_ipv4_client(resident: Resident) -> None:
     assert resident.ask(client_address="::ffff:192.0.2.1") == DEFERRED
     assert resident.ask(client_address="2001:DB8:0::1") == DEFERRED
-    assert [re.findall(r" client=(\S+)", line)[0] for line in resident.verdicts] == [CLIENT, "2001:db8::1"]
+    assert resident.ask(client_address="64:ff9b::198.51.100.9") == DEFERRED
+    clients = [re.findall(r" client=(\S+)", line)[0] for line in resident.verdicts]
+    assert clients == [CLIENT, "2001:db8::1", "198.51.100.9"]
 
 
 @pytest.mark.parametrize("byte", [b"\t", b"\r", b"\x1b", b"\x7f", b"\xff", "ü".encode(), b'"', b"=", b" ", b"<"])
