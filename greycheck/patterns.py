@@ -11,7 +11,7 @@ r"""What an operator writes to say which mail a rule is for, and the key that it
 A byte that has a meaning here or that cannot be printed is written ``\xNN``, as the log shows it, so that an address can be copied
 from there. Every pattern becomes what the forked child makes of the same address (``greycheck.normalise``, ``greycheck.rules``).
 
-Interface: ``parse``, ``expectation``, ``broader``; and of postgrey's whitelists ``postgrey_client`` and ``postgrey_recipient``.
+Interface: ``parse``, ``expectation``, ``broader``, ``reach``; and of postgrey's whitelists ``postgrey_client`` and ``postgrey_recipient``.
 
 Diagnostics: ``ValueError`` with the reason, and what to write instead, where a pattern is ambiguous or can never match.
 """
@@ -98,6 +98,23 @@ def _broader_values(kind: str, value: bytes) -> list[bytes]:
     if value.startswith(b"."):
         return rules.name_values(value[1:])[2:]
     return rules.name_values(value)[1:]
+
+
+# Networks of so many bits, or fewer, are a large part of all clients: 1/128 of IPv4, and of IPv6 more than any provider has.
+WIDE = {normalise.IPV4_BITS: 7, normalise.IPV6_BITS: 15}
+
+
+def reach(pattern: Pattern) -> str:
+    """What PATTERN matches, in words, where that is so much that it may not have been meant; else empty."""
+    if pattern.kind == "network":
+        bits, prefix, _ = network_parts(pattern.value)
+        kind = "IPv4" if bits == normalise.IPV4_BITS else "IPv6"
+        if prefix > WIDE[bits]:
+            return ""
+        return f"a large part of all {kind} clients" if prefix else f"all {kind} clients"
+    if pattern.kind in FIELD_OF and pattern.value.startswith(b".") and pattern.value.count(b".") == 1:
+        return f"every domain in {_shown(pattern.value)}"
+    return ""
 
 
 def network_parts(value: bytes) -> tuple[int, int, int]:

@@ -26,10 +26,12 @@ PATTERNS = """
     192.0.2.7  192.0.2.0/24  2001:db8::/32     the client's address or network
     name:mail.example.com  name:.example.com   its name; after a dot: and what is under it
     helo:mail.example.com  helo:.example.com   what it calls itself
-    from:user@example.com  from:user@          the sender; the user at any domain
+    from:user@example.com  from:user@          the sender, with its tags or as it is folded; the user at any domain
     from:example.com  from:.example.com        the sender's domain; and what is under it
     from:<>                                    the null sender
     to:...                                     the recipient, in the same forms
+
+    A pattern of more than a /8 of IPv4 or a /16 of IPv6, or of a top-level domain, wants --yes.
 
     Of several rules that match, one by recipient decides before one by sender, then network, name, HELO; of one kind the most specific.
 """
@@ -105,6 +107,7 @@ def say(text: str, err: bool = False) -> None:
 
 
 JSON = click.option("--json", "json", is_flag=True, help="Print JSON.")
+YES = click.option("--yes", is_flag=True, help="Also where that is a large part of all mail: 0.0.0.0/0, from:.com.")
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Only tell what would change.")
 
 
@@ -119,8 +122,16 @@ def expires(context: click.Context, option: click.Parameter, value: str | None) 
 # --- one rule ----------------------------------------------------------------------------------------------------------
 
 
-def put(text: str, action: str, delay: int | None, comment: str, expires: int | None, json: bool) -> None:
-    """Makes the rule of the pattern TEXT and tells."""
+def refuse_wide(wanted: Sequence[Rule]) -> None:
+    """Raises ClickException where one of the rules WANTED decides about so much mail that it may not have been meant."""
+    for rule in wanted:
+        reach = patterns.reach(patterns.parse(rule.pattern))
+        if reach:
+            raise click.ClickException(f"{rulebook.line_of(rule)}: that is {reach}: give --yes if it is meant")
+
+
+def put(text: str, action: str, delay: int | None, comment: str, expires: int | None, yes: bool, json: bool) -> None:
+    """Makes the rule of the pattern TEXT and tells. Without YES it is none for a large part of all mail."""
     found = read_settings()
     now = int(time())
     pattern = parse(text)
@@ -128,6 +139,8 @@ def put(text: str, action: str, delay: int | None, comment: str, expires: int | 
         wanted = rulebook.made(pattern, action, delay, comment, None if expires is None else now + expires, now)
     except ValueError as error:
         fail(comment, error)
+    if not yes:
+        refuse_wide([wanted])
     with open_store(found) as engine:
         change = rulebook.put_all(engine, [wanted], now)[0]
         notes = (
@@ -140,6 +153,7 @@ def rule_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options and the argument of each command that makes a rule."""
     for decorator in (
         JSON,
+        YES,
         click.option("--expires", metavar="DURATION", callback=expires, help="End it after this time, as 7d."),
         click.option("--comment", default="", metavar="TEXT", help="Why; for people."),
         click.argument("pattern"),
@@ -150,23 +164,23 @@ def rule_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command(epilog=PATTERNS)
 @rule_options
-def allow(pattern: str, comment: str, expires: int | None, json: bool) -> None:
+def allow(pattern: str, comment: str, expires: int | None, yes: bool, json: bool) -> None:
     """Accept at once what PATTERN matches.
 
     The rule of a pattern is what it was last made: without --expires it does not end. By name (name:) it counts only with
     verified_names = yes.
     """
-    put(pattern, keys.ALLOW, None, comment, expires, json)
+    put(pattern, keys.ALLOW, None, comment, expires, yes, json)
 
 
 @click.command(epilog=PATTERNS)
 @rule_options
-def reject(pattern: str, comment: str, expires: int | None, json: bool) -> None:
+def reject(pattern: str, comment: str, expires: int | None, yes: bool, json: bool) -> None:
     """Refuse for good what PATTERN matches.
 
     The rule of a pattern is what it was last made: without --expires it does not end.
     """
-    put(pattern, keys.REJECT, None, comment, expires, json)
+    put(pattern, keys.REJECT, None, comment, expires, yes, json)
 
 
 @click.command(epilog=PATTERNS)
@@ -174,12 +188,12 @@ def reject(pattern: str, comment: str, expires: int | None, json: bool) -> None:
     "--delay", metavar="DURATION", callback=asking.duration, help="Its own delay, as 1h.  [default: the setting's]"
 )
 @rule_options
-def greylist(pattern: str, delay: int | None, comment: str, expires: int | None, json: bool) -> None:
+def greylist(pattern: str, delay: int | None, comment: str, expires: int | None, yes: bool, json: bool) -> None:
     """Greylist what PATTERN matches, also from known clients, with a delay of its own if you like.
 
     The rule of a pattern is what it was last made: without --expires it does not end.
     """
-    put(pattern, keys.GREYLIST, delay, comment, expires, json)
+    put(pattern, keys.GREYLIST, delay, comment, expires, yes, json)
 
 
 @click.command()
@@ -338,8 +352,9 @@ def text_lines(path: str) -> list[str]:
 @click.argument("file")
 @click.option("--replace", is_flag=True, help="Remove every rule that is not in FILE. What is expected stays.")
 @DRY_RUN
+@YES
 @JSON
-def import_rules(file: str, replace: bool, dry_run: bool, json: bool) -> None:
+def import_rules(file: str, replace: bool, dry_run: bool, yes: bool, json: bool) -> None:
     """Make the rules that FILE (- is standard input) names, all or none.
 
     A line is: allow PATTERN, reject PATTERN, or greylist PATTERN delay=1h, each with expires=2026-12-01T00:00:00Z and # a comment, if
@@ -356,13 +371,18 @@ def import_rules(file: str, replace: bool, dry_run: bool, json: bool) -> None:
     if replace and not wanted:
         raise click.ClickException(f"{name}: there is no rule in it: nothing was replaced")
     with open_store(found) as engine:
-        told = put_many(engine, wanted, found, now, replace, dry_run)
+        told = put_many(engine, wanted, found, now, replace, dry_run, yes)
     told.notes[:0] = [f"{name}:{note}" for note in notes]
     tell(told, json)
 
 
-def put_many(engine: Engine, wanted: Sequence[Rule], found: Settings, now: int, replace: bool, dry_run: bool) -> Told:
-    """Puts all WANTED, and tells what changed and what is wrong with the changed ones."""
+def put_many(
+    engine: Engine, wanted: Sequence[Rule], found: Settings, now: int, replace: bool, dry_run: bool, yes: bool
+) -> Told:
+    """Puts all WANTED, and tells what changed and what is wrong with the changed ones. Without YES none is for a large part of all mail."""
+    if not yes:
+        would = rulebook.put_all(engine, wanted, now, instead=replace, dry_run=True)
+        refuse_wide([change.rule for change in would if change.what in (ADDED, REPLACED)])
     changes = rulebook.put_all(engine, wanted, now, instead=replace, dry_run=dry_run)
     every = {rule.match_key: rule for rule in rulebook.all_rules(engine)}
     for change in changes:
@@ -392,8 +412,11 @@ def put_many(engine: Engine, wanted: Sequence[Rule], found: Settings, now: int, 
 @click.option("--clients", multiple=True, metavar="FILE", help="A whitelist_clients file. May be given again.")
 @click.option("--recipients", multiple=True, metavar="FILE", help="A whitelist_recipients file. May be given again.")
 @DRY_RUN
+@YES
 @JSON
-def import_postgrey(clients: tuple[str, ...], recipients: tuple[str, ...], dry_run: bool, json: bool) -> None:
+def import_postgrey(
+    clients: tuple[str, ...], recipients: tuple[str, ...], dry_run: bool, yes: bool, json: bool
+) -> None:
     """Allow what postgrey's whitelists name.
 
     Each line becomes a rule, or is named with the reason why not. The comment before it becomes the rule's.
@@ -419,7 +442,7 @@ def import_postgrey(clients: tuple[str, ...], recipients: tuple[str, ...], dry_r
             wanted.setdefault(rulebook.digest(pattern.key), postgrey_rule(pattern, comment, now))
     with open_store(found) as engine:
         notes += leave_present(wanted, rulebook.all_rules(engine), now)
-        told = put_many(engine, list(wanted.values()), found, now, replace=False, dry_run=dry_run)
+        told = put_many(engine, list(wanted.values()), found, now, replace=False, dry_run=dry_run, yes=yes)
     if any(rule.kind == "recipient" and "@" in rule.pattern for rule in wanted.values()):
         notes.append("a rule for user@ does not take user+detail@, as postgrey does")
     told.notes[:0] = notes

@@ -68,8 +68,43 @@ def test_allowed_mail_passes_at_once(store: Path, child: Child) -> None:
     ],
 )
 def test_rejected_mail_is_refused_for_good(store: Path, child: Child, pattern: str) -> None:
-    run("reject", pattern)
+    run("reject", pattern, "--yes")
     assert child.smtpextfork().verdict == (REJECTED, "rule")
+
+
+WIDE = [
+    "0.0.0.0/0",
+    "128.0.0.0/7",
+    "::ffff:0:0/96",
+    "::/0",
+    "2000::/3",
+    "2000::/15",
+    "from:.com",
+    "to:.net",
+    "name:.com",
+    "helo:.x",
+]
+
+
+@pytest.mark.parametrize("pattern", WIDE)
+@pytest.mark.parametrize("action", ["allow", "reject", "greylist"])
+def test_a_rule_for_a_large_part_of_all_mail_wants_to_be_meant(store: Path, action: str, pattern: str) -> None:
+    assert "give --yes if it is meant" in run(action, pattern, code=1).stderr
+    line = f"allow 192.0.2.1\n{action} {pattern}\n"
+    assert f"{action} " in run("rules", "import", "-", text=line, code=1).stderr
+    assert rows("rules", "list") == []
+    assert run(action, pattern, "--yes").stdout.startswith("added: ")
+    assert run("rules", "import", "-", text=line).stdout.startswith("added: allow 192.0.2.1")  # the other one is there
+    run("rules", "remove", pattern)
+    run("rules", "import", "-", "--yes", text=line)
+    assert len(rows("rules", "list")) == 2
+
+
+@pytest.mark.parametrize(
+    "pattern", ["128.0.0.0/8", "2001::/16", "from:.example.com", "from:com", "to:postmaster", "from:<>"]
+)
+def test_a_rule_for_a_part_that_somebody_may_have_does_not(store: Path, pattern: str) -> None:
+    assert run("reject", pattern).stdout.startswith("added: ")
 
 
 def test_the_null_sender_may_have_a_rule(store: Path, child: Child) -> None:
