@@ -1,7 +1,7 @@
 """The log on descriptor 2: one line a verdict, ``name=value`` pairs that no envelope can forge.
 
-Interface: ``show`` makes any bytes fit for a line, a terminal or a table; ``verdict_line`` and ``line`` make lines;
-``write`` and ``write_beside`` write them.
+Interface: ``show`` makes any bytes fit for a line, a terminal or a table, and ``show_address`` an address of any length;
+``verdict_line`` and ``line`` make lines; ``write`` and ``write_beside`` write them.
 
 Diagnostics: none. A log that is closed, dead or stuck costs its lines and never the verdict.
 """
@@ -13,8 +13,14 @@ import posix
 from greycheck.envelope import Envelope
 from greycheck.policy import Verdict
 
-# What one address may take of a line, in bytes: an envelope's two and the rest stay below PIPE_BUF, so that lines never mix.
-SHOWN = 1200
+# What an address may take of a line or a table, in bytes: its local part, and its domain, of which DNS knows no longer one.
+LOCAL, DOMAIN = 450, 256
+
+# What an error may take of a line, and further text: with an envelope's two addresses they stay below PIPE_BUF, so that lines never mix.
+QUOTED, DETAIL = 900, 1000
+
+# What stands where something was left out; its length follows. ``show`` writes no backslash but before an x.
+CUT = "\\..."
 
 # How long a stuck log pipe may hold the verdict, in seconds.
 PATIENCE = 0.2
@@ -40,30 +46,70 @@ def show(text: bytes) -> str:
     )
 
 
-def _clip(text: str) -> str:
-    if len(text) <= SHOWN // 4 or len(text.encode()) <= SHOWN:
-        return text
-    return text.encode()[: SHOWN - 3].decode("utf-8", "ignore") + "..."
+def show_address(address: bytes) -> str:
+    r"""ADDRESS as ``show`` has it, each part no longer than LOCAL or DOMAIN and a mark: ``beginning\...899.DIGEST@\...300.DIGEST.end``.
+
+    Of a local part the beginning is shown, of a domain the end. The digest of what the part is keeps it apart from others.
+    """
+    local, at, domain = address.rpartition(b"@")
+    if not at:
+        local, domain = address, b""
+    shown, host = show(local), show(domain)
+    if _is_long(shown, LOCAL):
+        shown = _beginning(shown, LOCAL) + _mark(local)
+    if _is_long(host, DOMAIN):
+        host = _mark(domain) + "." + _end(host, DOMAIN)
+    return shown + at.decode() + host
+
+
+def _mark(part: bytes) -> str:
+    # Not before: hardly any address is so long.
+    import _blake2
+
+    return f"{CUT}{len(part)}.{_blake2.blake2b(part, digest_size=16).hexdigest()}"
+
+
+def _is_long(text: str, size: int) -> bool:
+    return len(text) > size // 4 and len(text.encode()) > size
+
+
+def _beginning(text: str, size: int) -> str:
+    """The first SIZE bytes of TEXT, without an escape that is not whole."""
+    kept = text.encode()[:size].decode("utf-8", "ignore")
+    escape = kept.rfind("\\", -3)
+    return kept if escape < 0 else kept[:escape]
+
+
+def _end(text: str, size: int) -> str:
+    """The last SIZE bytes of TEXT, without an escape that is not whole."""
+    kept = text.encode()[-size:].decode("utf-8", "ignore")
+    before = text[: len(text) - len(kept)]
+    escape = before.rfind("\\", -3)
+    return kept if escape < 0 else kept[4 - (len(before) - escape) :]
+
+
+def _clip(text: str, size: int) -> str:
+    return _beginning(text, size) + f"{CUT}{len(text.encode())}" if _is_long(text, size) else text
 
 
 def verdict_line(envelope: Envelope, verdict: Verdict, milliseconds: int) -> bytes:
     """The log line of VERDICT on ENVELOPE; MILLISECONDS is how long the check took, the interpreter's start not counted."""
     wait = f" wait={verdict.wait}" if verdict.wait else ""
-    detail = f" {_clip(verdict.detail)}" if verdict.detail else ""
+    detail = f" {_clip(verdict.detail, DETAIL)}" if verdict.detail else ""
     if verdict.observed:
         detail += f" observed={verdict.observed}"
     if verdict.unrecorded:
         detail += f" unrecorded={quoted(verdict.unrecorded)}"
     return (
         f"greycheck: {verdict.action} reason={verdict.reason} client={envelope.client or '-'}"
-        f" sender=<{_clip(show(envelope.sender))}> recipient=<{_clip(show(envelope.recipient))}>"
+        f" sender=<{show_address(envelope.sender)}> recipient=<{show_address(envelope.recipient)}>"
         f"{wait}{detail} hook={envelope.hook} ms={milliseconds}\n"
     ).encode()
 
 
 def quoted(text: str) -> str:
     """TEXT as the value of an ``error="..."`` pair."""
-    return '"' + _clip(show(text.encode("utf-8", "surrogateescape")).replace("\\x20", " ")) + '"'
+    return '"' + _clip(show(text.encode("utf-8", "surrogateescape")).replace("\\x20", " "), QUOTED) + '"'
 
 
 def line(text: str) -> bytes:

@@ -404,7 +404,8 @@ def log_lines() -> list[str]:
         *paragraphs(
             [
                 'Bytes of an address that are not printable, blanks, and < > " \\ are written as \\xNN:'
-                " no envelope can forge a line."
+                " no envelope can forge a line. Of what is long, here and in the store, a part is kept, with \\... and its length in bytes;"
+                " of addresses also a digest, by which they stay apart."
                 " The first word is the verdict. A line that begins greycheck: warning names a setting that cannot be used. The reasons, in"
                 " the order in which they are looked at:"
             ]

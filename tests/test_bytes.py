@@ -10,7 +10,7 @@ from sqlalchemy import insert
 
 from greycheck import rules
 from greycheck.envelope import Envelope, Triplet
-from greycheck.log import show
+from greycheck.log import show, show_address
 from greycheck.policy import Change, TripletRow
 from greycheck.settings import read
 from greycheck.store import lean, lean_server, tables
@@ -62,7 +62,7 @@ def keep_apart(store: "lean.Store", database: Database, pairs: list[tuple[bytes,
         assert found, pair
         assert found.first == number
     rows = database.rows("SELECT sender, recipient FROM triplet ORDER BY first_attempt")
-    assert rows == [(show(sender), show(recipient)) for sender, recipient in pairs]
+    assert rows == [(show_address(sender), show_address(recipient)) for sender, recipient in pairs]
 
 
 @pytest.fixture
@@ -103,6 +103,24 @@ def test_the_same_addresses_of_another_network_are_a_pool_and_others_are_none(
     for number, address in enumerate(ALIKE):
         waiting = store.waiting(asked(address, b"bob@example.net"), 0, 0, SETTINGS)
         assert (waiting.others, waiting.oldest) == ((1, number) if address else (0, None)), address
+
+
+# Alike as far as they are shown.
+LONG = [b"\xff" * 880 + last + b"@example.org" for last in (b"a", b"b")] + [b"\xff" * 899]
+
+
+@in_every_store
+def test_long_addresses_are_cut_and_kept_apart_all_the_same(database: Database, store: "lean.Store") -> None:
+    for number, address in enumerate(LONG):
+        there = Asked(asked(b"", b"").envelope, Triplet("198.51.100.1", "198.51.100.0/24", address, address))
+        assert store.save(there, [Change(None, TripletRow(number, number), number)], patient=True)
+    for number, address in enumerate(LONG):
+        waiting = store.waiting(asked(address, address), 0, 0)
+        assert (waiting.others, waiting.oldest) == (1, number)
+    assert store.waiting(asked(LONG[0], LONG[1]), 0, 0).others == 0
+    for text in (text for row in database.rows("SELECT sender, recipient FROM triplet") for text in row):
+        assert len(str(text)) < 600
+        assert "\\..." in str(text)
 
 
 @in_every_store

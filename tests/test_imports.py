@@ -96,6 +96,15 @@ def test_a_check_loads_this_and_nothing_else(child: Child, argv: list[str], hook
         child.age(150)
 
 
+def test_tags_of_a_sender_cost_one_more_module_and_another_where_it_is_new(child: Child) -> None:
+    child.make_store()
+    more = [
+        loaded(child, ["greycheck"], REMOTEMF="list-return-5-joe=example.com@example.org") for _new_and_early in "12"
+    ]
+    bare = OURS | OF_THE_STORE | BUILT_IN | {"greycheck.hooks.smtpextfork", "greycheck.folding"}
+    assert more == [bare | {"greycheck.earlier"}, bare]
+
+
 def test_rules_cost_one_more_module_where_there_are_any(child: Child) -> None:
     child.make_store()
     connection = sqlite3.connect(child.database)

@@ -1,6 +1,7 @@
 """Log lines that no envelope can forge, and a log that never holds a verdict."""
 
 import os
+import re
 
 import pytest
 from hypothesis import given
@@ -76,10 +77,36 @@ def test_no_address_forges_a_field_or_a_line(sender: bytes, recipient: bytes) ->
     assert names == ["greycheck:", "defer", "reason", "client", "sender", "recipient", "wait", "hook", "ms"]
 
 
-def test_the_longest_line_is_written_at_once() -> None:
-    worst = b"\xff" * 899
-    verdict = Verdict(DEFER, "new", wait=300, detail=f"error={log.quoted('x' * 5000)}")
+@pytest.mark.parametrize("byte", [b"\xff", b"x", "\u00e9".encode(), "\u4e2d".encode(), b" "])
+@pytest.mark.parametrize("domain", [b"", b"@host", b"@" + b"\xff" * 65536])
+def test_the_longest_line_is_written_at_once(byte: bytes, domain: bytes) -> None:
+    worst = byte * 65536 + domain
+    verdict = Verdict(DEFER, "new", wait=300, detail=f"rule=from:{log.show(worst)}")
+    verdict.unrecorded = "\x1b" * 65536
+    verdict.observed = "defer"
     assert len(line(worst, worst, verdict).encode()) < 4096
+    verdict.detail = f"error={log.quoted('x' * 5000)}"
+    assert len(line(worst, worst, verdict).encode()) < 4096
+    assert len(log.line("warning " + "x" * 65536)) < 4096
+
+
+def test_what_is_cut_says_so_and_how_long_it_was() -> None:
+    text = line(b"\xff" * 899 + b"@host", b"b@example.net")
+    assert re.search(r" sender=<(\\xff){112}\\\.\.\.899\.[0-9a-f]{32}@host> recipient=<b@example.net> ", text)
+    assert log.show_address(b"a@" + b"b." * 200 + b"end").endswith("b.b.b.end")
+    assert r"\...400" not in line(b"x" * 200 + rb"\...400" + b"@host", b"b@example.net")  # nobody forges it
+    assert log.quoted("y" * 5000).endswith(r'y\...5000"')
+
+
+@given(st.binary(max_size=9), st.integers(1, 400), st.sampled_from([b"", b"@host", b"@"]), st.binary(max_size=3))
+def test_cut_addresses_are_kept_apart_and_no_escape_is_cut(part: bytes, times: int, at: bytes, last: bytes) -> None:
+    one, other = part * times + at + last, part * times + b"x" + at + last
+    assert log.show_address(one) != log.show_address(other)
+    shown = log.show_address(part * times + last)
+    assert len(shown.encode()) < log.LOCAL + log.DOMAIN + 100
+    assert not re.search(r"\\(?!x[0-9a-f]{2}|\.\.\.\d)", shown)
+    if len(log.show(one).encode()) <= log.DOMAIN:
+        assert log.show_address(one) == log.show(one)
 
 
 def test_a_problem_is_one_line() -> None:

@@ -466,7 +466,7 @@ def leave_present(wanted: dict[bytes, Rule], every: Sequence[Rule], now: int) ->
 
 def postgrey_rule(pattern: Pattern, comment: str, now: int) -> Rule:
     """The rule that allows PATTERN, for the reason that postgrey's list gives."""
-    printable = "".join(char if char.isprintable() else "?" for char in comment)
+    printable = "".join(char if char.isprintable() else "?" for char in comment)[: rulebook.COMMENT]
     return rulebook.made(pattern, keys.ALLOW, comment=printable or "from postgrey", now=now)
 
 

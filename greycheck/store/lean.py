@@ -10,7 +10,7 @@ import posix
 import sys
 
 from greycheck.envelope import Envelope, Triplet
-from greycheck.log import show
+from greycheck.log import show_address
 from greycheck.policy import Change, ClientRow, Found, RuleRow, TripletRow, Waiting
 
 TYPE_CHECKING = False
@@ -130,9 +130,9 @@ class Asked:
 
     @property
     def shown(self) -> tuple[str, str]:
-        """Sender and recipient as the table has them; made when they are wanted: what is known needs none."""
+        """Sender and recipient as the table has them, cut where they are long; made when they are wanted: what is known needs none."""
         if self._shown is None:
-            self._shown = show(self.triplet.sender), show(self.triplet.recipient)
+            self._shown = show_address(self.triplet.sender), show_address(self.triplet.recipient)
         return self._shown
 
     @property

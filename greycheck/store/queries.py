@@ -15,9 +15,9 @@ from time import monotonic, sleep
 from sqlalchemy import ColumnElement, Engine, RowMapping, Select, Table, and_, delete, func, or_, select, true
 from sqlalchemy.sql.schema import Column
 
-from greycheck import normalise, patterns, policy
+from greycheck import earlier, folding, normalise, patterns, policy
 from greycheck.envelope import OF_MESSAGE
-from greycheck.log import show
+from greycheck.log import CUT, show, show_address
 from greycheck.policy import Terms, TripletRow
 from greycheck.settings import Settings
 from greycheck.store import faults
@@ -102,25 +102,52 @@ def of_address(address: bytes) -> Condition:
     address = normalise.mail_address(address)
     if not address:
         return triplet.c.sender == ""
-    folded = show(normalise.fold_sender(address))
-    return or_(_is_like(triplet.c.sender, folded), _is_like(triplet.c.recipient, show(address)))
+    senders = {normalise.fold_sender(address), earlier.fold_sender(address), *_with_folded_hosts(address)}
+    if CUT.encode() in address:
+        senders.add(address)
+    return or_(
+        *(_is_like(triplet.c.sender, sender) for sender in sorted(senders)), _is_like(triplet.c.recipient, address)
+    )
 
 
-def _is_like(column: Column[str], address: str) -> Condition:
-    if address.startswith("@"):
-        return column.endswith(address, autoescape=True)
-    if address.endswith("@"):
+def _with_folded_hosts(address: bytes) -> list[bytes]:
+    """The domain in ADDRESS, where there is no more in it, as greylisting may have folded it."""
+    local, at, domain = address.rpartition(b"@")
+    return [] if local else [at + folding.fold_hosts(domain)]
+
+
+def _is_like(column: Column[str], address: bytes) -> Condition:
+    """Whether the text in COLUMN is ADDRESS: whole or cut, as rows of an earlier release are not."""
+    if address.startswith(b"@"):
+        return or_(*(column.endswith(text, autoescape=True) for text in _texts(address)))
+    if address.endswith(b"@"):
         # The local part is all before the last @, and may hold others.
-        return and_(column.startswith(address, autoescape=True), func.substr(column, len(address) + 1).not_like("%@%"))
-    if "@" in address:
-        return column == address
-    return or_(column == address, column.endswith("@" + address, autoescape=True))
+        return or_(
+            *(
+                and_(column.startswith(text, autoescape=True), func.substr(column, len(text) + 1).not_like("%@%"))
+                for text in _texts(address)
+            )
+        )
+    if b"@" in address:
+        return column.in_(_texts(address))
+    return or_(column.in_(_texts(address)), _is_like(column, b"@" + address))
+
+
+def _texts(address: bytes) -> list[str]:
+    """How the table may have ADDRESS, which may be written as a list shows it where it is cut."""
+    found = [show_address(address), show(address)]
+    if CUT.encode() in address:
+        found.append(show(address).replace(show(CUT.encode()), CUT))
+    return list(dict.fromkeys(found))
 
 
 def of_domain(domain: bytes) -> Condition:
     """Triplets with a sender or recipient at DOMAIN or below it."""
-    name = show(normalise.host_name(domain.lstrip(b"@.")))
-    return or_(*(_is_below(column, name) for column in (triplet.c.sender, triplet.c.recipient)))
+    name = normalise.host_name(domain.lstrip(b"@."))
+    senders = dict.fromkeys((name, folding.fold_hosts(name)))
+    return or_(
+        *(_is_below(triplet.c.sender, show(sender)) for sender in senders), _is_below(triplet.c.recipient, show(name))
+    )
 
 
 def _is_below(column: Column[str], name: str) -> Condition:

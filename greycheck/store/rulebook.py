@@ -27,6 +27,9 @@ ORDER = (*rules.KINDS, rules.EXPECT)
 # What happened to a rule.
 ADDED, REPLACED, UNCHANGED, REMOVED = "added", "replaced", "unchanged", "removed"
 
+# The longest comment, in characters.
+COMMENT = 1000
+
 # How many keys one statement asks for. SQLite takes some thousand parameters at most, others more.
 _BATCH = 500
 
@@ -83,6 +86,8 @@ def made(
     if delay is not None and action != rules.GREYLIST:
         raise ValueError(f"{action} has no delay: only greylist has one")
     comment = comment.strip()
+    if len(comment) > COMMENT:
+        raise ValueError(f"a comment is no longer than {COMMENT} characters")
     if not comment.isprintable():
         raise ValueError("a comment is one line of printable characters")
     return Rule(digest(pattern.key), pattern.kind, pattern.text, action, delay, comment, now, expires_at)

@@ -23,7 +23,7 @@ Digest = LargeBinary(DIGEST).with_variant(mysql.BINARY(DIGEST), "mysql", "mariad
 # Canonical addresses and networks are ASCII; the longest, an IPv6 network, has 43 characters.
 Address = String(45).with_variant(mysql.VARCHAR(45, charset="ascii", collation="ascii_bin"), "mysql", "mariadb")
 
-# What log.show makes of at most 899 bytes (contract.md section 4), for people to read. No index has it.
+# What log.show_address makes of an address, or log.show of what else people read. No index has it.
 Shown = Text().with_variant(mysql.TEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
 
 triplet = Table(

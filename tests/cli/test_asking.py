@@ -457,6 +457,31 @@ def test_forget_of_a_triplet_makes_the_next_attempt_the_first(store: Child) -> N
     assert store.smtpextfork().reason == "new"
 
 
+def test_a_triplet_of_an_earlier_folding_is_shown_and_forgotten(store: Child) -> None:
+    sender = b"user+SRS=aBcDe=F1=example.com=alice@tenant.example"
+    store.smtpextfork(sender=b"user@tenant.example")  # as it was folded
+    store.age(400)
+    attempt = [ATTEMPT[0], sender.decode(), ATTEMPT[2]]
+    assert data("show", *attempt)["sender"] == "user@tenant.example"
+    verdict = data("explain", *attempt)["verdict"]
+    assert isinstance(verdict, dict)
+    assert verdict["reason"] == "retry"
+    assert store.smtpextfork(sender=sender).reason == "retry"
+    assert data("forget", *attempt)["removed"] == {"triplet": 2, "client": 0}
+    assert data("forget", ATTEMPT[0])["removed"] == {"triplet": 0, "client": 1}
+    assert store.smtpextfork(sender=sender).reason == "new"
+
+
+def test_a_long_address_is_shown_listed_and_forgotten(store: Child) -> None:
+    sender = b"\xff" * 880 + b"@example.org"
+    store.smtpextfork(sender=sender)
+    [row] = listed()
+    assert len(str(row["sender"])) < 600
+    store.smtpextfork(sender=b"\xff" * 879 + b"@example.org")
+    assert data("forget", "--address", str(row["sender"]))["removed"] == {"triplet": 1, "client": 0}
+    assert len(listed()) == 1
+
+
 def test_forget_of_a_key(store: Child) -> None:
     store.smtpextfork()
     key = str(listed()[0]["key"])

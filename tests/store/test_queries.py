@@ -1,14 +1,16 @@
 """Lists, single rows and forgetting, against a store that is filled by hand and a search by hand."""
 
 import ipaddress
+from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, delete, select
 
-from greycheck import normalise
-from greycheck.log import show
+from greycheck import earlier, normalise
+from greycheck.explain import address_bytes
+from greycheck.log import show, show_address
 from greycheck.settings import read
 from greycheck.store import queries
 from greycheck.store.queries import Filter, Network
@@ -25,6 +27,8 @@ class Rows:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.number = 0
+        # How the table has an address; an earlier release had all of it.
+        self.shown: Callable[[bytes], str] = show_address
 
     def triplet(
         self,
@@ -41,8 +45,8 @@ class Rows:
         values = (
             self.number.to_bytes(16, "big"),
             network,
-            show(normalise.fold_sender(normalise.mail_address(sender))),
-            show(normalise.mail_address(recipient)),
+            self.shown(normalise.fold_sender(normalise.mail_address(sender))),
+            self.shown(normalise.mail_address(recipient)),
             first,
             last,
             early,
@@ -134,6 +138,62 @@ def test_an_address_is_found_as_recipient_without_folding(engine: Engine, fill: 
     assert set(numbers(engine, Filter(address=b"Bob+List@example.net"))) == {1}
     assert set(numbers(engine, Filter(address=b"bob@"))) == {2, 3}
     assert set(numbers(engine, Filter(address=b"@sub.example.net"))) == {3}
+
+
+# Alike as far as they are shown.
+LONG = [b"\xff" * 800 + last for last in (b"a", b"b")]
+LONG_ADDRESSES = [
+    LONG[0] + b"@example.org",
+    LONG[1] + b"@example.org",
+    b"x@" + LONG[0],
+    b"x@" + LONG[1] + b".example.org",
+]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("side", ["sender", "recipient"])
+def test_an_address_that_is_cut_is_found_as_others_are(engine: Engine, fill: Rows, side: str, whole: bool) -> None:
+    if whole:
+        fill.shown = show
+    for address in LONG_ADDRESSES:
+        fill.triplet(**{side: address})  # type: ignore[arg-type]
+    for number, address in enumerate(LONG_ADDRESSES, 1):
+        assert numbers(engine, Filter(address=address)) == [number]
+    assert numbers(engine, Filter(address=LONG[0] + b"@")) == [1]
+    assert numbers(engine, Filter(address=b"@" + LONG[0])) == [3]
+    assert numbers(engine, Filter(address=LONG[0])) == [3]
+    assert set(numbers(engine, Filter(address=b"@example.org"))) >= {1, 2}
+    assert set(numbers(engine, Filter(domain=b"example.org"))) >= {1, 2, 4}
+    for row in queries.rows(engine, "pending", Filter(), NOW):
+        assert whole or len(str(row[side])) < 600
+        written = address_bytes(str(row[side]))
+        if not whole:  # as the list shows it
+            assert numbers(engine, Filter(address=written)) == [int.from_bytes(row["triplet_key"], "big")]
+
+
+def test_a_sender_is_found_as_an_earlier_release_folded_it_and_by_a_host_that_is_folded(
+    engine: Engine, fill: Rows
+) -> None:
+    written = b"support=example.com__9m4vlv27x6v0rxwe@mmh2xurvokdh.a.bnc.example.org"
+    fill.triplet(sender=written)
+    address = normalise.mail_address(b"user+srs=a=b=example.com=alice@tenant.example")
+    values = [
+        (2).to_bytes(16),
+        "192.0.2.0/24",
+        show(earlier.fold_sender(address)),
+        "b@x",
+        NOW,
+        NOW,
+        0,
+        0,
+        None,
+        NOW + DAY,
+    ]
+    databases.fill(engine, "triplet", [tuple(values)])
+    assert numbers(engine, Filter(address=address)) == [2]
+    for wanted in (written, b"@mmh2xurvokdh.a.bnc.example.org", b"mmh2xurvokdh.a.bnc.example.org"):
+        assert numbers(engine, Filter(address=wanted)) == [1]
+    assert numbers(engine, Filter(domain=b"mmh2xurvokdh.a.bnc.example.org")) == [1]
 
 
 @pytest.mark.parametrize("domain", [b"example.org", b".example.org", b"@example.org", b"EXAMPLE.org."])
