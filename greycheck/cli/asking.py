@@ -1,18 +1,17 @@
 """What the commands that ask share: how an operator writes a time, and how tables and JSON are printed."""
 
-import json
 from collections.abc import Iterator
 from datetime import datetime
 from time import time
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from greycheck import earlier, normalise
 from greycheck import settings as names
+from greycheck.cli import terminal
 from greycheck.cli.common import foreseen, give_up_root
 from greycheck.cli.expire import is_waiting_for_first_mail
+from greycheck.cli.terminal import Console, Table
 from greycheck.envelope import Envelope, triplet
 from greycheck.explain import address_bytes
 from greycheck.settings import Settings
@@ -68,12 +67,12 @@ def client_address(text: str) -> str:
 
 def console() -> Console:
     """Where tables go: standard output, as wide as the terminal."""
-    return Console(highlight=False, markup=False, emoji=False)
+    return Console()
 
 
 def grid(*widths: int | None) -> Table:
     """A table without lines; of columns with a width, or (None) as wide as there is room. Long words are folded, none is cut."""
-    table = Table.grid(padding=(0, 2, 0, 0), expand=False)
+    table = Table.grid(padding=(0, 2, 0, 0))
     for width in widths:
         table.add_column(width=width, overflow="fold")
     return table
@@ -81,17 +80,17 @@ def grid(*widths: int | None) -> Table:
 
 def print_json(value: object) -> None:
     """Prints VALUE as JSON."""
-    click.echo(json.dumps(value, indent=2))
+    terminal.echo(terminal.as_json(value, indent=2))
 
 
 def print_json_rows(rows: Iterator[dict[str, object]]) -> None:
     """Prints ROWS as a JSON array, one on a line, as they come."""
-    click.echo("[", nl=False)
+    terminal.echo("[", nl=False)
     between = "\n"
     for row in rows:
-        click.echo(between + json.dumps(row), nl=False)
+        terminal.echo(between + terminal.as_json(row), nl=False)
         between = ",\n"
-    click.echo("\n]")
+    terminal.echo("\n]")
 
 
 def key_or_client(text: str) -> tuple[str, str]:

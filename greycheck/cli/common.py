@@ -34,6 +34,8 @@ def foreseen() -> Iterator[None]:
     except DBAPIError as error:
         raise click.ClickException(f"{faults.of(error)}{schema.advice(error)}") from None
     except OSError as error:
+        if error.filename is None:  # what is printed cannot be written: terminal.Group
+            raise
         raise click.ClickException(f"{error.filename}: {error.strerror}") from None
 
 

@@ -4,6 +4,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from greycheck.child import COMPLETION
+from greycheck.cli import terminal
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -21,7 +22,7 @@ def completion(context: click.Context, shell: str) -> None:
 
     It asks the greycheck that is found in PATH, under that name, whenever you press Tab. Bash must be 4.4 at least.
     """  # noqa: D301
-    click.echo(script(context.find_root().command, shell))
+    terminal.echo(script(context.find_root().command, shell))
 
 
 def script(command: click.Command, shell: str) -> str:

@@ -1,12 +1,12 @@
 """``greycheck config``: every setting with its value, its source and its meaning."""
 
-import json
 import os
 import sys
 
 import click
 
 from greycheck import log, settings
+from greycheck.cli import terminal
 from greycheck.settings import Setting, Settings
 from greycheck.store import schema
 
@@ -45,15 +45,15 @@ def config(as_json: bool) -> None:
         for setting in settings.TABLE
     ]
     if as_json:
-        click.echo(json.dumps({"settings": rows, "problems": found.problems}, indent=2))
+        terminal.echo(terminal.as_json({"settings": rows, "problems": found.problems}, indent=2))
     else:
-        click.echo(
+        terminal.echo(
             "\n\n".join(
                 f"# {setting.meaning}\n# From: {found.sources[setting.name]}\n{line(setting, found)}"
                 for setting in settings.TABLE
             )
         )
     for problem in found.problems:
-        click.echo(f"greycheck: {log.quoted(problem)[1:-1]}", err=True)
+        terminal.echo(f"greycheck: {log.quoted(problem)[1:-1]}", err=True)
     if found.problems:
         sys.exit(1)

@@ -5,12 +5,12 @@ from pathlib import Path
 from time import time
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from greycheck import settings
 from greycheck.cli.asking import console, grid, print_json
 from greycheck.cli.common import engine_of, foreseen, read_settings
+from greycheck.cli.terminal import Console
 from greycheck.store import rights, schema, server
 from greycheck.store.copying import Copying, Difference, Occupied, Outcome
 from greycheck.store.lean import StoreError
@@ -103,7 +103,7 @@ class Told:
     """Tells on standard error how it goes on: a bar on a terminal, and a line after each pass."""
 
     def __init__(self) -> None:
-        screen = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        screen = Console(stderr=True)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

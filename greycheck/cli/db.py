@@ -1,9 +1,8 @@
 """``greycheck db``: the schema of the store."""
 
-import json
-
 import click
 
+from greycheck.cli import terminal
 from greycheck.cli.common import foreseen, give_up_root, read_settings
 from greycheck.store import schema
 
@@ -25,12 +24,12 @@ def upgrade() -> None:
     with foreseen():
         revision = schema.upgrade(found.database, found.database_mode, tell)
     reached = f"at {revision}" if revision == schema.head() else schema.standing(revision)
-    click.echo(f"{schema.shown(found.database)}: {reached}")
+    terminal.echo(f"{schema.shown(found.database)}: {reached}")
 
 
 def tell(text: str) -> None:
     """Prints TEXT where results are not."""
-    click.echo(text, err=True)
+    terminal.echo(text, err=True)
 
 
 @db.command()
@@ -42,11 +41,11 @@ def current(as_json: bool) -> None:
     with foreseen():
         revision = schema.current(found.database)
     if as_json:
-        click.echo(
-            json.dumps({"database": schema.shown(found.database), "revision": revision, "program": schema.head()})
+        terminal.echo(
+            terminal.as_json({"database": schema.shown(found.database), "revision": revision, "program": schema.head()})
         )
         return
-    click.echo(f"{schema.shown(found.database)}: {schema.standing(revision)}")
+    terminal.echo(f"{schema.shown(found.database)}: {schema.standing(revision)}")
 
 
 @db.command()
@@ -60,4 +59,4 @@ def downgrade(revision: str, yes: bool) -> None:
         click.confirm(f"Take {url} back to {revision}? Data may be lost.", abort=True)
     give_up_root(found)
     with foreseen():
-        click.echo(f"{url}: at {schema.downgrade(found.database, revision, tell) or 'nothing'}")
+        terminal.echo(f"{url}: at {schema.downgrade(found.database, revision, tell) or 'nothing'}")

@@ -14,10 +14,10 @@ from pathlib import Path
 from time import localtime, sleep, strftime
 
 import click
-from rich.console import Console
 from sqlalchemy import select
 
 from greycheck import __version__
+from greycheck.cli.terminal import Console
 from greycheck.hooks import every
 from greycheck.store.engine import open_engine, reading
 from greycheck.store.tables import client, triplet
@@ -28,7 +28,7 @@ SENDER = "alice@example.org"
 RECIPIENT = "bob@example.net"
 MESSAGE = f"From: {SENDER}\r\nTo: {RECIPIENT}\r\nSubject: greylisted\r\n\r\nHello.\r\n"
 
-console = Console(highlight=False, markup=False, soft_wrap=True)
+console = Console(soft_wrap=True)
 
 
 @click.command()

@@ -1,6 +1,5 @@
 """``greycheck doctor``: everything between "installed" and "works"."""
 
-import json
 import os
 import sys
 from dataclasses import asdict
@@ -8,12 +7,11 @@ from pathlib import Path
 from time import time
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from greycheck import __version__, settings
+from greycheck.cli import terminal
 from greycheck.cli.install import QMAIL_USER, find_account
+from greycheck.cli.terminal import Console, Table, Text
 from greycheck.doctor import examine, is_sound
 from greycheck.doctor.finding import LEVELS, Finding, Installation
 
@@ -44,7 +42,7 @@ def doctor(directory: Path, user: str | None, as_json: bool) -> None:
     findings = examine(Installation(directory.absolute(), find_account(user), found, time()))
     if as_json:
         report = {"version": __version__, "sound": is_sound(findings), "findings": [asdict(one) for one in findings]}
-        click.echo(json.dumps(report, indent=2))
+        terminal.echo(terminal.as_json(report, indent=2))
     else:
         show(findings)
     if not is_sound(findings):
@@ -53,7 +51,7 @@ def doctor(directory: Path, user: str | None, as_json: bool) -> None:
 
 def show(findings: list[Finding]) -> None:
     """Prints FINDINGS as a table, and a line that sums them up."""
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = Console()
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)

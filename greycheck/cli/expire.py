@@ -1,10 +1,10 @@
 """``greycheck expire``: what cron runs."""
 
-import json
 from time import time
 
 import click
 
+from greycheck.cli import terminal
 from greycheck.cli.common import foreseen, give_up_root, open_store, read_settings
 from greycheck.store import expiry, schema
 from greycheck.store.engine import empty_log
@@ -40,14 +40,14 @@ def expire(verbose: bool, dry_run: bool, as_json: bool) -> None:
                     left = True
                 empty_log(engine)
     if as_json:
-        click.echo(json.dumps({"dry_run": dry_run, "rows": removed, "left_to_another_host": left}))
+        terminal.echo(terminal.as_json({"dry_run": dry_run, "rows": removed, "left_to_another_host": left}))
     elif waits and (verbose or dry_run):
-        click.echo(f"{schema.shown(found.database)}: no mail was checked yet")
+        terminal.echo(f"{schema.shown(found.database)}: no mail was checked yet")
     elif verbose or dry_run:
         what = "to remove" if dry_run else "removed"
-        click.echo(", ".join(f"{table}: {rows} {what}" for table, rows in removed.items()))
+        terminal.echo(", ".join(f"{table}: {rows} {what}" for table, rows in removed.items()))
         if left:
-            click.echo("another host is removing them too, and was quicker: the rest is left to it")
+            terminal.echo("another host is removing them too, and was quicker: the rest is left to it")
 
 
 def is_waiting_for_first_mail(url: str) -> bool:

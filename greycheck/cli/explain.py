@@ -9,13 +9,12 @@ from time import time
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from greycheck import explain as why
+from greycheck.cli import terminal
 from greycheck.cli.asking import console, grid, moment, print_json
 from greycheck.cli.common import foreseen, give_up_root, read_settings
+from greycheck.cli.terminal import NEWLINE, Console, Table, Text
 from greycheck.explain import DECIDES, UNREACHED, Explanation, away, local
 from greycheck.log import show
 from greycheck.policy import ACCEPT, DEFER, REJECT
@@ -150,8 +149,8 @@ def show_all(screen: Console, told: Explanation, store: str) -> None:
         screen.print(f"  {line}")
     screen.print("\nWhat would change it", style="bold")
     for remedy in told.remedies:
-        screen.print(f"  {remedy.command}", style="" if remedy.setting else "cyan", soft_wrap=True)
-        screen.print(f"      {remedy.effect}", style="dim")
+        screen.print(f"  {terminal.shown(remedy.command)}", style="" if remedy.setting else "cyan", soft_wrap=True)
+        screen.print(f"      {terminal.shown(remedy.effect)}", style="dim")
 
 
 def envelope_table(told: Explanation, store: str) -> Table:
@@ -180,7 +179,7 @@ def steps_table(told: Explanation) -> Table:
     for step in told.steps:
         decides, reached = step.outcome == DECIDES, step.outcome != UNREACHED
         text = Text(step.found or "-", style="bold" if decides else "" if reached else "dim")
-        text.append(f"\n{step.looked_at}", style="not bold dim")
+        text.append(NEWLINE).append(step.looked_at, style="not bold dim")
         outcome = f"=> {told.verdict.reason}" if decides else step.outcome
         style = f"bold {COLOURS[told.decided]}" if decides else "" if reached else "dim"
         table.add_row(Text(f"  {step.name}", style=style), text, Text(outcome, style=style))
@@ -192,7 +191,9 @@ def verdict_text(told: Explanation) -> Text:
     detail = f" {told.verdict.detail}" if told.verdict.detail else ""
     text = Text.assemble((told.decided, f"bold {COLOURS[told.decided]}"), f" reason={told.verdict.reason}{detail}")
     if told.verdict.observed:
-        text.append(f"\nonly observed ({why.observing(told)}): accept, logged with observed={told.verdict.observed}")
+        text.append(NEWLINE).append(
+            f"only observed ({why.observing(told)}): accept, logged with observed={told.verdict.observed}"
+        )
     return text
 
 

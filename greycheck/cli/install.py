@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from greycheck.cli import apart, native, server
+from greycheck.cli import apart, native, server, terminal
 from greycheck.cli.access import acting_as, barrier, can_act_as, named
 from greycheck.cli.common import foreseen, read_settings
 from greycheck.cli.launcher import PROGRAMS, interpreter, launcher, package
@@ -93,12 +93,12 @@ def put(paths: list[Path], user: str | None, in_c: bool) -> None:
         complaints += check_as(account, every, found)
     complaints += try_database(in_python[0], account, found)
     if compiled:
-        click.echo(f"compiled by {compiled[1]}; they ask the resident, greycheck serve, at {found.socket}")
-    click.echo(lines(paths, found))
+        terminal.echo(f"compiled by {compiled[1]}; they ask the resident, greycheck serve, at {found.socket}")
+    terminal.echo(lines(paths, found))
     with acting_as(account if account and can_act_as(account) else None):
         complaint = program.other(found.socket, found.socket_patience) if found.socket else ""
     if complaint:
-        click.echo(f"\n{complaint}:\n{program.RESTART}")
+        terminal.echo(f"\n{complaint}:\n{program.RESTART}")
     if complaints:
         raise click.ClickException("\n".join(["not ready:", *complaints]))
 
@@ -140,7 +140,7 @@ def remove(paths: list[Path]) -> None:
     for path in paths:
         if path.exists():
             path.unlink()
-            click.echo(f"{path}: removed")
+            terminal.echo(f"{path}: removed")
 
 
 def remove_behind(paths: list[Path], kept: Iterable[Path] = ()) -> None:
@@ -149,7 +149,7 @@ def remove_behind(paths: list[Path], kept: Iterable[Path] = ()) -> None:
     directory = behind(paths)[0].parent
     if directory.is_dir() and not directory.is_symlink() and not any(directory.iterdir()):
         directory.rmdir()
-        click.echo(f"{directory}: removed")
+        terminal.echo(f"{directory}: removed")
 
 
 def write(path: Path, content: bytes) -> None:

@@ -5,12 +5,11 @@ from itertools import islice
 from time import time
 
 import click
-from rich.table import Table
-from rich.text import Text
 from sqlalchemy import RowMapping
 
 from greycheck.cli.asking import KEY_SHOWN, console, duration, grid, is_empty, print_json_rows
 from greycheck.cli.common import open_store, read_settings
+from greycheck.cli.terminal import NEWLINE, Table, Text
 from greycheck.explain import address_bytes, span
 from greycheck.policy import ClientRow, is_known
 from greycheck.settings import Settings
@@ -134,11 +133,17 @@ class Listing:
         """A table of the rows of one PAGE."""
         if self.of_clients:
             table = grid(None, 6, 7, 5, 5, 16)
-            titles: tuple[str, ...] = ("client", "passes", "strikes", "first", "last", "state")
+            titles: tuple[str | Text, ...] = ("client", "passes", "strikes", "first", "last", "state")
             cells = [client_cells(row, self.settings, self.now) for row in page]
         else:
             table = grid(18, None, 4, 5, 8)
-            titles = ("client network\nkey", "sender\n  recipient", "age", "early", "state")
+            titles = (
+                Text.assemble("client network", NEWLINE, "key"),
+                Text.assemble("sender", NEWLINE, "  recipient"),
+                "age",
+                "early",
+                "state",
+            )
             cells = [triplet_cells(row, self.settings, self.now) for row in page]
         if with_titles:
             table.add_row(*titles, style="bold")
@@ -164,11 +169,11 @@ def triplet_cells(row: RowMapping, settings: Settings, now: int) -> tuple[Text, 
         "over": "",
     }
     return (
-        Text.assemble(row["network"], "\n", (key, "dim")),
-        Text(f"{row['sender'] or '<>'}\n  {queries.message_of(row) or row['recipient']}"),
+        Text.assemble(row["network"], NEWLINE, (key, "dim")),
+        Text.assemble(row["sender"] or "<>", NEWLINE, f"  {queries.message_of(row) or row['recipient']}"),
         Text(coarse(now - row["first_attempt"])),
         Text(str(row["early_attempts"])),
-        Text.assemble((state, STYLES[state]), "\n", (more[state], "dim")),
+        Text.assemble((state, STYLES[state]), NEWLINE, (more[state], "dim")),
     )
 
 

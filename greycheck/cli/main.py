@@ -18,13 +18,14 @@ from greycheck.cli.policy import policy
 from greycheck.cli.rules import allow, expect, greylist, reject, rules
 from greycheck.cli.serve import serve
 from greycheck.cli.show import show
+from greycheck.cli.terminal import Group
 
 EPILOG = """
 Run by qmail-smtpd, without a command, greycheck checks one envelope: SMTPEXTFORK calls it greycheck, CHECKENV qmail-checkenv.
 """
 
 
-@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="greycheck", message="greycheck %(version)s")
 def cli() -> None:
     """Greylisting for qmail: defers a mail from an unknown triplet of client, sender and recipient until it is tried again."""

@@ -8,14 +8,13 @@ from time import time
 from typing import NoReturn
 
 import click
-from rich.console import Console
-from rich.text import Text
 from sqlalchemy import Engine
 
 from greycheck import log, patterns
 from greycheck import rules as keys
-from greycheck.cli import asking
+from greycheck.cli import asking, terminal
 from greycheck.cli.common import open_store, read_settings
+from greycheck.cli.terminal import Console, Text
 from greycheck.patterns import Pattern
 from greycheck.settings import Settings, duration_text
 from greycheck.store import rulebook
@@ -102,8 +101,8 @@ def tell(told: Told, json: bool) -> None:
 
 def say(text: str, err: bool = False) -> None:
     """Prints TEXT as a line; on a terminal it is broken between words. ERR: on standard error."""
-    console = Console(stderr=err, highlight=False, markup=False, emoji=False)
-    console.print(text, soft_wrap=not console.is_terminal)
+    console = Console(stderr=err)
+    console.print(terminal.shown(text), soft_wrap=not console.is_terminal)
 
 
 JSON = click.option("--json", "json", is_flag=True, help="Print JSON.")
@@ -243,7 +242,7 @@ def list_rules(json: bool) -> None:
     elif every:
         print_table(every, int(time()))
     else:
-        click.echo("There are no rules. Make one: greycheck allow 192.0.2.0/24")
+        terminal.echo("There are no rules. Make one: greycheck allow 192.0.2.0/24")
 
 
 def print_table(every: Sequence[Rule], now: int) -> None:
@@ -311,7 +310,7 @@ def check(json: bool) -> None:
     if findings:
         raise click.exceptions.Exit(1)
     if not json:
-        click.echo(f"rules: {sum(rule.kind != keys.EXPECT for rule in every)}, and nothing wrong with them")
+        terminal.echo(f"rules: {sum(rule.kind != keys.EXPECT for rule in every)}, and nothing wrong with them")
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
@@ -333,10 +332,10 @@ def export() -> None:
     now = int(time())
     with open_store(found) as engine:
         every = rulebook.all_rules(engine)
-    click.echo(f"# Rules of greycheck, {rulebook.stamp(now)}")
+    terminal.echo(f"# Rules of greycheck, {rulebook.stamp(now)}")
     for rule in every:
         if rule.counts(now) and rule.kind != keys.EXPECT:
-            click.echo(rulebook.line(rule))
+            terminal.echo(terminal.shown(rulebook.line(rule)))
 
 
 def text_lines(path: str) -> list[str]:

@@ -8,6 +8,7 @@ import click
 from sqlalchemy import Engine, RowMapping
 
 from greycheck import normalise
+from greycheck.cli import terminal
 from greycheck.cli.asking import asked_for, console, grid, is_empty, print_json
 from greycheck.cli.common import open_store, read_settings
 from greycheck.cli.list import client_data, client_state, triplet_data
@@ -54,7 +55,7 @@ def _unknown(what: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         print_json(None)
     else:
-        click.echo(f"Nothing is known of {' '.join(what)}.")
+        terminal.echo(terminal.shown(f"Nothing is known of {' '.join(what)}."))
     sys.exit(1)
 
 

@@ -1,0 +1,154 @@
+r"""Where every command prints: no character of a database, a peer or a setting reaches a terminal that is not there to be read.
+
+Whatever is printed here, on a terminal or not, has what moves a cursor, hides or turns text round, or cannot be shown escaped as
+``\xNN``, each byte of its UTF-8. Styles are added behind that, by ``Console`` alone. What the stream's encoding lacks is escaped too.
+
+Interface: ``echo`` prints lines, ``Console`` tables and styled text, ``as_json`` makes JSON, ``shown`` makes one value fit for one line,
+``Group`` is a group of commands whose errors are printed likewise.
+"""
+
+import errno
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any, NoReturn, TextIO, cast
+
+import click
+import rich.console
+import rich.table
+import rich.text
+from rich.segment import Segment
+
+# Printable for Unicode, and seen by nobody: fillers, variation selectors, the empty pattern of Braille.
+_UNSEEN = frozenset(
+    chr(code)
+    for first, last in (
+        (0x034F, 0x034F),
+        (0x115F, 0x1160),
+        (0x17B4, 0x17B5),
+        (0x180B, 0x180F),
+        (0x2800, 0x2800),
+        (0x3164, 0x3164),
+        (0xFE00, 0xFE0F),
+        (0xFFA0, 0xFFA0),
+        (0xE0100, 0xE01EF),
+    )
+    for code in range(first, last + 1)
+)
+
+
+def _escaped(char: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogatepass"))
+
+
+def shown(text: str) -> str:
+    """TEXT fit for one line: with every character escaped that is not there to be read, line ends too."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(char if char.isprintable() and char not in _UNSEEN else _escaped(char) for char in text)
+
+
+def _lines(text: str) -> str:
+    return "\n".join(map(shown, text.split("\n")))
+
+
+def _stream(err: bool) -> TextIO | None:
+    """Standard output, or standard error, which escapes what its encoding lacks. None where it is closed."""
+    stream = cast("TextIO | None", sys.stderr if err else sys.stdout)
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    return stream
+
+
+def echo(text: str = "", err: bool = False, nl: bool = True) -> None:
+    """Prints TEXT, of which the line ends alone are kept, on standard output or (ERR) standard error."""
+    stream = _stream(err)
+    if stream is not None:
+        stream.write(_lines(text) + "\n" * nl)
+        stream.flush()
+
+
+def as_json(value: object, indent: int | None = None) -> str:
+    """VALUE as JSON of printable ASCII."""
+    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
+
+
+# A line end in a Text, where there is to be one.
+NEWLINE = rich.text.Text("\n")
+
+
+class Text(rich.text.Text):
+    """Styled text; a string of which it is made is one line."""
+
+    def __init__(self, text: str = "", style: Any = "", **options: Any) -> None:
+        super().__init__(shown(text), style, **options)
+
+    @classmethod
+    def assemble(cls, *parts: Any, **options: Any) -> "Text":
+        """A text of PARTS: strings, (string, style), or Text."""
+        return cast("Text", super().assemble(*parts, **options))
+
+    def append(self, text: Any, style: Any = None) -> "Text":
+        """Adds TEXT, a string or a Text."""
+        super().append(shown(text) if isinstance(text, str) else text, style)
+        return self
+
+
+class Table(rich.table.Table):
+    """A table; a cell that is a string is one line."""
+
+    @classmethod
+    def grid(cls, *headers: Any, **options: Any) -> "Table":
+        """A table without lines."""
+        return cast("Table", super().grid(*headers, **options))
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """Adds CELLS, strings or Text."""
+        super().add_row(*(Text(shown(cell)) if isinstance(cell, str) else cell for cell in cells), **options)
+
+
+class Console(rich.console.Console):
+    """Where tables and styled text go: standard output, or standard error, as wide as the terminal. Nothing is read as markup."""
+
+    def __init__(self, stderr: bool = False, soft_wrap: bool = False) -> None:
+        _stream(stderr)
+        super().__init__(stderr=stderr, soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False)
+
+    def print(self, *what: Any, **options: Any) -> None:
+        """Prints WHAT: strings, of which the line ends are kept, Text or tables."""
+        super().print(*(_lines(each) if isinstance(each, str) else each for each in what), **options)
+
+    def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
+        """The segments of RENDERABLE: the place that all text of a console passes, before styles become escape sequences."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(_lines(segment.text), segment.style)
+
+
+class Group(click.Group):
+    """The whole command line: errors are printed here as everything else is, and so is an output that takes nothing more."""
+
+    def main(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Runs a command, and exits."""
+        _stream(err=False)
+        _stream(err=True)
+        try:
+            code = super().main(*arguments, **{**options, "standalone_mode": False})
+        except click.ClickException as error:
+            words = io.StringIO()
+            error.show(words)
+            echo(words.getvalue(), err=True, nl=False)
+            code = error.exit_code
+        except click.Abort:
+            echo("Aborted!", err=True)
+            code = 1
+        except OSError as error:
+            if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT):
+                raise
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), 1
+            )  # else what is left is written, and fails, once more at the end
+            echo(f"Error: the output could not be written: {error.strerror}", err=True)
+            code = 1
+        sys.exit(code if isinstance(code, int) else 0)
