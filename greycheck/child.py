@@ -204,7 +204,7 @@ class Check:
 
     def error(self, message: str) -> Verdict:
         """The verdict of ``on_error``, because of MESSAGE."""
-        return Verdict(self.settings.on_error, "error", detail=f"error={log.quoted(message)}")
+        return Verdict(self.settings.on_error, "error", detail=f"error={message}")
 
     def lines(self, verdict: Verdict) -> bytes:
         """The log lines of VERDICT, after those of settings that cannot be used and of hosts that come and go."""

@@ -95,7 +95,7 @@ def _clip(text: str, size: int) -> str:
 def verdict_line(envelope: Envelope, verdict: Verdict, milliseconds: int) -> bytes:
     """The log line of VERDICT on ENVELOPE; MILLISECONDS is how long the check took, the interpreter's start not counted."""
     wait = f" wait={verdict.wait}" if verdict.wait else ""
-    detail = f" {_clip(verdict.detail, DETAIL)}" if verdict.detail else ""
+    detail = f" {detail_of(verdict)}" if verdict.detail else ""
     if verdict.observed:
         detail += f" observed={verdict.observed}"
     if verdict.unrecorded:
@@ -107,9 +107,27 @@ def verdict_line(envelope: Envelope, verdict: Verdict, milliseconds: int) -> byt
     ).encode()
 
 
+def detail_of(verdict: Verdict) -> str:
+    """The detail of VERDICT, which is not empty, as a pair that neither its rule nor its error can forge."""
+    name, _, value = verdict.detail.partition("=")
+    if name == "error":
+        return f"error={quoted(value)}"
+    # A rule's pattern holds an address as ``show`` made it: what is escaped there is not escaped again.
+    parts = value.split("\\")
+    return _clip(f"{name}=" + "\\".join(show(_bytes(part)) for part in parts), DETAIL)
+
+
 def quoted(text: str) -> str:
     """TEXT as the value of an ``error="..."`` pair."""
-    return '"' + _clip(show(text.encode("utf-8", "surrogateescape")).replace("\\x20", " "), QUOTED) + '"'
+    return '"' + _clip(show(_bytes(text)).replace("\\x20", " "), QUOTED) + '"'
+
+
+def _bytes(text: str) -> bytes:
+    """TEXT in UTF-8, whatever it holds: a database's may have halves of characters that no byte stands for."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
 
 
 def line(text: str) -> bytes:

@@ -39,7 +39,8 @@ SAME_ATTEMPT = 1
 class Verdict:
     """An ACTION (accept, defer or reject), its REASON, and what the log line adds.
 
-    ``wait`` is the number of seconds until a retry would pass, on a deferral. ``detail`` is further ``name=value`` text.
+    ``wait`` is the number of seconds until a retry would pass, on a deferral. ``detail`` is one pair more,
+    ``name=value``, which the log escapes.
     ``unrecorded`` says why the store does not know of this attempt, where it should. ``observed`` is the action that would have been
     taken, where the mode is to observe. ``vouches`` is whether later recipients of the same message pass because of this one.
     ``delayed`` is how long ago the first attempt was, in seconds, where the reason is that it was tried again. ``warning`` is what the

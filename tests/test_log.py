@@ -85,7 +85,7 @@ def test_the_longest_line_is_written_at_once(byte: bytes, domain: bytes) -> None
     verdict.unrecorded = "\x1b" * 65536
     verdict.observed = "defer"
     assert len(line(worst, worst, verdict).encode()) < 4096
-    verdict.detail = f"error={log.quoted('x' * 5000)}"
+    verdict.detail = f"error={'x' * 5000}"
     assert len(line(worst, worst, verdict).encode()) < 4096
     assert len(log.line("warning " + "x" * 65536)) < 4096
 
@@ -132,3 +132,17 @@ def test_a_dead_log_is_no_fault(capfd: pytest.CaptureFixture[str]) -> None:
             os.dup2(saved, 2)
             for descriptor in (saved, writer):
                 os.close(descriptor)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\x1b[2J", " ", "\u2028", "\u202e", "\x9b", "\udc9b"])
+def test_no_rule_of_the_store_forges_a_line_or_a_pair(end: str) -> None:
+    verdict = Verdict(ACCEPT, "rule", detail=f"rule=x@example.org{end}reason=forged")
+    line = log.verdict_line(Envelope("smtpextfork", "192.0.2.1", b"a@example.org", b"b@example.net"), verdict, 1)
+    assert line.decode().removesuffix("\n").isprintable()
+    assert " reason=forged" not in line.decode()
+    assert line.count(b" ") == 8
+
+
+def test_a_pattern_is_logged_as_the_store_has_it() -> None:
+    verdict = Verdict(ACCEPT, "rule", detail="rule=a\\x20b@example.org")
+    assert b" rule=a\\x20b@example.org " in log.verdict_line(Envelope("", "192.0.2.1", b"a", b"b"), verdict, 1)

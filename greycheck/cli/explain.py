@@ -16,7 +16,7 @@ from greycheck.cli.asking import console, grid, moment, print_json
 from greycheck.cli.common import foreseen, give_up_root, read_settings
 from greycheck.cli.terminal import NEWLINE, Console, Table, Text
 from greycheck.explain import DECIDES, UNREACHED, Explanation, away, local
-from greycheck.log import show
+from greycheck.log import detail_of, show
 from greycheck.policy import ACCEPT, DEFER, REJECT
 from greycheck.settings import Settings
 from greycheck.store import connect, schema
@@ -188,7 +188,7 @@ def steps_table(told: Explanation) -> Table:
 
 def verdict_text(told: Explanation) -> Text:
     """The verdict in one line, in the log's words."""
-    detail = f" {told.verdict.detail}" if told.verdict.detail else ""
+    detail = f" {detail_of(told.verdict)}" if told.verdict.detail else ""
     text = Text.assemble((told.decided, f"bold {COLOURS[told.decided]}"), f" reason={told.verdict.reason}{detail}")
     if told.verdict.observed:
         text.append(NEWLINE).append(
@@ -238,7 +238,7 @@ def as_data(told: Explanation, store: str) -> dict[str, object]:
         "verdict": {
             "action": verdict.action,
             "reason": verdict.reason,
-            "detail": verdict.detail,
+            "detail": verdict.detail and detail_of(verdict),
             "observed": verdict.observed or None,
             "exit_code": told.code,
         },

@@ -97,7 +97,7 @@ class Question:
 
     def error(self, message: str) -> Verdict:
         """The verdict of ``on_error``, because of MESSAGE."""
-        return Verdict(self.settings.on_error, "error", detail=f"error={log.quoted(message)}")
+        return Verdict(self.settings.on_error, "error", detail=f"error={message}")
 
     def was_made(self, when: bytes) -> None:
         """The native child says WHEN the attempt was made. Of a time that cannot be, because a clock was set, nothing is believed."""

@@ -115,7 +115,7 @@ COMMANDS = (
     ("list", "passed", "--json"),
     ("list", "clients"),
     ("show", "6b6b6b6b"),
-    ("rules",),
+    ("rules", "list"),
     ("rules", "check"),
     ("rules", "export"),
     ("explain", "192.0.2.1", HOSTILE, "bob@example.net"),
@@ -138,7 +138,7 @@ def test_no_command_shows_what_a_hostile_host_wrote(hostile: dict[str, str], enc
 
 def test_a_full_output_is_one_line(hostile: dict[str, str]) -> None:
     with open("/dev/full", "wb") as full:
-        for command in (("list", "passed"), ("rules",), ("config",), ("allow", "x@example.org")):
+        for command in (("list", "passed"), ("rules", "list"), ("config",), ("allow", "x@example.org")):
             done = subprocess.run(
                 [sys.executable, "-m", "greycheck", *command],
                 env=hostile, stdout=full, stderr=subprocess.PIPE, check=False, timeout=60,
