@@ -83,8 +83,8 @@ def test_tables_and_lines_are_clean(text: str) -> None:
 def hostile(tmp_path: Path) -> dict[str, str]:
     """The environment of commands whose store has hostile text in every column of text."""
     environ = {**os.environ, "GREYCHECK_DATABASE": str(tmp_path / "greycheck.db"), "GREYCHECK_CONFIG": os.devnull}
-    run(environ, "db", "upgrade")
-    run(environ, "allow", "alice@example.org", "--comment", "x")
+    assert run(environ, "db", "upgrade").returncode == 0
+    assert run(environ, "allow", "to:alice@example.org", "--comment", "x").returncode == 0
     import sqlite3
     from time import time
 
@@ -138,7 +138,7 @@ def test_no_command_shows_what_a_hostile_host_wrote(hostile: dict[str, str], enc
 
 def test_a_full_output_is_one_line(hostile: dict[str, str]) -> None:
     with open("/dev/full", "wb") as full:
-        for command in (("list", "passed"), ("rules", "list"), ("config",), ("allow", "x@example.org")):
+        for command in (("list", "passed"), ("rules", "list"), ("config",), ("allow", "to:x@example.org")):
             done = subprocess.run(
                 [sys.executable, "-m", "greycheck", *command],
                 env=hostile, stdout=full, stderr=subprocess.PIPE, check=False, timeout=60,
