@@ -812,7 +812,7 @@ def test_what_is_wrong_here_too_is_told_once(installed: Installation) -> None:
 
 def test_no_password_of_the_service_is_kept(installed: Installation) -> None:
     run(installed, 10, TCPSERVER)
-    assert "secret" not in repr(processes.services(installed.proc))
+    assert "secret" not in repr(processes.services(installed.proc, {os.geteuid()}))
 
 
 def test_a_real_process_under_a_real_limit_is_read(place: Path) -> None:
@@ -824,7 +824,7 @@ def test_a_real_process_under_a_real_limit_is_read(place: Path) -> None:
 
     process = subprocess.Popen([program, "60"], preexec_fn=limit, env={"SMTPEXTFORK": "/x", "HOME": "/"})
     try:
-        found = processes.read_service(Path("/proc") / str(process.pid))
+        found = processes.read_service(Path("/proc") / str(process.pid), {os.geteuid()})
         assert found
         assert (found.name, found.uid, found.memory) == ("qmail-smtpd", os.geteuid(), 17_000_000)
         assert found.environ == ((b"SMTPEXTFORK", b"/x"),)
@@ -835,3 +835,21 @@ def test_a_real_process_under_a_real_limit_is_read(place: Path) -> None:
 
 def test_text_of_others_is_made_fit_for_a_terminal() -> None:
     assert finding.safe("a\x1b[2J b") == "a\\x1b[2J b"
+
+
+@pytest.mark.parametrize("kind", ["fifo", "zero"])
+def test_rules_that_are_no_regular_file_are_not_waited_for(place: Path, kind: str) -> None:
+    rules = place / "rules"
+    os.mkfifo(rules) if kind == "fifo" else rules.symlink_to("/dev/zero")
+    (place / "cwd").symlink_to(place)
+    assert processes.rules_variables(place, [b"tcpserver", b"-x", os.fsencode(rules), b"qmail-smtpd"]) == ()
+
+
+def test_of_a_strangers_process_nothing_but_its_user_is_told(place: Path) -> None:
+    directory = place / "99"
+    directory.mkdir()
+    (directory / "cmdline").write_bytes(b"tcpserver\0-x\0/rules\0qmail-smtpd\0")
+    (directory / "environ").write_bytes(b"GREYCHECK_CONFIG=/fifo\0")
+    (directory / "status").write_text(f"Name:\ttcpserver\nUid:\t{NOBODY.pw_uid}\t0\t0\t0\n")
+    found = processes.read_service(directory, {0})
+    assert found == processes.Service(99, "tcpserver", NOBODY.pw_uid, None, None)

@@ -159,6 +159,8 @@ def write(path: Path, content: bytes) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             os.fchmod(descriptor, 0o755)
+            file.flush()
+            os.fsync(descriptor)
         Path(draft).replace(path)
     except BaseException:
         Path(draft).unlink()

@@ -5,6 +5,8 @@ Interface: ``services``. It reads what it may, and never waits for anybody.
 
 import os
 import re
+import stat
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +16,9 @@ SESSION = "qmail-smtpd"
 
 # Bytes of a rules file (tcprules' cdb) that are looked through.
 RULES_FILE = 16_000_000
+
+# Bytes that are read of a file in /proc.
+SHOWN = 4_000_000
 
 HOOK_VARIABLES = (b"SMTPEXTFORK", b"SMTPEXTFORKR", b"CHECKENV", b"RCPTCHECK")
 
@@ -39,14 +44,17 @@ class Service:
         return f"{self.name} ({self.pid})"
 
 
-def services(proc: Path) -> list[Service]:
-    """What runs qmail-smtpd, by PROC; one of each kind, many sessions of one server being alike."""
+def services(proc: Path, trusted: Container[int]) -> list[Service]:
+    """What runs qmail-smtpd, by PROC; one of each kind, many sessions of one server being alike.
+
+    Of processes of users that are not TRUSTED nothing but name and user is told: they may call themselves what they like.
+    """
     alike: dict[Service, Service] = {}
     for directory in sorted(
         (path for path in proc.glob("[0-9]*") if path.name.isdigit()), key=lambda path: int(path.name)
     ):
         try:
-            service = read_service(directory)
+            service = read_service(directory, trusted)
         except OSError:
             continue  # it has ended meanwhile, or is hidden
         if service:
@@ -54,20 +62,41 @@ def services(proc: Path) -> list[Service]:
     return list(alike.values())
 
 
-def read_service(directory: Path) -> Service | None:
+def read_service(directory: Path, trusted: Container[int]) -> Service | None:
     """The process shown in DIRECTORY, if it is a qmail-smtpd or a server that runs one. Raises OSError where it has ended."""
-    arguments = (directory / "cmdline").read_bytes().split(b"\0")[:-1]
+    arguments = read(directory / "cmdline", SHOWN).split(b"\0")[:-1]
     programs = [os.fsdecode(argument.rpartition(b"/")[2]) for argument in arguments]
     if SESSION not in programs or programs[0] not in (*SERVERS, SESSION):
         return None
+    uid = user(directory)
+    if uid not in trusted:
+        return Service(int(directory.name), programs[0], uid, None, None)
     return Service(
         int(directory.name),
         programs[0],
-        directory.stat().st_uid,
+        uid,
         soft_limit((directory / "limits").read_text()),
         environment(directory),
         rules_variables(directory, arguments),
     )
+
+
+def user(directory: Path) -> int:
+    """Who started the process shown in DIRECTORY: its real user. What cannot be dumped is shown as root's, whoever started it."""
+    try:
+        found = re.search(rb"^Uid:\s+([0-9]+)", read(directory / "status", SHOWN), re.MULTILINE)
+    except FileNotFoundError:
+        found = None
+    return int(found.group(1)) if found else directory.stat().st_uid
+
+
+def read(path: Path, most: int) -> bytes:
+    """The first MOST bytes of the regular file PATH, without waiting for anybody. Raises OSError, where it is no such file too."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(f"{path}: not a regular file")
+        return file.read(most)
 
 
 def soft_limit(limits: str) -> int | None:
@@ -79,7 +108,7 @@ def soft_limit(limits: str) -> int | None:
 def environment(directory: Path) -> tuple[tuple[bytes, bytes], ...] | None:
     """What matters here of the environment of the process shown in DIRECTORY; None where it cannot be read."""
     try:
-        text = (directory / "environ").read_bytes()
+        text = read(directory / "environ", SHOWN)
     except PermissionError:
         return None
     pairs = (pair.partition(b"=")[::2] for pair in text.split(b"\0"))
@@ -94,8 +123,7 @@ def rules_variables(directory: Path, arguments: list[bytes]) -> tuple[bytes, ...
     if path is None:
         return ()
     try:
-        with (directory / "cwd" / os.fsdecode(path)).open("rb") as file:
-            text = file.read(RULES_FILE)
+        text = read(directory / "cwd" / os.fsdecode(path), RULES_FILE)
     except OSError:
         return ()
     return tuple(name for name in HOOK_VARIABLES if b"+" + name + b"=" in text)
