@@ -735,7 +735,7 @@ def test_a_service_of_another_user_is_a_warning(installed: Installation) -> None
     os.chown(installed.proc / "10", NOBODY.pw_uid, -1)
     found = only(service.look_at_services, installed, "warning")
     assert f"runs as nobody, permissions were looked at for {ME.pw_name}" in found.found
-    assert found.advice == "Run: greycheck doctor --user nobody"
+    assert found.advice == "If it serves mail, run: greycheck doctor --user nobody"
 
 
 def test_a_service_without_a_hook_is_a_warning_and_a_session_is_not(installed: Installation) -> None:
