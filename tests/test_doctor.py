@@ -719,14 +719,14 @@ def test_the_script_makes_a_small_limit_harmless_for_checkenv_alone(
 
 def test_an_environment_that_cannot_be_read_is_a_note(installed: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     run(installed, 10, TCPSERVER)
-    real = Path.read_bytes
+    real = processes.read
 
-    def refuse(path: Path) -> bytes:
+    def refuse(path: Path, most: int) -> bytes:
         if path.name == "environ":
             raise PermissionError(13, "Permission denied")
-        return real(path)
+        return real(path, most)
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(processes, "read", refuse)
     assert "its environment cannot be read" in only(service.look_at_services, installed, "note").found
 
 
