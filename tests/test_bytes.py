@@ -115,9 +115,9 @@ def test_long_addresses_are_cut_and_kept_apart_all_the_same(database: Database, 
         there = Asked(asked(b"", b"").envelope, Triplet("198.51.100.1", "198.51.100.0/24", address, address))
         assert store.save(there, [Change(None, TripletRow(number, number), number)], patient=True)
     for number, address in enumerate(LONG):
-        waiting = store.waiting(asked(address, address), 0, 0)
+        waiting = store.waiting(asked(address, address), 0, 0, SETTINGS)
         assert (waiting.others, waiting.oldest) == (1, number)
-    assert store.waiting(asked(LONG[0], LONG[1]), 0, 0).others == 0
+    assert store.waiting(asked(LONG[0], LONG[1]), 0, 0, SETTINGS).others == 0
     for text in (text for row in database.rows("SELECT sender, recipient FROM triplet") for text in row):
         assert len(str(text)) < 600
         assert "\\..." in str(text)

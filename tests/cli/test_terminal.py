@@ -18,7 +18,7 @@ PACKAGE = Path(greycheck.__file__).parent
 HOSTILE = "\x1b[31m\r\n\x07\x9b2J\x7f\u202e\u2066\u2028\u200b\ufe0f\U000e0041[bold][link=http://x]x[/link]"
 
 # The text of a program that another interpreter runs, and lines of it.
-APART = {"cli/terminal.py", "cli/server.py"}
+APART = {"cli/terminal.py", "cli/server.py", "cli/apart.py"}
 
 
 def prints(node: ast.AST) -> bool:
