@@ -211,6 +211,8 @@ class Check:
         lines = [log.line(f"warning {problem}") for problem in self.settings.problems]
         if self.store is not None:
             lines += [log.line(note) for note in self.store.notes]
+        if verdict.warning:
+            lines.append(log.line(f"warning {verdict.warning}"))
         milliseconds = round((monotonic() - self.started) * 1000)
         return b"".join(lines) + log.verdict_line(self.envelope, verdict, milliseconds)
 

@@ -40,6 +40,8 @@ class State:
     expected: bool = False
     others: int = 0
     others_first: int = 400
+    gap: int = 0  # between them
+    crowd: int = 0  # what waits of the same network besides
     sender: bytes = SENDER
     recipient: bytes = RECIPIENT
     address: str = CLIENT
@@ -52,7 +54,11 @@ def given_state(child: Child, state: State) -> None:
         child.make_store()
     child.settings = dict(state.variables)
     now = int(time())
-    asked = Asked(*of_envelope(Envelope("", CLIENT, state.sender, state.recipient)))
+    asked = Asked(
+        *of_envelope(
+            Envelope("", CLIENT if state.address == "0.0.0.0" else state.address, state.sender, state.recipient)
+        )
+    )
     mail = show(asked.triplet.sender), show(asked.triplet.recipient)
     connection = sqlite3.connect(child.database)
     with connection:
@@ -70,12 +76,15 @@ def given_state(child: Child, state: State) -> None:
             )
             add_triplet(connection, row, now - state.last if state.passed else None)
         for other in range(state.others):
-            first = now - state.others_first
+            first = now - state.others_first + other * state.gap
             key = pair_keys(asked.key)[0] + digest(b"%d" % other)[PAIR:]
             add_triplet(connection, (key, f"198.51.{other}.0/24", *mail, first, first, 0, 0), None)
+        for other in range(state.crowd):
+            row = (digest(b"crowd %d" % other), asked.triplet.network, f"{other}@x", "y@x", now, now, 0, 0)
+            add_triplet(connection, row, None)
         if state.client:
             passes, ago, strikes, refused = state.client
-            values = (CLIENT, passes, now - ago, now - ago, now + DAY, strikes, now + refused if refused else 0)
+            values = (state.address, passes, now - ago, now - ago, now + DAY, strikes, now + refused if refused else 0)
             connection.execute("INSERT INTO client VALUES (?, ?, ?, ?, ?, ?, ?)", values)
         for kind, value, action, delay in state.rules:
             add_rule(connection, rules.key(kind, value), kind, action, delay)
@@ -132,6 +141,8 @@ def assert_same_as_the_child(child: Child, state: State) -> Explanation:
     return told
 
 
+HASTY = {"GREYCHECK_STRIKES": "3", "GREYCHECK_STRIKE_INTERVAL": "70s"}
+
 TABLE = {
     "incomplete": State(address="0.0.0.0"),
     "exempt": State(variables={"RELAYCLIENT": ""}),
@@ -146,23 +157,27 @@ TABLE = {
     "new, unverified name": State(rules=(("name", NAME, "allow", None),), variables={"TCPREMOTEHOST": NAME.decode()}),
     "early, rule": State(first=400, client=(3, 100, 0, 0), rules=(("recipient", RECIPIENT, "greylist", 3600),)),
     "strikes": State(client=(1, 100, 3, 600), variables={"GREYCHECK_STRIKES": "3"}),
-    "strikes, with this one": State(first=30, last=20, client=(0, 50, 2, 0), variables={"GREYCHECK_STRIKES": "3"}),
-    "early, first strike": State(first=30, last=20, client=(0, 50, 1, 0), variables={"GREYCHECK_STRIKES": "3"}),
+    "strikes, with this one": State(first=30, last=20, client=(0, 50, 2, 0), variables=HASTY),
+    "early, first strike": State(first=30, last=20, client=(0, 50, 1, 0), variables=HASTY),
     "client": State(client=(1, 100, 0, 0)),
     "new, no known clients": State(client=(1, 100, 0, 0), variables={"GREYCHECK_CLIENT_PASSES": "0"}),
     "new, client over": State(client=(1, 40 * DAY, 0, 0)),
     "known": State(first=DAY, passed=True),
     "new": State(),
     "new, lifetime over": State(first=50 * DAY, last=40 * DAY, passed=True),
-    "new, window over": State(first=2 * DAY),
+    "new, window over": State(first=2 * DAY + 60),
     "early": State(first=100, early=2),
     "retry": State(first=400),
     "expected": State(first=100, expected=True),
-    "pool": State(others=3),
+    "pool": State(others=3, gap=60),
+    "new, hasty pool": State(others=3),
+    "new, own domain": State(others=3, gap=60, sender=b"ceo@example.net"),
     "new, small pool": State(others=1),
-    "new, young pool": State(others=3, others_first=100),
+    "new, young pool": State(others=3, gap=9, others_first=100),
     "new, no pools": State(others=3, variables={"GREYCHECK_POOL_NETWORKS": "0", "GREYCHECK_PENDING_LIMIT": "0"}),
+    "crowded": State(crowd=2, variables={"GREYCHECK_NETWORK_LIMIT": "2", "GREYCHECK_PENDING_LIMIT": "2"}),
     "full": State(others=2, variables={"GREYCHECK_PENDING_LIMIT": "2"}),
+    "early, private client": State(first=100, client=(3, 100, 0, 0), address="10.1.2.3"),
     "early, observed": State(first=100, variables={"GREYCHECK_MODE": "observe"}),
     "new, observed domain": State(variables={"GREYCHECK_OBSERVE_DOMAINS": "example.net"}),
     "new, observed share": State(variables={"GREYCHECK_OBSERVE_PERCENT": "100"}),
@@ -194,6 +209,7 @@ VARIABLES = st.fixed_dictionaries(
         "GREYCHECK_STRIKES": st.sampled_from(["1", "3"]),
         "GREYCHECK_CLIENT_PASSES": st.sampled_from(["0", "2"]),
         "GREYCHECK_POOL_NETWORKS": st.sampled_from(["0", "1"]),
+        "GREYCHECK_NETWORK_LIMIT": st.sampled_from(["0", "2"]),
         "GREYCHECK_PENDING_LIMIT": st.sampled_from(["0", "2", "100000"]),
         "GREYCHECK_NULL_SENDER": st.just("accept"),
         "GREYCHECK_OBSERVE_PERCENT": st.sampled_from(["30", "90"]),
@@ -214,6 +230,9 @@ STATES = st.builds(
     expected=st.booleans(),
     others=st.integers(0, 4),
     others_first=st.sampled_from([100, 400, 5000]),
+    gap=st.sampled_from([0, 20]),
+    crowd=st.integers(0, 3),
+    address=st.sampled_from([CLIENT, CLIENT, "10.1.2.3"]),
     sender=st.sampled_from([SENDER, SENDER, b"", b"list-return-7-u=d.example@example.org", b"--help", b"a\xff b@x"]),
     variables=VARIABLES,
 )
@@ -235,7 +254,7 @@ def test_a_retry_passes_at_the_second_it_names_and_not_before(child: Child) -> N
 
 def test_of_a_new_triplet_it_counts_from_the_time_it_was_asked_for(child: Child) -> None:
     given_state(child, State())
-    assert explained(child, State(), 1_800_000_000).passes == (1_800_000_300, 1_800_086_400)
+    assert explained(child, State(), 1_800_000_000).passes == (1_800_000_300, 1_800_172_800)
 
 
 def test_it_tells_when_a_refusal_ends(child: Child) -> None:
@@ -297,6 +316,11 @@ def step(child: Child, case: str, name: str) -> tuple[str, str]:
         ("expected", "expected", "expected by expect-pattern", DECIDES),
         ("new", "expected", "nobody expects it", UNCHANGED),
         ("pool", "pool", "waits from 3 other networks, since 6m 4", DECIDES),
+        ("new, hasty pool", "pool", "two within 0s: several senders", UNCHANGED),
+        ("new, own domain", "pool", "a sender of the recipient's own domain is no pool", UNCHANGED),
+        ("crowded", "crowded", "2 or more wait: crowded", DECIDES),
+        ("new", "crowded", "0 wait", UNCHANGED),
+        ("early, private client", "client", "does not count: many clients may share such an address", PASSES),
         ("new, small pool", "pool", "waits from 1 other network, since", UNCHANGED),
         ("new", "pool", "waits from no other network", UNCHANGED),
         ("new, no pools", "pool", "off", UNCHANGED),
@@ -424,7 +448,7 @@ def test_a_recipient_that_cannot_be_expected_is_not_named(child: Child) -> None:
 def test_a_store_that_does_not_exist_is_explained_as_an_empty_one() -> None:
     found = read({b"GREYCHECK_CONFIG": b"/dev/null"})
     told = explain(None, why.envelope_of("smtpextfork", b"192.0.2.1", b"a@b", b"c@d", {}), found, 1_800_000_000)
-    assert (told.verdict.action, told.verdict.reason, told.changes[0].expires) == ("defer", "new", 1_800_086_400)
+    assert (told.verdict.action, told.verdict.reason, told.changes[0].expires) == ("defer", "new", 1_800_172_800)
 
 
 def test_a_store_without_tables_is_explained_as_an_empty_one(child: Child, place: Path) -> None:

@@ -33,6 +33,7 @@ sys.path.insert(0, {str(ROOT)!r})
 sys.path.extend({driver_directories()!r})
 from greycheck import child
 child.time = lambda: int(posix.environ[b"TEST_NOW"])
+child.monotonic = lambda: 0.0
 child.main(("/nonexistent",))
 """
 

@@ -27,7 +27,7 @@ def test_it_explains_every_reason() -> None:
     rows = dict(re.findall(r"^``(\w+)`` +(accept|defer|reject) ", README, re.MULTILINE))
     reasons = {reason: action for action, reason in policy.TRANSITIONS.values()}
     accepting = ("incomplete", "exempt", "rule", "client", "expected", "message", "pool", "full", "error")
-    assert rows == reasons | {"strikes": "reject"} | dict.fromkeys(accepting, "accept")
+    assert rows == reasons | {"strikes": "reject", "crowded": "defer"} | dict.fromkeys(accepting, "accept")
 
 
 def test_it_names_every_command() -> None:

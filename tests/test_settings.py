@@ -24,7 +24,7 @@ def with_environ(**environ: str) -> Settings:
 
 def test_the_defaults_are_those_of_the_table() -> None:
     found = read(NO_FILE)
-    assert (found.delay, found.retry_window, found.lifetime) == (300, 86400, 36 * 86400)
+    assert (found.delay, found.retry_window, found.lifetime) == (300, 2 * 86400, 36 * 86400)
     assert (found.ipv4_prefix, found.ipv6_prefix, found.client_passes) == (24, 64, 1)
     assert (found.null_sender, found.deadline, found.on_error, found.database_mode) == ("greylist", 5, "accept", 0o600)
     assert set(found.sources.values()) == {"default"}
@@ -176,9 +176,9 @@ def test_other_variables_that_begin_alike_are_not_ours() -> None:
 @pytest.mark.parametrize(
     ("environ", "window", "delay", "used"),
     [
-        ({"RETRY_WINDOW": "5m"}, 86400, 300, "retry_window = 24h"),
-        ({"DELAY": "2d"}, 86400, 300, "retry_window = 24h, delay = 5m"),
-        ({"DELAY": "2h", "RETRY_WINDOW": "1h"}, 86400, 7200, "retry_window = 24h"),
+        ({"RETRY_WINDOW": "5m"}, 172800, 300, "retry_window = 48h"),
+        ({"DELAY": "2d"}, 172800, 300, "retry_window = 48h, delay = 5m"),
+        ({"DELAY": "2h", "RETRY_WINDOW": "1h"}, 172800, 7200, "retry_window = 48h"),
     ],
 )
 def test_a_window_that_no_retry_could_meet_is_not_used(

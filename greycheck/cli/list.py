@@ -11,6 +11,7 @@ from greycheck.cli.asking import KEY_SHOWN, console, duration, grid, is_empty, p
 from greycheck.cli.common import open_store, read_settings
 from greycheck.cli.terminal import NEWLINE, Table, Text
 from greycheck.explain import address_bytes, span
+from greycheck.normalise import is_private
 from greycheck.policy import ClientRow, is_known
 from greycheck.settings import Settings
 from greycheck.store import queries
@@ -28,6 +29,7 @@ STYLES = {
     "message": "green",
     "known": "green",
     "unknown": "",
+    "shared": "yellow",
     "refused": "red",
 }
 
@@ -191,8 +193,10 @@ def client_cells(row: RowMapping, settings: Settings, now: int) -> tuple[Text, .
 
 
 def client_state(row: RowMapping, settings: Settings, now: int) -> str:
-    """What a client's ROW is under SETTINGS at NOW: refused for how long, known, or not known."""
-    if settings.strikes and row["struck_until"] > now:
+    """What a client's ROW is under SETTINGS at NOW: refused for how long, known, or not known; or its address is many clients'."""
+    if is_private(row["address"]):
+        return "shared"
+    if settings.strikes and now < row["struck_until"] <= now + settings.strike_time:
         return f"refused {span(row['struck_until'] - now)}"
     found = ClientRow(row["first_seen"], row["last_seen"], row["passes"], row["strikes"], row["struck_until"])
     return "known" if is_known(found, settings, now) else "unknown"

@@ -248,7 +248,7 @@ class FileStore:
             self._warn(f"{_said(fault)}: attempts or uses that were not recorded: {counted}")
         for question, _asked in batch:
             verdict = question.verdict
-            if verdict is None or verdict.reason == "new":
+            if verdict is None or policy.needs_record(verdict, question.changes):
                 verdict = question.error(_said(fault))
             else:
                 verdict.unrecorded, verdict.vouches = _said(fault), False

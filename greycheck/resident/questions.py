@@ -263,9 +263,10 @@ class Writer:
         """The log lines of VERDICT, after those of wrong settings, and of NOTES about the store."""
         milliseconds = round((monotonic() - question.started) * 1000)
         line = log.verdict_line(question.envelope, verdict, milliseconds)
-        if not notes and not question.problems:
+        if not notes and not question.problems and not verdict.warning:
             return line
-        before = [log.line(f"warning {problem}") for problem in question.problems] + [log.line(note) for note in notes]
+        problems = [*question.problems, verdict.warning] if verdict.warning else question.problems
+        before = [log.line(f"warning {problem}") for problem in problems] + [log.line(note) for note in notes]
         return b"".join(before) + line
 
     def answer(self, question: Question, verdict: Verdict, lines: bytes) -> bytes:

@@ -12,6 +12,7 @@ from time import monotonic, sleep
 from sqlalchemy import Engine, Table, bindparam, delete, func, select
 from sqlalchemy.exc import DBAPIError
 
+from greycheck.settings import Settings
 from greycheck.store import faults
 from greycheck.store.engine import reading
 from greycheck.store.tables import client, rule, triplet
@@ -38,6 +39,34 @@ def count(engine: Engine, now: int) -> dict[str, int]:
             ).scalar_one()
             for table in TABLES
         }
+
+
+# Of how many rows whose time is over it is looked whether they are worth a question.
+LOOK = 10000
+
+# How old what was used last may be at least, in seconds, before the clock is doubted: two days leave time to set it.
+DOUBT = 2 * 86400
+
+
+def doubt(engine: Engine, settings: Settings, now: int) -> bool:
+    """Whether the clock seems to have jumped ahead: what passed is over, and nothing that passed is about to be.
+
+    Each use moves ``expires_at`` to a lifetime from then. So where mail has come at all between a lifetime ago and DOUBT before NOW,
+    something ends between now and a lifetime less DOUBT. What waits ends sooner, and is not asked about. Two ranges of an index.
+    """
+    begin, end = now + settings.retry_window + settings.delay, now + settings.lifetime - DOUBT
+    if begin >= end:
+        return False
+    with reading(engine).connect() as connection:
+        for table in (triplet, client):
+            recent = select(table.c.passes).where(table.c.expires_at > begin, table.c.expires_at < end).limit(1)
+            if connection.execute(recent).first():
+                return False
+        for table in (triplet, client):
+            over = select(table.c.passes).where(table.c.expires_at < now).order_by(table.c.expires_at).limit(LOOK)
+            if any(passes for (passes,) in connection.execute(over)):
+                return True
+    return False
 
 
 def expire(

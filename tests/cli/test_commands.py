@@ -5,6 +5,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -165,6 +166,10 @@ def fill(store: Path) -> None:
         connection.execute("INSERT INTO triplet VALUES (x'00', 'n', 's', 'r', 1, 1, 0, 0, NULL, 1)")
         connection.execute("INSERT INTO triplet VALUES (x'01', 'n', 's', 'r', 1, 1, 0, 0, NULL, 99999999999)")
         connection.execute("INSERT INTO client VALUES ('192.0.2.1', 1, 1, 1, 1, 0, 0)")
+        # What was used a week ago: the clock is right.
+        used = int(time.time()) - 7 * 86400
+        row = ("192.0.2.2", 1, used, used, used + 36 * 86400)
+        connection.execute("INSERT INTO client VALUES (?, ?, ?, ?, ?, 0, 0)", row)
     connection.close()
 
 
@@ -207,6 +212,42 @@ def test_expire_says_where_asked_that_another_host_is_quicker(store: Path, monke
         "another host is removing them too, and was quicker: the rest is left to it\n"
     )
     assert json.loads(run("expire", "--json").output)["left_to_another_host"]
+
+
+@pytest.mark.parametrize("after", ["", "a check"])
+def test_expire_removes_nothing_where_the_clock_has_jumped_ahead(store: Path, after: str) -> None:
+    """Ten years; also where mail has been checked meanwhile, and so has been recorded as of then."""
+    schema.upgrade(f"sqlite:///{store}")
+    now = int(time.time())
+    connection = sqlite3.connect(store)
+    with connection:
+        for day in range(36):
+            used = now - 3650 * 86400 - day * 86400
+            row = (bytes([day]), used, used, used, used + 36 * 86400)
+            connection.execute("INSERT INTO triplet VALUES (?, 'n', 's', 'r', ?, ?, 0, 1, ?, ?)", row)
+        connection.execute("INSERT INTO client VALUES ('192.0.2.1', 1, ?, ?, ?, 0, 0)", (used, used, used + 36 * 86400))
+        if after:
+            values = (b"new", now, now, now + 2 * 86400)
+            connection.execute("INSERT INTO triplet VALUES (?, 'n', 's', 'r', ?, ?, 0, 0, NULL, ?)", values)
+            connection.execute(
+                "INSERT INTO client VALUES ('192.0.2.2', 1, ?, ?, ?, 0, 0)", (now, now, now + 36 * 86400)
+            )
+    said = run("expire", code=1).output
+    assert "has the clock jumped ahead? Nothing was removed." in said
+    assert "greycheck expire --yes" in said
+    assert connection.execute("SELECT count(*) FROM triplet WHERE passes").fetchone() == (36,)
+    assert run("expire", "--yes").output == ""
+    assert connection.execute("SELECT count(*) FROM triplet WHERE passes").fetchone() == (0,)
+    connection.close()
+
+
+def test_expire_removes_what_waits_whatever_the_clock_says(store: Path) -> None:
+    schema.upgrade(f"sqlite:///{store}")
+    connection = sqlite3.connect(store)
+    with connection:
+        connection.execute("INSERT INTO triplet VALUES (x'00', 'n', 's', 'r', 1, 1, 0, 0, NULL, 1)")
+    assert run("expire", "-v").output.startswith("triplet: 1 removed")
+    connection.close()
 
 
 def test_expire_before_the_first_mail_has_nothing_to_do(store: Path) -> None:

@@ -93,7 +93,7 @@ def test_what_is_over_is_removed(store: Child) -> None:
     databases.fill_url(store.store.url, "client", [("192.0.2.9", 1, 1, 1, 1, 0, 0)])
     store.smtpextfork()
     assert run("expire", "--dry-run").stdout == "triplet: 0 to remove, client: 1 to remove, rule: 0 to remove\n"
-    assert run("expire", "-v").stdout == "triplet: 0 removed, client: 1 removed, rule: 0 removed\n"
+    assert run("expire", "-v", "--yes").stdout == "triplet: 0 removed, client: 1 removed, rule: 0 removed\n"
     assert "alice" in run("list").stdout
 
 

@@ -51,7 +51,7 @@ def test_what_a_rule_rejects_is_rejected(resident: Resident) -> None:
 
 
 def test_who_hastens_is_rejected(start: Start) -> None:
-    resident = start(strikes="2")
+    resident = start(strikes="2", strike_interval="70s")
     for _ in range(3):
         resident.ask()
         resident.age(10)
@@ -60,10 +60,10 @@ def test_who_hastens_is_rejected(start: Start) -> None:
 
 
 def test_texts_are_those_of_the_settings(start: Start) -> None:
-    resident = start(defer_text="grau gelistet: {wait} s", reject_text="nein", strikes="1")
-    assert resident.ask() == "DEFER_IF_PERMIT grau gelistet: 300 s"
+    resident = start(defer_text="grau gelistet: {wait} s", reject_text="nein", strikes="1", strike_interval="70s")
+    assert resident.ask() == "DEFER_IF_PERMIT 4.2.0 grau gelistet: 300 s"
     resident.age(2)
-    assert resident.ask() == "REJECT nein"
+    assert resident.ask() == "REJECT 5.7.1 nein"
 
 
 def test_an_accepted_message_gets_one_header(start: Start) -> None:
@@ -265,15 +265,15 @@ def test_a_native_child_is_told_how_to_end(resident: Resident, hook: str, code: 
     ("hook", "code"), [("smtpextfork", "100"), ("checkenv", "100"), ("rcptcheck", "100"), ("spp", "0")]
 )
 def test_a_native_child_is_told_to_reject(start: Start, hook: str, code: str) -> None:
-    resident = start(strikes="1")
+    resident = start(strikes="1", strike_interval="70s")
     resident.ask()
     resident.age(2)
     assert resident.ask_as(hook)["exit"] == code
 
 
 def test_qmail_spp_is_told_what_to_say(start: Start) -> None:
-    resident = start(strikes="1")
-    assert resident.ask_as("spp")["say"] == "E451 greylisted, please try again in 300 seconds (#4.3.0)"
+    resident = start(strikes="1", strike_interval="70s")
+    assert resident.ask_as("spp")["say"] == "E451 greylisted, please try again later (#4.3.0)"
     assert resident.ask_as("spp", sender="")["say"].startswith("LD451 ")
     resident.age(2)
     assert resident.ask_as("spp")["say"] == "E553 refused by local policy (#5.7.1)"
