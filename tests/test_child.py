@@ -391,7 +391,7 @@ def test_nothing_stays_behind_that_holds_the_connection(child: Child) -> None:
 
 # --- qmail-spp --------------------------------------------------------------------------------------------------------
 
-TOLD_TO_WAIT = "E451 greylisted, please try again in 300 seconds (#4.3.0)\n"
+TOLD_TO_WAIT = "E451 greylisted, please try again later (#4.3.0)\n"
 TOLD_OF_A_FAULT = "E451 temporary failure, please try again later (#4.3.0)\n"
 
 

@@ -175,7 +175,7 @@ def test_spp_is_told_nothing_of_an_acceptance() -> None:
 
 def test_spp_is_told_of_a_deferral_and_a_rejection() -> None:
     deferral = Verdict(DEFER, "new", 300)
-    assert said(deferral) == b"E451 greylisted, please try again in 300 seconds (#4.3.0)\n"
+    assert said(deferral) == b"E451 greylisted, please try again later (#4.3.0)\n"
     assert said(deferral, defer_text="later") == b"E451 later (#4.3.0)\n"
     assert said(Verdict(REJECT, "rule")) == b"E553 refused by local policy (#5.7.1)\n"
     assert said(Verdict(DEFER, "error")) == b"E451 temporary failure, please try again later (#4.3.0)\n"

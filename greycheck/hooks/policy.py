@@ -119,11 +119,14 @@ def action(verdict: "Verdict", settings: "Settings") -> str:
     if verdict.action == ACCEPT:
         return word
     told = text(verdict, settings)
-    return f"{word} {told}" if has_code(told, verdict.action) else f"{word} {CODES[verdict.action]} {told}"
+    if has_code(told, verdict.action):
+        return f"{word} {told}"
+    return f"{word} {FAULT if verdict.reason == 'error' else CODES[verdict.action]} {told}"
 
 
 # What a refusal's text begins with where the setting has no such code: other or undefined mailbox status; delivery not authorized.
 CODES = {DEFER: "4.2.0", REJECT: "5.7.1"}
+FAULT = "4.3.0"
 
 
 def has_code(told: str, action: str) -> bool:

@@ -112,7 +112,9 @@ def test_config_shows_no_database_where_none_can_be_used(store: Path, monkeypatc
     assert "s3cret" not in result.output
 
 
-@pytest.mark.parametrize("command", [["expire"], ["db", "current"], ["config"], ["doctor"], ["install", "/tmp"]])
+@pytest.mark.parametrize(
+    "command", [["expire"], ["db", "current"], ["config"], ["doctor"], ["install", "/usr/local/bin"]]
+)
 def test_no_command_tells_a_password_that_it_cannot_use(
     store: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
@@ -122,7 +124,7 @@ def test_no_command_tells_a_password_that_it_cannot_use(
     assert "s3cret" not in output
 
 
-@pytest.mark.parametrize("command", [["expire"], ["db", "current"], ["db", "upgrade"], ["install", "/tmp"]])
+@pytest.mark.parametrize("command", [["expire"], ["db", "current"], ["db", "upgrade"], ["install", "/usr/local/bin"]])
 def test_commands_refuse_wrong_settings_in_the_same_words(
     store: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:

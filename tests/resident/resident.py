@@ -38,8 +38,10 @@ class Deferral(str):
 
 
 ACCEPTED = "DUNNO"
-DEFERRED = Deferral("DEFER_IF_PERMIT greylisted, please try again in 300 seconds")
-REJECTED = "REJECT refused by local policy"
+# Not the default, which tells nobody for how long: this is how tests see it.
+WITH_WAIT = "greylisted, please try again in {wait} seconds"
+DEFERRED = Deferral("DEFER_IF_PERMIT 4.2.0 greylisted, please try again in 300 seconds")
+REJECTED = "REJECT 5.7.1 refused by local policy"
 
 
 def request(**attributes: Value) -> bytes:
@@ -153,6 +155,7 @@ class Resident:
             "PATH": os.defpath,
             "GREYCHECK_CONFIG": "/dev/null",
             "GREYCHECK_SOCKET": str(self.socket),
+            "GREYCHECK_DEFER_TEXT": WITH_WAIT,
             **self.store.environ,
             **{f"GREYCHECK_{name.upper()}": value for name, value in (settings or {}).items()},
             **(environ or {}),

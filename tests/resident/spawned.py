@@ -11,7 +11,7 @@ import termios
 from pathlib import Path
 from types import TracebackType
 
-from tests.resident.resident import Conversation
+from tests.resident.resident import WITH_WAIT, Conversation
 from tests.servers import PATIENCE, wait_until
 from tests.support import ROOT, Database
 
@@ -52,6 +52,7 @@ class Spawned(Conversation):
         variables = {
             "PATH": os.defpath,
             "GREYCHECK_CONFIG": "/dev/null",
+            "GREYCHECK_DEFER_TEXT": WITH_WAIT,
             **store.environ,
             **{f"GREYCHECK_{name.upper()}": value for name, value in (settings or {}).items()},
             **(environ or {}),

@@ -21,7 +21,7 @@ from tests.resident.resident import ACCEPTED, DEFERRED, Resident, request
 from tests.servers import SmallDisk, wait_until
 from tests.support import CLIENT, RECIPIENT, ROOT, SENDER, Child, SQLiteFile
 
-EARLY = "DEFER_IF_PERMIT greylisted, please try again in "
+EARLY = "DEFER_IF_PERMIT 4.2.0 greylisted, please try again in "
 
 COUNT = "SELECT count(*) FROM triplet WHERE sender = ?"
 

@@ -91,9 +91,9 @@ def test_what_is_no_request_is_malformed(request_: bytes) -> None:
 def test_a_verdict_is_an_action() -> None:
     assert protocol.action(Verdict(ACCEPT, "known"), SETTINGS) == "DUNNO"
     assert protocol.action(Verdict(DEFER, "new", 300), SETTINGS) == (
-        "DEFER_IF_PERMIT greylisted, please try again in 300 seconds"
+        "DEFER_IF_PERMIT 4.2.0 greylisted, please try again later"
     )
-    assert protocol.action(Verdict(REJECT, "strikes"), SETTINGS) == "REJECT refused by local policy"
+    assert protocol.action(Verdict(REJECT, "strikes"), SETTINGS) == "REJECT 5.7.1 refused by local policy"
 
 
 # --- s/qmail ----------------------------------------------------------------------------------------------------------

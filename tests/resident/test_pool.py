@@ -23,7 +23,7 @@ from tests.resident.resident import ACCEPTED, DEFERRED, Resident, request
 from tests.servers import PASSWORD, USER, Postgres, Server, wait_until
 from tests.support import CLIENT, Child, Database, ServerDatabase, SQLiteFile, on_every_server
 
-EARLY = "DEFER_IF_PERMIT greylisted, please try again in "
+EARLY = "DEFER_IF_PERMIT 4.2.0 greylisted, please try again in "
 DEADLINE = 2
 
 each_kind = pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)

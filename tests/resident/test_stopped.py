@@ -23,7 +23,7 @@ from tests.support import REJECTED as EXIT_REJECTED
 from tests.support import Child, Database, Ran, SQLiteFile, on_every_database
 
 GONE = "nobody waits for the answer any more: not decided"
-EARLY = "DEFER_IF_PERMIT greylisted, please try again in "
+EARLY = "DEFER_IF_PERMIT 4.2.0 greylisted, please try again in "
 COUNTS = "SELECT sender, early_attempts, passes FROM triplet ORDER BY sender"
 
 # Long enough for the resident to know that it was stopped, and for a native child to give up.

@@ -10,7 +10,7 @@ import pytest
 from tests.resident.conftest import Start
 from tests.resident.resident import DEFERRED, Peer, Resident, request
 
-FAULT = "DEFER_IF_PERMIT temporary failure, please try again later"
+FAULT = "DEFER_IF_PERMIT 4.3.0 temporary failure, please try again later"
 
 # A resident in which one function fails where what it is called with has to do with boom@example.org.
 FAULTY = """
@@ -95,8 +95,8 @@ def test_who_waits_for_a_lock_meanwhile_is_answered_once(start: Start) -> None:
             assert ask_for_trouble(other) == FAULT
             assert waiting.action() == FAULT
             connection.exec_driver_sql("ROLLBACK")
-            assert waiting.ask().startswith("DEFER_IF_PERMIT greylisted, ")
-            assert other.ask().startswith("DEFER_IF_PERMIT greylisted, ")
+            assert waiting.ask().startswith("DEFER_IF_PERMIT 4.2.0 greylisted, ")
+            assert other.ask().startswith("DEFER_IF_PERMIT 4.2.0 greylisted, ")
     assert resident.reasons().count("error") == 2
 
 

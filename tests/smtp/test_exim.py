@@ -21,7 +21,7 @@ from tests.support import ROOT, SENDER, SQLiteFile
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become the users of Exim")
 
 OK = "250 Accepted"
-DEFERRED = "451 greylisted, please try again in 300 seconds"
+DEFERRED = "451 4.2.0 greylisted, please try again later"
 REJECTED = "550 refused by local policy"
 
 
