@@ -103,6 +103,10 @@ def hook_variables(place: Path, hook: str) -> dict[str, str]:
     return {"QMAIL_HOME": str(place)} | switches[hook]
 
 
+# Where the mail seems to come from (RFC 5737): a loopback address, which all clients may share, never becomes known.
+CLIENT = "192.0.2.1"
+
+
 @contextmanager
 def smtp_server(place: Path, environ: dict[str, str]) -> Iterator[int]:
     """Serves SMTP sessions on a port of 127.0.0.1, which it gives; the log goes to PLACE/log."""
@@ -111,7 +115,7 @@ def smtp_server(place: Path, environ: dict[str, str]) -> Iterator[int]:
         def serve() -> None:
             while True:
                 try:
-                    connection, (address, _port) = listener.accept()
+                    connection, _address = listener.accept()
                 except OSError:
                     return
                 with connection:
@@ -120,7 +124,7 @@ def smtp_server(place: Path, environ: dict[str, str]) -> Iterator[int]:
                         stdin=connection.fileno(),
                         stdout=connection.fileno(),
                         stderr=log,
-                        env=environ | {"PROTO": "TCP", "TCPREMOTEIP": address},
+                        env=environ | {"PROTO": "TCP", "TCPREMOTEIP": CLIENT},
                         check=False,
                     )
 

@@ -39,6 +39,7 @@ class Deferral(str):
 
 ACCEPTED = "DUNNO"
 # Not the default, which tells nobody for how long: this is how tests see it.
+DEFAULT = "greylisted, please try again later"
 WITH_WAIT = "greylisted, please try again in {wait} seconds"
 DEFERRED = Deferral("DEFER_IF_PERMIT 4.2.0 greylisted, please try again in 300 seconds")
 REJECTED = "REJECT 5.7.1 refused by local policy"

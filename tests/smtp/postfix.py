@@ -141,7 +141,11 @@ class Postfix:
 
     def session(self, name: str, client: str = "127.0.0.1") -> Session:
         """A session with the smtpd that has the restrictions called NAME."""
-        return Session(self.ports[name], client)
+        session = Session(self.ports[name], client)
+        if client != RELAY:
+            # A loopback address never becomes known: it seems to be the address of that number in 192.0.2.0/24.
+            session.pretend(ADDR=client.replace("127.0.0.", "192.0.2."), NAME="[UNAVAILABLE]")
+        return session
 
     def log(self) -> str:
         """What Postfix has logged."""

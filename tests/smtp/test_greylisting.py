@@ -30,7 +30,7 @@ def test_smtpextfork_defers_the_first_attempt_and_the_session_goes_on(mx: MailHo
         S: 221
         S: closed
     """)
-    assert " defer reason=new client=127.0.0.1 sender=<alice@example.org> recipient=<bob@example.net> " in mx.check()
+    assert " defer reason=new client=192.0.2.1 sender=<alice@example.org> recipient=<bob@example.net> " in mx.check()
     assert " wait=300 hook=smtpextfork " in mx.check()
 
 
@@ -46,7 +46,7 @@ def test_checkenv_defers_the_first_attempt_and_the_session_ends(mx: MailHost) ->
         S: 421 temporary envelope failure
         S: closed
     """)
-    assert " defer reason=new client=127.0.0.1 sender=<alice@example.org> recipient=<bob@example.net> " in mx.check()
+    assert " defer reason=new client=192.0.2.1 sender=<alice@example.org> recipient=<bob@example.net> " in mx.check()
     assert " wait=300 hook=checkenv " in mx.check()
 
 

@@ -39,7 +39,7 @@ HOSTILE = {
     "a statement": b"'; DROP TABLE triplet; --@example.org",
     "wildcards": b"%_*?[a-z]@example.org",
     "a list of programs": b"a,b@example.org",
-    "a forged log line": b'"a> recipient=<b> ms=1\rgreycheck: accept reason=known client=127.0.0.1 sender=<a"@example.org',
+    "a forged log line": b'"a> recipient=<b> ms=1\rgreycheck: accept reason=known client=192.0.2.1 sender=<a"@example.org',
     "control characters": b"\x1b[2J\x1b]0;title\x07\ttab\x08\x7f@example.org",
     "a line separator": "a\u2028greycheck: accept\u0085b@example.org".encode(),
     "a direction override": "a\u202egro.elpmaxe@b".encode(),

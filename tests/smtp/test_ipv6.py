@@ -23,8 +23,8 @@ def test_an_ipv6_client_is_greylisted_by_its_network(mx: MailHost, hook: Hook) -
 def test_an_ipv4_client_on_an_ipv6_socket_is_an_ipv4_client(mx: MailHost, hook: Hook) -> None:
     server = mx.start(build=IPV6_BUILD, listen="0", **hook.variables)
     server.play(mail(hook.deferred))
-    assert " client=127.0.0.1 " in mx.check()
-    assert mx.rows("SELECT network FROM triplet") == [("127.0.0.0/24",)]
+    assert " client=192.0.2.1 " in mx.check()
+    assert mx.rows("SELECT network FROM triplet") == [("192.0.2.0/24",)]
 
 
 @on_every_database

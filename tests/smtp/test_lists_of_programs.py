@@ -65,7 +65,7 @@ def test_another_checker_sees_the_envelope_that_greycheck_sees(mx: MailHost) -> 
     tells = mx.script("tells", 'echo "told of $REMOTEMF, $REMOTERCPT, $REMOTEHELO by $TCPREMOTEIP" >&2')
     server = mx.start(SMTPEXTFORK=f"{tells},{mx.greycheck}")
     server.play(mail(DEFERRED_454))
-    assert "told of alice@example.org, bob@example.net, client.example.org by 127.0.0.1" in mx.log()
+    assert "told of alice@example.org, bob@example.net, client.example.org by 192.0.2.1" in mx.log()
 
 
 def test_the_build_that_quits_as_soon_as_possible_closes_after_a_deferral(mx: MailHost) -> None:

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.resident.resident import Resident
+from tests.resident.resident import DEFAULT, Resident
 from tests.servers import free_port, wait_until
 from tests.smtp import readme
 from tests.smtp.conftest import Start
 from tests.smtp.dialogue import TIMEOUT
 from tests.smtp.maildir import USER
 from tests.smtp.mailhost import tool
-from tests.smtp.postfix import RECIPIENT, RELAY, Postfix
+from tests.smtp.postfix import RECIPIENT, RELAY, Postfix, Session
 from tests.support import ROOT, SENDER, SQLiteFile
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can run Postfix")
@@ -76,7 +76,7 @@ class Host:
     def resident(self, **settings: str) -> Resident:
         """A resident that listens, with SETTINGS."""
         name, _, owner = readme.lines("Postfix", "socket_owner").splitlines()[1].partition(" = ")
-        given = {name: owner, "listen": f"127.0.0.1:{self.port}"} | settings
+        given = {"defer_text": DEFAULT, name: owner, "listen": f"127.0.0.1:{self.port}"} | settings
         return Resident(self.place, given, self.store).wait()
 
     def script(self, name: str, command: str) -> str:
@@ -130,7 +130,7 @@ def test_the_log_names_what_postfix_told(host: Host, resident: Resident) -> None
     with host.session("unix", "127.0.0.5") as client:
         client.offer("Bob+x@Example.net", sender="List-1@example.org")
     [line] = resident.verdicts
-    assert " client=127.0.0.5 sender=<List-1@example.org> recipient=<Bob+x@" in line
+    assert " client=192.0.2.5 sender=<List-1@example.org> recipient=<Bob+x@" in line
     assert " hook=policy " in line
 
 
@@ -257,15 +257,16 @@ def test_odd_senders_arrive_whole(host: Host, resident: Resident, sender: str) -
 
 
 def test_many_sessions_at_once(host: Host, resident: Resident) -> None:
-    host.attempt()
+    with Session(host.postfix.ports["unix"]) as client:
+        assert client.offer(RECIPIENT, sender="list@example.org") == [DEFERRED]
     resident.age(300)
-    host.deliver()
-    host.delivered(1)
+    with Session(host.postfix.ports["unix"]) as client:
+        assert client.offer(RECIPIENT, sender="list@example.org") == [OK]
     where = f"inet:127.0.0.1:{host.postfix.ports['unix']}"
     command = [tool("smtp-source"), "-s", "8", "-m", "40", "-f", "list@example.org", "-t", RECIPIENT, where]
     subprocess.run(command, check=True, timeout=TIMEOUT)
     host.delivered(40)
-    assert resident.reasons() == ["new", "retry"] + ["client"] * 40
+    assert resident.reasons() == ["new", "retry"] + ["known"] * 40
 
 
 def test_swaks_is_deferred_and_then_delivers(host: Host, resident: Resident) -> None:
