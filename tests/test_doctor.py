@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from greycheck import __version__, doctor, settings
-from greycheck.cli import install, launcher, native
+from greycheck.cli import files, install, launcher, native
 from greycheck.doctor import finding, host, launchers, processes, service, store
 from greycheck.doctor.finding import Finding, Installation
 from greycheck.store import schema
@@ -181,14 +181,14 @@ def test_a_launcher_whose_interpreter_is_gone_is_a_fault(installed: Installation
     path = installed.programs[0]
     path.write_text(path.read_text().replace(launcher.interpreter(), "/nonexistent/python", 1))
     found = only(launchers.look_at_launchers, installed, "fault")
-    assert found.found == f"{path}: does not run: No such file or directory"
+    assert found.found == f"{path}: does not run as {ME.pw_name}: No such file or directory"
     assert not doctor.is_sound([found])
 
 
 def test_a_launcher_that_hangs_is_a_fault(installed: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(install, "TRIAL_TIME", 0.2)
     installed.programs[0].write_text(f"#!/bin/sh\n{launcher.MARK} 1, \nexec sleep 5\n")
-    assert "does not end within 0.2s" in only(launchers.look_at_launchers, installed, "fault").found
+    assert f"does not end as {ME.pw_name} within 0.2s" in only(launchers.look_at_launchers, installed, "fault").found
 
 
 def test_a_foreign_program_is_named_and_not_run(installed: Installation, place: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_launcher_that_cannot_be_read_is_told(installed: Installation, monkeyp
     assert not launchers.is_compiled(installed.programs[0])
     monkeypatch.setattr(launcher, "is_ours", refuse)
     monkeypatch.setattr(launchers.os, "access", lambda _path, _mode: False)
-    found = launchers.look_at_launcher(installed.programs[0], "again", installed.settings)
+    found = launchers.look_at_launcher(installed.programs[0], "again", installed)
     assert (found.level, found.advice) == ("warning", "again")
     assert f"cannot be read by {ME.pw_name}" in found.found
 
@@ -290,7 +290,7 @@ def test_a_launcher_in_c_without_the_one_in_python_is_a_fault(compiled: Installa
     behind = compiled.directory / native.BEHIND / "greycheck-spp"
     behind.unlink()
     faults = [one.found for one in launchers.look_at_launchers(compiled) if one.level == "fault"]
-    assert faults[0].startswith(f"{compiled.directory}/greycheck-spp: does not run: exit code 0: ")
+    assert faults[0].startswith(f"{compiled.directory}/greycheck-spp: does not run as {ME.pw_name}: exit code 0: ")
     assert faults[1:] == [f"{behind}: not there; no check is made where the resident fails"]
 
 
@@ -812,7 +812,7 @@ def test_what_is_wrong_here_too_is_told_once(installed: Installation) -> None:
 
 def test_no_password_of_the_service_is_kept(installed: Installation) -> None:
     run(installed, 10, TCPSERVER)
-    assert "secret" not in repr(processes.services(installed.proc, {os.geteuid()}))
+    assert "secret" not in repr(processes.services(installed.proc, {os.geteuid()}, ME))
 
 
 def test_a_real_process_under_a_real_limit_is_read(place: Path) -> None:
@@ -824,7 +824,7 @@ def test_a_real_process_under_a_real_limit_is_read(place: Path) -> None:
 
     process = subprocess.Popen([program, "60"], preexec_fn=limit, env={"SMTPEXTFORK": "/x", "HOME": "/"})
     try:
-        found = processes.read_service(Path("/proc") / str(process.pid), {os.geteuid()})
+        found = processes.read_service(Path("/proc") / str(process.pid), {os.geteuid()}, ME)
         assert found
         assert (found.name, found.uid, found.memory) == ("qmail-smtpd", os.geteuid(), 17_000_000)
         assert found.environ == ((b"SMTPEXTFORK", b"/x"),)
@@ -842,7 +842,7 @@ def test_rules_that_are_no_regular_file_are_not_waited_for(place: Path, kind: st
     rules = place / "rules"
     os.mkfifo(rules) if kind == "fifo" else rules.symlink_to("/dev/zero")
     (place / "cwd").symlink_to(place)
-    assert processes.rules_variables(place, [b"tcpserver", b"-x", os.fsencode(rules), b"qmail-smtpd"]) == ()
+    assert processes.rules_variables(place, [b"tcpserver", b"-x", os.fsencode(rules), b"qmail-smtpd"], ME) == ()
 
 
 def test_of_a_strangers_process_nothing_but_its_user_is_told(place: Path) -> None:
@@ -851,5 +851,132 @@ def test_of_a_strangers_process_nothing_but_its_user_is_told(place: Path) -> Non
     (directory / "cmdline").write_bytes(b"tcpserver\0-x\0/rules\0qmail-smtpd\0")
     (directory / "environ").write_bytes(b"GREYCHECK_CONFIG=/fifo\0")
     (directory / "status").write_text(f"Name:\ttcpserver\nUid:\t{NOBODY.pw_uid}\t0\t0\t0\n")
-    found = processes.read_service(directory, {0})
+    found = processes.read_service(directory, {0}, ME)
     assert found == processes.Service(99, "tcpserver", NOBODY.pw_uid, None, None)
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+
+@as_root
+def test_launchers_run_as_the_user_of_checks(installed: Installation) -> None:
+    path = installed.programs[0]
+    path.write_text(f"#!/bin/sh\n{launcher.MARK} 1, \nid -un >&2\n")
+    found = only(launchers.look_at_launchers, replace(installed, account=NOBODY), "fault")
+    assert found.found == f"{path}: does not run as nobody: exit code 0: nobody"
+
+
+@as_root
+def test_without_a_user_root_runs_no_launcher_and_reads_nothing_that_a_process_names(
+    installed: Installation, place: Path
+) -> None:
+    installed.programs[0].write_text(f"#!/bin/sh\n{launcher.MARK} 1, \ntouch {place}/ran\n")
+    alone = replace(installed, account=None)
+    found = list(launchers.look_at_launchers(alone))
+    assert [(one.level, one.advice) for one in found] == [
+        ("note", "Say which user qmail-smtpd runs as: --user NAME")
+    ] * len(launcher.PROGRAMS)
+    assert not (place / "ran").exists()
+    (place / "secret").write_text("delay = not to be shown\n")
+    run(installed, 10, TCPSERVER, environ={"CHECKENV": "", "GREYCHECK_CONFIG": f"{place}/secret"})
+    assert "not to be shown" not in repr(list(service.look_at_services(alone)))
+    assert "what it names is not looked at" in only(service.look_at_services, alone, "note").found
+
+
+@as_root
+def test_a_launcher_that_the_user_cannot_reach_is_one_fault(installed: Installation) -> None:
+    (installed.directory / "greycheck").chmod(0o700)
+    found = doctor.examine(replace(installed, account=NOBODY))
+    told = [one for one in found if f"{installed.directory}/greycheck " in one.found and one.level == "fault"]
+    assert [one.about for one in told] == ["permissions"]
+    assert "not run: nobody cannot, see permissions below" in repr(found)
+
+
+@as_root
+@pytest.mark.parametrize("variable", ["GREYCHECK_CONFIG", "GREYCHECK_DATABASE_FILE", "-x"])
+def test_a_link_to_roots_file_shows_nothing(installed: Installation, place: Path, variable: str) -> None:
+    secret = place / "secret"
+    secret.write_text("delay = not to be shown\nsqlite:////not/to/be/shown\n+SMTPEXTFORK=\n")
+    secret.chmod(0o600)
+    (place / "link").symlink_to(secret)
+    environ = {"CHECKENV": "", "GREYCHECK_DATABASE": ""} | {variable: f"{place}/link"}
+    run(installed, 10, f"tcpserver -x {place}/link 0 smtp qmail-smtpd", environ=environ)
+    told = repr(list(service.look_at_services(replace(installed, account=NOBODY))))
+    assert "to be shown" not in told
+    assert "to/be/shown" not in told
+    assert "SMTPEXTFORK" not in told
+    assert "CHECKENV switched on" in told
+    assert variable == "-x" or "Permission denied" in told
+
+
+@pytest.mark.parametrize("variable", ["GREYCHECK_CONFIG", "GREYCHECK_DATABASE_FILE", "SMTPEXTFORK"])
+@pytest.mark.parametrize("kind", ["fifo", "zero", "loop", "directory"])
+def test_what_a_process_names_is_not_waited_for(installed: Installation, place: Path, variable: str, kind: str) -> None:
+    path = place / "named"
+    hostile(path, kind)
+    run(installed, 10, TCPSERVER, environ={"CHECKENV": "", variable: str(path)})
+    assert any("CHECKENV switched on" in one.found for one in service.look_at_services(installed))
+
+
+def hostile(path: Path, kind: str) -> None:
+    """Makes PATH something that does not end, or of which there is nothing to read."""
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to({"zero": "/dev/zero", "loop": path.name}[kind])
+
+
+@pytest.mark.parametrize("kind", ["fifo", "zero", "loop", "directory"])
+def test_a_launcher_that_is_no_file_is_named(
+    installed: Installation, place: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path = installed.programs[1]
+    path.unlink()
+    hostile(path, kind)
+    (place / "control").mkdir()
+    hostile(place / "control" / "smtpplugins", kind)
+    monkeypatch.setattr(service, "QMAIL_HOME", place)
+    run(installed, 10, TCPSERVER, "5000000", environ={"SMTPEXTFORK": str(installed.programs[0])})
+    found = doctor.examine(installed)
+    assert [one.level for one in found if str(path) in one.found and one.about == "launchers"] == ["warning"]
+    assert not any("qmail-spp" in one.found for one in found)
+
+
+def test_no_descriptor_is_left_open(place: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    hostile(place / "named", "directory")
+    for _number in range(3):
+        with pytest.raises(OSError, match=r"regular|directory"):
+            files.read(place / "named", 10)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+@as_root
+def test_a_strangers_server_is_not_believed(installed: Installation, place: Path) -> None:
+    """A real process of nobody's that calls itself tcpserver, and names what would hang, or be shown."""
+    os.mkfifo(place / "fifo")
+    environ = {"GREYCHECK_CONFIG": f"{place}/fifo", "SMTPEXTFORK": "/x\x1b[2J", "GREYCHECK": "off"}
+    arguments = [
+        "\x1b]0;mine\x07/tcpserver",
+        "-c",
+        "read line",
+        "-x",
+        f"{place}/fifo",
+        "\n\x1b[2Jfault\n",
+        "qmail-smtpd",
+    ]
+    process = subprocess.Popen(
+        arguments, executable="/bin/sh", stdin=subprocess.PIPE, env=environ, user="nobody", extra_groups=[], cwd=place
+    )
+    try:
+        found = list(service.look_at_services(replace(installed, proc=Path("/proc"))))
+        told = [one for one in found if f"({process.pid})" in one.found]
+        assert [(one.level, one.found) for one in told] == [
+            ("warning", f"tcpserver ({process.pid}) runs as nobody, permissions were looked at for {ME.pw_name}")
+        ]
+        assert "\x1b" not in "".join(one.found + one.advice for one in told)
+    finally:
+        process.kill()
+        process.communicate()

@@ -88,7 +88,8 @@ def put(paths: list[Path], user: str | None, in_c: bool) -> None:
         remove_behind(paths)
     in_python = behind(paths) if compiled else paths
     every = list(dict.fromkeys(paths + in_python))
-    complaints += [complaint for path in every if (complaint := try_run(path))]
+    if account is None or not can_act_as(account):
+        complaints += [complaint for path in every if (complaint := try_run(path))]
     if account:
         complaints += check_as(account, every, found)
     complaints += try_database(in_python[0], account, found)
@@ -293,11 +294,17 @@ def _try_run(path: Path, whose: str) -> str:
 
 
 def check_as(account: pwd.struct_passwd, paths: list[Path], found: Settings) -> list[str]:
-    """What ACCOUNT cannot reach of what a check needs. Only root can tell."""
+    """What keeps ACCOUNT from running the launchers PATHS under the settings FOUND: they are run as him. Only root can tell."""
     if not can_act_as(account):
         return [
             f"whether {account.pw_name} can run this is not known: run greycheck install as root, or as {account.pw_name}"
         ]
+    complaints = unreachable(account, paths, found)
+    return complaints or [complaint for path in paths if (complaint := try_run(path, account))]
+
+
+def unreachable(account: pwd.struct_passwd, paths: list[Path], found: Settings) -> list[str]:
+    """What ACCOUNT, as whom this process can act, cannot reach of what a check by the launchers PATHS needs."""
     complaints = []
     needed = [(path, os.R_OK | os.X_OK) for path in (Path(interpreter()), Path(sys.executable), *paths)]
     needed += [(package() / "child.py", os.R_OK), *server.needed(found)]
@@ -311,8 +318,6 @@ def check_as(account: pwd.struct_passwd, paths: list[Path], found: Settings) -> 
             complaint = barrier(path, wanted, account.pw_name)
             if complaint and complaint not in complaints:
                 complaints.append(complaint)
-    if not complaints and account.pw_uid != os.geteuid():
-        complaints = [complaint for path in paths if (complaint := try_run(path, account))]
     return complaints
 
 

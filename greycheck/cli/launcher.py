@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import greycheck
+from greycheck.cli import files
 from greycheck.hooks import FAULT
 
 PROGRAMS = ("greycheck", "qmail-checkenv", "greycheck-rcptcheck", "greycheck-spp")
@@ -90,7 +91,4 @@ def launcher(program: str = PROGRAMS[0]) -> str:
 
 def is_ours(path: Path) -> bool:
     """Whether PATH is a launcher that ``greycheck install`` wrote."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return MARK.encode() in file.read(1024)
+    return path.is_file() and MARK.encode() in files.read(path, 1024)

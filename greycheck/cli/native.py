@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 import greycheck
-from greycheck.cli import launcher
+from greycheck.cli import files, launcher
 from greycheck.settings import Settings
 
 # The directory of the launchers in Python, below that of the programs.
@@ -122,8 +122,7 @@ def marks_of(path: Path) -> dict[str, str]:
     """What the launcher in C that PATH is says of itself; nothing where it is none."""
     if not path.is_file():
         return {}
-    with path.open("rb") as file:
-        content = file.read(SEARCHED)
+    content = files.read(path, SEARCHED)
     _before, found, rest = content.partition(launcher.MARK.encode())
     if not content.startswith(ELF) or not found:
         return {}

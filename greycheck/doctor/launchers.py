@@ -14,9 +14,8 @@ from importlib.util import MAGIC_NUMBER, source_hash
 from pathlib import Path
 
 import greycheck
-from greycheck.cli import access, install, launcher, native
+from greycheck.cli import access, files, install, launcher, native
 from greycheck.doctor.finding import Finding, Installation, is_ours, milliseconds
-from greycheck.settings import Settings
 from greycheck.store import schema
 
 # Which hook runs each program.
@@ -43,13 +42,13 @@ def look_at_launchers(installation: Installation) -> Iterator[Finding]:
     again = _again(directory, bool(compiled))
     for path in installation.programs:
         if path in there:
-            yield look_at_launcher(path, again, installation.settings)
+            yield look_at_launcher(path, again, installation)
         else:
             hook = f"the hook {HOOKS[path.name]} cannot use it"
             yield Finding("warning", "launchers", f"{path}: not there; {hook}", again)
     for path in install.behind(compiled):
         if os.path.lexists(path):
-            yield look_at_launcher(path, again, installation.settings)
+            yield look_at_launcher(path, again, installation)
         else:
             yield Finding("fault", "launchers", f"{path}: not there; no check is made where the resident fails", again)
     if compiled:
@@ -69,23 +68,45 @@ def is_compiled(path: Path) -> bool:
         return False
 
 
-def look_at_launcher(path: Path, again: str, found: Settings) -> Finding:
-    """One launcher, under the settings FOUND. AGAIN is the advice to install it once more."""
+def look_at_launcher(path: Path, again: str, installation: Installation) -> Finding:
+    """One launcher of INSTALLATION; it is run as the user of checks. AGAIN is the advice to install it once more."""
     if not is_ours(path):
         return _foreign(path, again)
-    complaint = install.try_run(path)
+    account = installation.known_account
+    if account is None and os.geteuid() == 0:
+        found = f"{path}: not run: root runs it as the user of checks alone"
+        return Finding("note", "launchers", found, "Say which user qmail-smtpd runs as: --user NAME")
+    if account and is_barred(path, account):
+        return Finding("note", "launchers", f"{path}: not run: {account.pw_name} cannot, see permissions below")
+    complaint = install.try_run(path, account)
     if complaint:
         return Finding("fault", "launchers", complaint, again)
     if is_compiled(path):
-        differs = native.differences(path, found)
+        differs = native.differences(path, installation.settings)
         is_so = "compiled, runs"
     else:
-        differs = differences(path.read_text(errors="replace"), path.name)
+        differs = differences(text_of(path), path.name)
         is_so = "runs"
     if differs:
         return Finding("warning", "launchers", f"{path}: {is_so}, but {'; '.join(differs)}", again)
     return Finding("ok", "launchers", f"{path}: version {greycheck.__version__}, {is_so}")
 
+
+def is_barred(path: Path, account: pwd.struct_passwd) -> bool:
+    """Whether ACCOUNT cannot reach the launcher PATH, or what each launcher of this program needs."""
+    with access.acting_as(account):
+        needed = [(program, os.R_OK | os.X_OK) for program in (path, Path(launcher.interpreter()))]
+        needed.append((launcher.package() / "child.py", os.R_OK))
+        return any(access.barrier(one, wanted, account.pw_name) for one, wanted in needed)
+
+
+def text_of(path: Path) -> str:
+    """The text of the launcher PATH, in Python. Raises OSError."""
+    return files.read(path, LONGEST).decode(errors="replace")
+
+
+# Bytes that are read of a launcher in Python.
+LONGEST = 1_000_000
 
 # What the resident is asked: something about which there is nothing to decide.
 QUESTION = b"request=smtpd_access_policy\nprotocol_state=CONNECT\n\n"
@@ -125,7 +146,10 @@ def _foreign(path: Path, again: str) -> Finding:
 
 def lifts_limits(path: Path) -> bool:
     """Whether PATH is contrib/qmail-checkenv.sh, which lifts a soft limit that is too small."""
-    return os.access(path, os.R_OK) and b"qmail-checkenv.sh" in path.read_bytes()[:1024]
+    try:
+        return b"qmail-checkenv.sh" in files.read(path, 1024)
+    except OSError:
+        return False
 
 
 PARTS = (
@@ -253,7 +277,7 @@ def look_at_permissions(installation: Installation) -> Iterator[Finding]:
         return
     compiled = [path for path in installation.launchers if is_compiled(path)]
     in_python = [path for path in install.behind(compiled) if path.exists()]
-    complaints = install.check_as(account, installation.launchers + in_python, installation.settings)
+    complaints = install.unreachable(account, installation.launchers + in_python, installation.settings)
     advice = f"Change owner or mode, so that {account.pw_name} may."
     yield from (Finding("fault", "permissions", complaint, advice) for complaint in complaints)
     unreadable = unreadable_modules(account, installation)

@@ -4,12 +4,15 @@ Interface: ``services``. It reads what it may, and never waits for anybody.
 """
 
 import os
+import pwd
 import re
-import stat
 from collections.abc import Container
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+
+from greycheck.cli.access import acting_as
+from greycheck.cli.files import read
 
 SERVERS = ("tcpserver", "sslserver", "tcpsvd")
 SESSION = "qmail-smtpd"
@@ -44,17 +47,18 @@ class Service:
         return f"{self.name} ({self.pid})"
 
 
-def services(proc: Path, trusted: Container[int]) -> list[Service]:
+def services(proc: Path, trusted: Container[int], account: pwd.struct_passwd | None) -> list[Service]:
     """What runs qmail-smtpd, by PROC; one of each kind, many sessions of one server being alike.
 
-    Of processes of users that are not TRUSTED nothing but name and user is told: they may call themselves what they like.
+    Of processes of users that are not TRUSTED nothing but name and user is told: they may call themselves what they like. Files that
+    the others name are read as ACCOUNT; by root without one, they are not read.
     """
     alike: dict[Service, Service] = {}
     for directory in sorted(
         (path for path in proc.glob("[0-9]*") if path.name.isdigit()), key=lambda path: int(path.name)
     ):
         try:
-            service = read_service(directory, trusted)
+            service = read_service(directory, trusted, account)
         except OSError:
             continue  # it has ended meanwhile, or is hidden
         if service:
@@ -62,8 +66,11 @@ def services(proc: Path, trusted: Container[int]) -> list[Service]:
     return list(alike.values())
 
 
-def read_service(directory: Path, trusted: Container[int]) -> Service | None:
-    """The process shown in DIRECTORY, if it is a qmail-smtpd or a server that runs one. Raises OSError where it has ended."""
+def read_service(directory: Path, trusted: Container[int], account: pwd.struct_passwd | None) -> Service | None:
+    """The process shown in DIRECTORY, if it is a qmail-smtpd or a server that runs one. Raises OSError where it has ended.
+
+    TRUSTED and ACCOUNT as for ``services``.
+    """
     arguments = read(directory / "cmdline", SHOWN).split(b"\0")[:-1]
     programs = [os.fsdecode(argument.rpartition(b"/")[2]) for argument in arguments]
     if SESSION not in programs or programs[0] not in (*SERVERS, SESSION):
@@ -77,7 +84,7 @@ def read_service(directory: Path, trusted: Container[int]) -> Service | None:
         uid,
         soft_limit((directory / "limits").read_text()),
         environment(directory),
-        rules_variables(directory, arguments),
+        rules_variables(directory, arguments, account),
     )
 
 
@@ -88,15 +95,6 @@ def user(directory: Path) -> int:
     except FileNotFoundError:
         found = None
     return int(found.group(1)) if found else directory.stat().st_uid
-
-
-def read(path: Path, most: int) -> bytes:
-    """The first MOST bytes of the regular file PATH, without waiting for anybody. Raises OSError, where it is no such file too."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(f"{path}: not a regular file")
-        return file.read(most)
 
 
 def soft_limit(limits: str) -> int | None:
@@ -117,13 +115,16 @@ def environment(directory: Path) -> tuple[tuple[bytes, bytes], ...] | None:
     )
 
 
-def rules_variables(directory: Path, arguments: list[bytes]) -> tuple[bytes, ...]:
-    """The hooks that the rules file of a tcpserver (``-x cdb``) switches on for some client."""
+def rules_variables(directory: Path, arguments: list[bytes], account: pwd.struct_passwd | None) -> tuple[bytes, ...]:
+    """The hooks that the rules file of a tcpserver (``-x cdb``) switches on for some client. ACCOUNT as for ``services``."""
     path = next((value for argument, value in pairwise(arguments) if _takes_rules(argument)), None)
-    if path is None:
+    if path is None or (account is None and os.geteuid() == 0):
         return ()
     try:
-        text = read(directory / "cwd" / os.fsdecode(path), RULES_FILE)
+        # The link itself may be passed by the process's owner alone.
+        place = (directory / "cwd").readlink()
+        with acting_as(account):
+            text = read(place / os.fsdecode(path), RULES_FILE)
     except OSError:
         return ()
     return tuple(name for name in HOOK_VARIABLES if b"+" + name + b"=" in text)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from greycheck import settings
+from greycheck.cli import access, files
 from greycheck.doctor.finding import MB, Finding, Installation, safe
 from greycheck.doctor.launchers import lifts_limits
 from greycheck.doctor.processes import HOOK_VARIABLES, SESSION, Service, services
@@ -23,12 +24,16 @@ MEMORY = {
 # Where CHECKENV looks for its program, on every qmail that was not told otherwise.
 QMAIL_HOME = Path("/var/qmail")
 
+# Bytes that are read of qmail-spp's list of programs.
+PLUGINS = 1_000_000
+
 
 def look_at_services(installation: Installation) -> Iterator[Finding]:
     """The qmail-smtpd that runs now: its memory, its environment."""
     account = installation.account
     trusted = {0, os.geteuid()} | ({account.pw_uid} if account else set())
-    found = services(installation.proc, trusted)
+    acting = installation.known_account
+    found = services(installation.proc, trusted, acting)
     if not found:
         yield Finding("note", "service", "no tcpserver with qmail-smtpd is running, as far as can be seen")
         return
@@ -41,8 +46,15 @@ def look_at_services(installation: Installation) -> Iterator[Finding]:
             unknown = f"{service.shown}: its environment cannot be read by {schema.user_name(os.geteuid())}"
             yield Finding("note", "service", unknown, "Run greycheck doctor as root.")
             continue
-        yield from look_at_hooks(service, dict(service.environ), installation)
-        yield from look_at_environment(service, dict(service.environ), installation)
+        if acting is None and os.geteuid() == 0:
+            unread = f"{service.shown}: what it names is not looked at: root reads it as the user of checks alone"
+            yield Finding("note", "service", unread, "Say which user qmail-smtpd runs as: --user NAME")
+            continue
+        # Whoever started it chose the names: nobody else's rights are lent to them.
+        with access.acting_as(acting):
+            told = [*look_at_hooks(service, dict(service.environ), installation)]
+            told += look_at_environment(service, dict(service.environ), installation)
+        yield from told
 
 
 def look_at_memory(service: Service, installation: Installation) -> Finding:
@@ -85,28 +97,33 @@ def look_at_hooks(service: Service, environ: dict[bytes, bytes], installation: I
         return
     yield Finding("ok", "service", f"{service.shown}: {', '.join(names)} switched on")
     programs = [os.fsdecode(program) for program in environ.get(b"SMTPEXTFORK", b"").split(b",") if program]
-    targets = {path.resolve() for path in installation.programs}
-    if programs and not any(Path(program).resolve() in targets for program in programs):
+    targets = set(map(os.path.realpath, installation.programs))
+    if programs and not any(os.path.realpath(program) in targets for program in programs):
         text = f"{service.shown}: SMTPEXTFORK names {safe(', '.join(programs))}"
         yield Finding("warning", "service", text, f"Let it name {installation.programs[0]}, or name its place: --dir")
     yield from (
         Finding("fault", "service", f"{service.shown}: SMTPEXTFORK: {safe(program)}: no such program: accepts all mail")
         for program in programs
-        if not os.access(program, os.F_OK)
+        if not is_there(program)
     )
     program = os.fsdecode(environ.get(b"RCPTCHECK", b""))
-    if program and not os.access(program, os.F_OK):
+    if program and not is_there(program):
         text = f"{service.shown}: RCPTCHECK: {safe(program)}: no such program: all mail is deferred"
         yield Finding("fault", "service", text, f"Run: greycheck install {installation.directory}")
-    if b"CHECKENV" in environ and not os.access(installation.programs[1], os.F_OK):
+    if b"CHECKENV" in environ and not is_there(str(installation.programs[1])):
         text = f"{service.shown}: CHECKENV is set, and {installation.programs[1]} is not there: all mail is stopped"
         yield Finding("fault", "service", text, f"Run: greycheck install {installation.directory}")
+
+
+def is_there(program: str) -> bool:
+    """Whether PROGRAM is there for whom this process acts as."""
+    return os.access(program, os.F_OK, effective_ids=True)
 
 
 def has_plugin(home: Path) -> bool:
     """Whether qmail-spp in the qmail HOME runs greycheck-spp."""
     try:
-        return "greycheck-spp" in (home / "control" / "smtpplugins").read_text(errors="replace")
+        return b"greycheck-spp" in files.read(home / "control" / "smtpplugins", PLUGINS)
     except OSError:
         return False
 
