@@ -49,6 +49,7 @@ _PRIVATE_IPV4 = (
     + tuple(f"100.{octet}." for octet in range(64, 128))
 )
 _PRIVATE_IPV6 = ("fc", "fd", "fe8", "fe9", "fea", "feb")
+PRIVATE = (*_PRIVATE_IPV4, "::1", *_PRIVATE_IPV6)
 
 
 def is_private(address: str) -> bool:

@@ -16,7 +16,7 @@ import pytest
 
 from greycheck import __version__, doctor, settings
 from greycheck.cli import files, install, launcher, native
-from greycheck.doctor import finding, host, launchers, processes, service, store
+from greycheck.doctor import finding, host, launchers, processes, service, store, writers
 from greycheck.doctor.finding import Finding, Installation
 from greycheck.store import schema
 from tests.native.resident import Resident, Script
@@ -980,3 +980,57 @@ def test_a_strangers_server_is_not_believed(installed: Installation, place: Path
     finally:
         process.kill()
         process.communicate()
+
+
+@as_root
+@pytest.mark.parametrize("mode", [0o775, 0o757])
+@pytest.mark.parametrize("what", ["launcher", "directory", "settings", "interpreter"])
+def test_what_others_may_write_is_a_warning(
+    installed: Installation, place: Path, monkeypatch: pytest.MonkeyPatch, what: str, mode: int
+) -> None:
+    (place / "conf").write_text("delay = 5m\n")
+    monkeypatch.setenv("GREYCHECK_CONFIG", str(place / "conf"))
+    shutil.copy(launcher.interpreter(), place / "python")
+    path = installed.programs[0]
+    path.write_text(path.read_text().replace(launcher.interpreter(), f"{place}/python", 1))
+    assert only(writers.look_at_writers, installed, "ok")
+    names = {"launcher": path, "directory": path.parent, "settings": place / "conf", "interpreter": place / "python"}
+    names[what].chmod(mode)
+    found = only(writers.look_at_writers, installed, "warning")
+    assert found.advice == f"Run: chmod {'g' if mode == 0o775 else 'o'}-w {names[what]}"
+
+
+@as_root
+@pytest.mark.parametrize("what", ["launcher", "settings"])
+def test_what_the_user_of_checks_owns_is_a_warning(
+    installed: Installation, place: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    (place / "conf").touch()
+    path = installed.programs[0] if what == "launcher" else place / "conf"
+    os.chown(path, NOBODY.pw_uid, -1)
+    run(installed, 10, TCPSERVER, environ={"CHECKENV": "", "GREYCHECK_CONFIG": f"{place}/conf"})
+    found = only(writers.look_at_writers, replace(installed, account=NOBODY), "warning")
+    assert found.advice == f"Run: chown -h root {path}"
+
+
+@pytest.mark.parametrize("address", ["172.18.0.1", "10.0.0.1", "100.64.0.1", "fd00::1", "::1"])
+def test_clients_behind_nat_are_a_warning(installed: Installation, address: str) -> None:
+    later = int(installed.now) + DAY
+    execute(installed, f"INSERT INTO client VALUES ('192.0.2.1', 1, 1, 1, {later}, 0, 0)")
+    assert "clients" not in {one.about for one in store.look_at_store(installed)}
+    execute(installed, f"INSERT INTO client VALUES ('{address}', 1, 1, 1, {later}, 0, 0)")
+    assert f"clients come from {address}: behind NAT" in only(store.look_at_store, installed, "warning").found
+
+
+@as_root
+@pytest.mark.parametrize("mode", [0o775, 0o757, 0o1777])
+def test_a_sockets_directory_that_others_may_write_is_a_warning(
+    installed: Installation, place: Path, mode: int
+) -> None:
+    (place / "run").mkdir()
+    found = replace(installed, settings=read(database(installed), SOCKET=f"{place}/run/socket"))
+    os.chown(place / "run", NOBODY.pw_uid, -1)
+    assert only(writers.look_at_writers, found, "ok")
+    os.chown(place / "run", 0, -1)
+    (place / "run").chmod(mode)
+    assert f"{place}/run: " in only(writers.look_at_writers, found, "warning").found

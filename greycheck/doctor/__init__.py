@@ -24,6 +24,7 @@ from greycheck.doctor.launchers import look_at_launchers, look_at_modules, look_
 from greycheck.doctor.resident import look_at_program
 from greycheck.doctor.service import look_at_services
 from greycheck.doctor.store import look_at_store
+from greycheck.doctor.writers import look_at_writers
 from greycheck.store import schema
 from greycheck.store.lean import StoreError
 
@@ -33,6 +34,7 @@ EXAMINATIONS: tuple[tuple[str, Examination], ...] = (
     ("launchers", look_at_launchers),
     ("modules", look_at_modules),
     ("permissions", look_at_permissions),
+    ("writers", look_at_writers),
     ("settings", look_at_settings),
     ("disk", look_at_space),
     ("clock", look_at_clock),

@@ -248,7 +248,7 @@ def time_write(connection: "Connection", dialect: str, patience: float) -> float
 
 def look_into_server(asked: Server, one: Seen, installation: Installation) -> Iterator[Finding]:
     """What is in the database, by its host ONE."""
-    from greycheck.doctor.store import look_at_cron, look_at_future
+    from greycheck.doctor.store import look_at_cron, look_at_future, look_at_shared
 
     url = installation.settings.database
     if len(asked.hosts) > 1 and not one.host.is_socket:
@@ -259,5 +259,6 @@ def look_into_server(asked: Server, one: Seen, installation: Installation) -> It
             engine.connect().close()
         yield look_at_future(engine, int(installation.now))
         yield look_at_cron(engine, int(installation.now), installation)
+        yield from look_at_shared(engine)
     finally:
         engine.dispose()

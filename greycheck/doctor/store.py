@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-from sqlalchemy import Engine, func, insert, select
+from sqlalchemy import Engine, and_, func, insert, or_, select
 from sqlalchemy.exc import OperationalError
 
-from greycheck import child
+from greycheck import child, normalise
 from greycheck.cli import access, apart, server
 from greycheck.doctor.finding import LEVELS, LOOK_UPS, Finding, Installation, Level, milliseconds, safe, weigh
 from greycheck.doctor.server import look_at_server
@@ -20,6 +20,9 @@ from greycheck.store import expiry, rights, schema, statements
 from greycheck.store.engine import open_engine, reading
 from greycheck.store.lean import StoreError, fits
 from greycheck.store.tables import client, triplet
+
+# How many addresses are named that many clients share.
+SHARED = 3
 
 # How many findings another process may tell.
 MOST = 100
@@ -150,6 +153,7 @@ def look_into_store(engine: Engine, installation: Installation) -> Iterator[Find
     now = int(installation.now)
     yield look_at_future(engine, now)
     yield look_at_cron(engine, now, installation)
+    yield from look_at_shared(engine)
     yield look_at_latency(engine, installation.settings)
 
 
@@ -186,6 +190,23 @@ def look_at_cron(engine: Engine, now: int, installation: Installation) -> Findin
         f"rows that expired more than {duration_text(LEFT_OVER)} ago are still there ({rows}): expire does not run",
         f"Put into the crontab of {owner}:\n7 * * * * {installation.directory}/greycheck expire",
     )
+
+
+def look_at_shared(engine: Engine) -> Iterator[Finding]:
+    """Known clients at an address that many may share: by such an address no client can be told from another."""
+    # One range of the primary key for each beginning.
+    begun = (
+        and_(client.c.address >= each, client.c.address < each[:-1] + chr(ord(each[-1]) + 1))
+        for each in normalise.PRIVATE
+    )
+    with reading(engine).connect() as connection:
+        query = select(client.c.address).where(or_(*begun)).limit(SHARED)
+        found = [address for address in connection.execute(query).scalars() if normalise.is_private(address)]
+    if found:
+        told = safe(", ".join(found))
+        text = f"clients come from {told}: behind NAT or a container's network: their addresses do not tell them apart"
+        advice = "Let tcpserver see the real addresses; for hosts of your own, use a rule (greycheck rules)"
+        yield Finding("warning", "clients", text, advice)
 
 
 def look_at_latency(engine: Engine, found: Settings) -> Finding:

@@ -32,7 +32,7 @@ def database(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
     monkeypatch.setenv("GREYCHECK_DATABASE", str(place / "greycheck.db"))
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr("greycheck.doctor.service.services", lambda _proc: [])
+    monkeypatch.setattr("greycheck.doctor.service.services", lambda _proc, _trusted, _account: [])
     schema.upgrade(f"sqlite:///{place}/greycheck.db")
     return place / "greycheck.db"
 
