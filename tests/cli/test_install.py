@@ -16,6 +16,7 @@ from greycheck import settings
 from greycheck.cli import install as module
 from greycheck.cli import launcher
 from greycheck.cli.main import cli
+from tests.smtp.mailhost import wait_for
 from tests.support import ACCEPTED, DEFERRED, ROOT, Child
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -339,20 +340,108 @@ def test_the_script_takes_no_program_of_another_name(by_script: Child, launchers
     assert "its name is not qmail-checkenv" in ran.log
 
 
-@pytest.mark.parametrize("line", ["exit 7", "kill -9 $$", None])
-def test_the_script_waits_for_no_log_and_leaves_nothing_on_the_connection(by_script: Child, line: str | None) -> None:
-    named = program(by_script.programs, line) if line else "/nonexistent/qmail-checkenv"
+# Programs that say something, or of which the shell, or theirs, has to complain.
+BROKEN = {
+    "exits": (b"#!/bin/sh\nexit 7\n", 0o755),
+    "speaks": (b"#!/bin/sh\necho oops\necho oops >&2\nexit 7\n", 0o755),
+    "killed": (b"#!/bin/sh\nkill -9 $$\n", 0o755),
+    "without its interpreter": (b"#!/nonexistent/python3 -IS\n", 0o755),
+    "without its interpreter behind a shell": (
+        b"#!/bin/sh\n'''exec' /nonexistent/python3 -IS \"$0\" \"$@\"\n' '''\n",
+        0o755,
+    ),
+    "without its shell": (b"#!/nonexistent/sh\n", 0o755),
+    "of another machine": (b"\x7fELF" + b"\x01" * 100, 0o755),
+    "for nobody to run": (b"#!/bin/sh\n", 0o644),
+    "for nobody to read": (b"#!/usr/bin/python3 -IS\nraise SystemExit(7)\n", 0o111),
+    "gone": (None, 0),
+}
+
+
+def broken(directory: Path, kind: str) -> str:
+    """The path of a program named qmail-checkenv that is BROKEN."""
+    content, mode = BROKEN[kind]
+    path = directory / "broken" / "qmail-checkenv"
+    path.parent.mkdir()
+    if content is not None:
+        path.write_bytes(content)
+        path.chmod(mode)
+    return str(path)
+
+
+@pytest.mark.parametrize(("on_error", "code"), [("accept", ACCEPTED), ("defer", DEFERRED)])
+@pytest.mark.parametrize("kind", BROKEN)
+def test_the_script_waits_for_no_log_and_leaves_nothing_on_the_connection(
+    by_script: Child,
+    kind: str,
+    on_error: str,
+    code: int,
+) -> None:
     log_reader, log = os.pipe()
     os.set_blocking(log, False)
     os.write(log, b"x" * 65536)
     os.set_blocking(log, True)
     reader, connection = os.pipe()
     argv: list[Path | str] = [by_script.programs / "qmail-checkenv", "a", "b"]
-    environ = by_script.environ(CHECKENV_PROGRAM=named)
+    environ = by_script.environ(CHECKENV_PROGRAM=broken(by_script.programs, kind), GREYCHECK_ON_ERROR=on_error)
     process = subprocess.Popen(argv, env=environ, stdin=connection, stdout=connection, stderr=log)
     os.close(connection)
-    assert process.wait(timeout=60) == ACCEPTED
-    assert select.select([reader], [], [], 60)[0], "something still holds the connection"
-    assert os.read(reader, 100) == b""
-    for descriptor in (reader, log_reader, log):
-        os.close(descriptor)
+    os.close(log)
+    try:
+        assert process.wait(timeout=60) == code
+        assert select.select([reader], [], [], 60)[0], "something still holds the connection"
+        assert os.read(reader, 100) == b""
+        wait_for(lambda: not is_written(log_reader))
+    finally:
+        process.kill()
+        os.close(reader)
+        os.close(log_reader)
+
+
+def is_written(reader: int) -> bool:
+    """Whether a process has the pipe of READER open for writing, which may be full."""
+    poll = select.poll()
+    poll.register(reader, 0)
+    return not poll.poll(0)
+
+
+@pytest.mark.parametrize(("on_error", "code"), [("accept", ACCEPTED), ("defer", DEFERRED)])
+@pytest.mark.parametrize("kind", BROKEN)
+def test_the_script_tells_every_failure_in_one_line(by_script: Child, kind: str, on_error: str, code: int) -> None:
+    named = broken(by_script.programs, kind)
+    ran = by_script.checkenv(CHECKENV_PROGRAM=named, GREYCHECK_ON_ERROR=on_error)
+    assert (ran.code, ran.said) == (code, "")
+    assert [line for line in ran.lines if line.startswith("greycheck: ")] == ran.lines[-1:]
+    assert f' reason=error error="{named}: ' in ran.lines[-1]
+
+
+def test_the_script_checks_where_the_log_is_closed(by_script: Child) -> None:
+    argv: list[Path | bytes | str] = [
+        "sh",
+        "-c",
+        'exec "$@" 2>&-',
+        "sh",
+        by_script.programs / "qmail-checkenv",
+        "a",
+        "b",
+    ]
+    assert by_script.run(argv, by_script.environ()).code == DEFERRED
+    assert by_script.checkenv(sender="a", recipient="b").verdict == (DEFERRED, "early")
+
+
+@pytest.mark.parametrize(("on_error", "code"), [("accept", ACCEPTED), ("defer", DEFERRED)])
+@pytest.mark.parametrize("kind", BROKEN)
+def test_the_script_ends_in_a_verdict_where_the_log_is_closed(
+    by_script: Child, kind: str, on_error: str, code: int
+) -> None:
+    environ = by_script.environ(CHECKENV_PROGRAM=broken(by_script.programs, kind), GREYCHECK_ON_ERROR=on_error)
+    argv: list[Path | bytes | str] = [
+        "sh",
+        "-c",
+        'exec "$@" 2>&-',
+        "sh",
+        by_script.programs / "qmail-checkenv",
+        "a",
+        "b",
+    ]
+    assert by_script.run(argv, environ).code == code
