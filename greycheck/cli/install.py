@@ -38,7 +38,8 @@ def install(directory: Path, user: str | None, in_c: bool, uninstall: bool) -> N
     schema of a server database is not made here (greycheck db upgrade does that); whether checks can use it is looked at.
 
     With --native they are compiled by musl-gcc or cc, for the settings socket and socket_patience of this moment, and those in Python are
-    put into DIR/greycheck.d for where the resident does not answer. Without it, later, they make way for those in Python again.
+    put into DIR/greycheck.d for where the resident does not answer. Without it, later, they make way for those in Python again;
+    DIR/greycheck.d stays, for checks that have begun.
     """
     if not set(str(directory.resolve())).isdisjoint(UNQUOTABLE):
         raise click.ClickException(
@@ -83,9 +84,9 @@ def put(paths: list[Path], user: str | None, in_c: bool) -> None:
     if compiled:
         put_native(paths, compiled[0])
     else:
-        for path in paths:
+        # What is behind stays: a child in C that has begun may still become it.
+        for path in [path for path in behind(paths) if path.exists()] + paths:
             write(path, launcher(path.name).encode())
-        remove_behind(paths)
     in_python = behind(paths) if compiled else paths
     every = list(dict.fromkeys(paths + in_python))
     if account is None or not can_act_as(account):
@@ -133,7 +134,7 @@ def put_native(paths: list[Path], program: bytes) -> None:
     for path in behind(paths):
         write(path, launcher(path.name).encode())
     for path in paths:
-        write(path, program)
+        write(path, native.for_python_too(program, launcher(path.name)))
 
 
 def remove(paths: list[Path]) -> None:
@@ -144,7 +145,7 @@ def remove(paths: list[Path]) -> None:
             terminal.echo(f"{path}: removed")
 
 
-def remove_behind(paths: list[Path], kept: Iterable[Path] = ()) -> None:
+def remove_behind(paths: list[Path], kept: Iterable[Path]) -> None:
     """Removes the launchers behind PATHS, save those KEPT, and their directory if nothing else is there."""
     remove([path for path in behind(paths) if path not in kept])
     directory = behind(paths)[0].parent

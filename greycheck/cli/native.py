@@ -7,10 +7,12 @@ Diagnostics: ``click.ClickException`` with what the compiler said, and what to i
 """
 
 import hashlib
+import io
 import os
 import shutil
 import subprocess
 import tempfile
+import zipfile
 from pathlib import Path
 
 import click
@@ -84,6 +86,18 @@ def compile_program(launchers: Path, found: Settings) -> tuple[bytes, str]:
                 return program.read_bytes(), compiler
             said.append(f"{compiler} makes no static program of {source()}: {complaint}")
     raise click.ClickException("\n".join([*said, f"Try: {INSTALL}"]))
+
+
+def for_python_too(program: bytes, text: str) -> bytes:
+    """PROGRAM with the launcher TEXT at its end as an archive, which Python runs where it is given the file.
+
+    An interpreter opens its script some milliseconds after the kernel has read its name from there: by then PROGRAM may have taken
+    its place.
+    """
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("__main__.py"), text)
+    return program + content.getvalue()
 
 
 def run_compiler(command: list[str], program: Path, launchers: Path, found: Settings) -> str:

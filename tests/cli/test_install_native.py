@@ -1,7 +1,12 @@
 """``greycheck install --native``: launchers in C, with those in Python behind them."""
 
 import os
+import subprocess
+import sys
+import threading
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -111,10 +116,32 @@ def test_installing_again_is_harmless(qmail: Path) -> None:  # noqa: F811
 def test_those_in_python_take_the_place_of_those_in_c_again(qmail: Path) -> None:  # noqa: F811
     install_native(qmail)
     output = install(qmail, "--user", ME).stdout
-    assert f"{qmail}/greycheck.d: removed\n" in output
     assert "compiled" not in output
-    assert names(qmail) == sorted(launcher.PROGRAMS)
-    assert (qmail / "greycheck").read_text() == launcher.launcher("greycheck")
+    for name in launcher.PROGRAMS:
+        assert (qmail / name).read_text() == launcher.launcher(name)
+
+
+def test_those_behind_stay_and_are_kept_up_to_date(qmail: Path) -> None:  # noqa: F811
+    install_native(qmail)
+    old = qmail / "greycheck.d" / "qmail-checkenv"
+    old.write_text(old.read_text().replace(str(launcher.package().parent), "/usr/lib/older"))
+    install(qmail, "--user", ME)
+    for name in launcher.PROGRAMS:
+        assert (qmail / "greycheck.d" / name).read_text() == launcher.launcher(name)
+    install(qmail, "--uninstall")
+    assert names(qmail) == []
+
+
+def test_an_interpreter_that_began_before_them_finds_its_launcher(child: Child) -> None:
+    python = [launcher.interpreter(), "-IS"]
+    environ = child.environ(REMOTEMF="a@example.org", REMOTERCPT="b@example.net", SENDER="a@example.org")
+    environ |= {b"RECIPIENT": b"b@example.net", b"SMTPMAILFROM": b"a@example.org", b"SMTPRCPTTO": b"b@example.net"}
+    ran = child.run([*python, child.programs / "greycheck"], environ)
+    assert ran.verdict == (DEFERRED, "new")
+    ran = child.run([*python, child.programs / "qmail-checkenv", "a@example.org", "b@example.net"], environ)
+    assert ran.verdict == (DEFERRED, "early")
+    assert child.run([*python, child.programs / "greycheck-rcptcheck"], environ).verdict == (111, "early")
+    assert child.run([*python, child.programs / "greycheck-spp"], environ, speaks=True).said.startswith("E451 ")
 
 
 def test_uninstalling_takes_both(qmail: Path) -> None:  # noqa: F811
@@ -239,3 +266,36 @@ def test_a_socket_that_cannot_be_asked_is_told(
 def test_the_source_is_in_the_package() -> None:
     assert native.source().is_file()
     assert native.source().is_relative_to(launcher.package())
+
+
+# --- under traffic ----------------------------------------------------------------------------------------------------
+
+
+def test_no_check_fails_while_they_change(qmail: Path) -> None:  # noqa: F811
+    """Each check is a program of its own, as under a mail server; so is each install, as an operator's."""
+    install(qmail, "--user", ME)
+    environ = {**os.environ, "TCPREMOTEIP": "192.0.2.1", "REMOTEMF": "", "REMOTERCPT": "bob@example.net"}
+    commands = [[str(qmail / "qmail-checkenv"), "", "bob@example.net"], [str(qmail / "greycheck")]]
+    log = qmail.parent / "log"
+    quiet = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+    quiet += [(os.POSIX_SPAWN_OPEN, 2, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)]
+    changed = threading.Event()
+
+    def check(command: list[str]) -> Counter[int]:
+        codes: Counter[int] = Counter()
+        while not changed.is_set():
+            child = os.posix_spawn(command[0], command, environ, file_actions=quiet)
+            codes[os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])] += 1
+        return codes
+
+    with ThreadPoolExecutor() as pool:
+        checking = [pool.submit(check, command) for command in 2 * commands]
+        try:
+            for _time in range(5):
+                for more in (["--native"], []):
+                    command = [sys.executable, "-m", "greycheck", "install", *more, str(qmail), "--user", ME]
+                    subprocess.run(command, check=True, capture_output=True)
+        finally:
+            changed.set()
+    codes = sum((one.result() for one in checking), Counter[int]())
+    assert set(codes) <= {ACCEPTED, DEFERRED}, (codes, log.read_text()[-2000:])
