@@ -92,7 +92,7 @@ def for_python_too(program: bytes, text: str) -> bytes:
     """PROGRAM with the launcher TEXT at its end as an archive, which Python runs where it is given the file.
 
     An interpreter opens its script some milliseconds after the kernel has read its name from there: by then PROGRAM may have taken
-    its place.
+    its place. What is left is the tenth of a millisecond between Python's look for an archive and its opening of a text.
     """
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:

@@ -289,9 +289,9 @@ def test_no_check_fails_while_they_change(qmail: Path) -> None:  # noqa: F811
         return codes
 
     with ThreadPoolExecutor() as pool:
-        checking = [pool.submit(check, command) for command in 2 * commands]
+        checking = [pool.submit(check, command) for command in commands]
         try:
-            for _time in range(5):
+            for _time in range(2):
                 for more in (["--native"], []):
                     command = [sys.executable, "-m", "greycheck", "install", *more, str(qmail), "--user", ME]
                     subprocess.run(command, check=True, capture_output=True)
