@@ -16,6 +16,7 @@ from typing import Any
 import click
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from greycheck.cli.common import cause
 from greycheck.store import faults, rights, schema
 from greycheck.store.lean import StoreError
 
@@ -60,7 +61,7 @@ def _do(user: int, work: Callable[[], Any], writer: int) -> None:
         except click.ClickException as error:
             answer = _failed(error.message)
         except OSError as error:
-            answer = _failed(f"{error.filename}: {error.strerror}")
+            answer = _failed(cause(error))
         except Exception as error:
             answer = _failed(f"{type(error).__name__}: {error}")
         with os.fdopen(writer, "wb") as pipe:

@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from greycheck import log, settings
+from greycheck.cli import terminal
 from greycheck.settings import Settings
 from greycheck.store import faults, rights, schema
 from greycheck.store.engine import open_engine
@@ -34,9 +35,15 @@ def foreseen() -> Iterator[None]:
     except DBAPIError as error:
         raise click.ClickException(f"{faults.of(error)}{schema.advice(error)}") from None
     except OSError as error:
-        if error.filename is None:  # what is printed cannot be written: terminal.Group
+        if error.filename is None and error.errno in terminal.OUTPUT:
             raise
-        raise click.ClickException(f"{error.filename}: {error.strerror}") from None
+        raise click.ClickException(cause(error)) from None
+
+
+def cause(error: OSError) -> str:
+    """What went wrong by ERROR, behind the files that it names, if it names any."""
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    return ": ".join([" and ".join(names)] * bool(names) + [error.strerror or str(error) or type(error).__name__])
 
 
 def give_up_root(found: Settings) -> None:

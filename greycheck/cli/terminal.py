@@ -38,6 +38,9 @@ _UNSEEN = frozenset(
     for code in range(first, last + 1)
 )
 
+# By what numbers an output says, without a file's name, that it takes nothing more.
+OUTPUT = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT, errno.EPIPE)
+
 
 def _escaped(char: str) -> str:
     return "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogatepass"))
@@ -144,7 +147,7 @@ class Group(click.Group):
             echo("Aborted!", err=True)
             code = 1
         except OSError as error:
-            if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT):
+            if error.filename is not None or error.errno not in OUTPUT:
                 raise
             os.dup2(
                 os.open(os.devnull, os.O_WRONLY), 1
