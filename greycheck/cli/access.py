@@ -11,6 +11,14 @@ from pathlib import Path
 from greycheck.store import schema
 
 
+def account_of(user: int) -> pwd.struct_passwd:
+    """The account of the user of that number; where there is none, what stands for it: a name and a group of the same number."""
+    try:
+        return pwd.getpwuid(user)
+    except KeyError:
+        return pwd.struct_passwd((str(user), "x", user, user, "", "/", ""))
+
+
 def can_act_as(account: pwd.struct_passwd) -> bool:
     """Whether this process can find out what ACCOUNT may do."""
     return os.geteuid() in (0, account.pw_uid)
@@ -78,11 +86,12 @@ def exposure(path: Path, account: pwd.struct_passwd | None) -> str:
     if status.st_mode & 0o004 and not closed:
         return f"any user can read the password in {describe(path)}"
     if status.st_mode & 0o040 and status.st_gid not in (0, account.pw_gid if account else 0):
-        return f"the group {_group_name(status.st_gid)} can read the password in {describe(path)}"
+        return f"the group {group_name(status.st_gid)} can read the password in {describe(path)}"
     return ""
 
 
-def _group_name(gid: int) -> str:
+def group_name(gid: int) -> str:
+    """The name of group GID, or its number."""
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:

@@ -8,6 +8,7 @@ import socket
 import click
 
 from greycheck import child, log
+from greycheck.cli import access
 from greycheck.cli.common import foreseen, read_settings
 from greycheck.resident import sockets
 from greycheck.resident.journal import Journal
@@ -16,9 +17,12 @@ from greycheck.settings import Settings
 from greycheck.store import rights, schema
 from greycheck.store.lean import StoreError
 
+# The number that changes no user where it is told as one (setresuid(2)).
+NO_USER = (1 << 32) - 1
+
 
 @click.command()
-@click.option("--user", help="The user to become, once the sockets are made. Only root can.")
+@click.option("--user", help="The user to become, or his number, once the sockets are made. Only root can.")
 def serve(user: str | None) -> None:
     """Answer mail servers and native children over a socket: the same decision, with the store kept open.
 
@@ -46,14 +50,16 @@ def serve(user: str | None) -> None:
 
 
 def whom(name: str | None, found: Settings) -> pwd.struct_passwd | None:
-    """Whom to become: the user NAME, or whoever owns the store of the settings FOUND, where root asks; None for nobody else."""
+    """Whom to become: the user NAME, or of that number; where root names none, whoever owns the store of FOUND; None for nobody else."""
     if not name:
         user = rights.owner_of(found) if os.geteuid() == 0 else 0
-        return pwd.getpwuid(user) if user else None
+        return access.account_of(user) if user else None
     try:
         account = pwd.getpwnam(name)
     except KeyError:
-        raise click.ClickException(f"{name}: no such user") from None
+        if not (name.isascii() and name.isdecimal() and len(name) <= 10 and int(name) < NO_USER):
+            raise click.ClickException(f"{name}: no such user") from None
+        account = access.account_of(int(name))
     if os.geteuid() not in (0, account.pw_uid):
         raise click.ClickException(f"only root can become {name}")
     return account

@@ -20,6 +20,7 @@ from greycheck.settings import PREFIX, Settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import TypeVar
 
     from greycheck.hooks import Hook
@@ -163,11 +164,12 @@ def _remember(messages: "OrderedDict[K, int]", message: "K", now: int) -> None:
 
 
 class Reader:
-    """Reads requests under the settings of ENVIRON, and knows the MESSAGES that they were about."""
+    """Reads requests under the settings of ENVIRON, and knows the MESSAGES that they were about. WARN takes a warning about a peer."""
 
-    def __init__(self, environ: dict[bytes, bytes], messages: "Messages") -> None:
+    def __init__(self, environ: dict[bytes, bytes], messages: "Messages", warn: "Callable[[str], None]") -> None:
         self.environ = environ
         self.messages = messages
+        self._warn = warn
         self._lines = settings.read_file(environ)
         self.settings = settings.read(environ, self._lines)
         self._fixed = _where_the_store_is(self.settings)
@@ -199,7 +201,7 @@ class Reader:
             used, problems = self._of_verified_names if protocol.has_verified_name(found) else self._own
         if refused and not peer.was_refused:
             peer.was_refused = True
-            problems = [*problems, f"{peer.where}: settings of a request count from a unix socket only"]
+            self._warn(f"{peer.where}: settings of a request count from a unix socket only")
         envelope = protocol.envelope(found, hook.NAME if hook else protocol.NAME)
         if hook is spp:
             spp.identify(envelope, found)

@@ -93,7 +93,7 @@ class Server:
         self._make_store = make_store
         self._keeps = keeps
         self._messages = Messages()
-        self._reader = Reader(environ, self._messages)
+        self._reader = Reader(environ, self._messages, journal.warn)
         self._writer = Writer(socket.gethostname(), self._messages)
         self._store = self._open(self._settings)
         self._listening = {each.fileno(): each for each in listening}
@@ -568,7 +568,7 @@ class Server:
         """Reads the settings again; another database is used from now on, if it can be."""
         notify(self._environ, f"RELOADING=1\nMONOTONIC_USEC={monotonic_ns() // 1000}")
         try:
-            self._take_settings(Reader(self._environ, self._messages))
+            self._take_settings(Reader(self._environ, self._messages, self.journal.warn))
         finally:
             notify(self._environ, "READY=1")
 

@@ -25,6 +25,12 @@ from greycheck.store.lean import StoreError
 # Connections that may wait to be taken; the kernel has its own limit (net.core.somaxconn).
 BACKLOG = 1024
 
+# How often a lock is tried that is removed before it is held.
+ATTEMPTS = 10
+
+# How long the path of a unix socket may be, in bytes (unix(7)).
+LONGEST = 107
+
 # The first descriptor that systemd hands over.
 FIRST = 3
 
@@ -56,16 +62,18 @@ def _handed_over(descriptor: int) -> socket.socket:
 
 
 class Unix(socket.socket):
-    """A unix socket that listens at ``path``, as the settings FOUND had it when it was made.
+    """A unix socket that listens at PATH, with MODE, given to the user and group of the numbers OWNER (-1: whoever makes it).
 
-    ``identity`` is the device and number of what is there as long as nobody has taken it away.
+    ``identity`` is the device and number of what is there as long as nobody has taken it away; ``lock`` is the descriptor of the lock
+    that is held for it.
     """
 
-    def __init__(self, path: Path, found: Settings) -> None:
+    def __init__(self, path: Path, mode: int, owner: tuple[int, int], lock: int) -> None:
         super().__init__(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self.path = path
-        self.mode = found.socket_mode
-        self.owner = found.socket_owner
+        self.mode = mode
+        self.owner = owner
+        self.lock = lock
         self.identity = (0, 0)
 
     def is_there(self) -> bool:
@@ -79,6 +87,12 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether PATH itself, and not by a link, is what is open as DESCRIPTOR."""
+    status = os.fstat(descriptor)
+    return _identity(path) == (status.st_dev, status.st_ino)
 
 
 def made(found: Settings, account: pwd.struct_passwd | None = None) -> list[socket.socket]:
@@ -95,39 +109,47 @@ def unix(found: Settings, account: pwd.struct_passwd | None = None) -> Unix:
     What ACCOUNT may write root does not touch: there the socket is made with ACCOUNT's rights, and only the socket itself is given away.
     """
     path = Path(found.socket)
+    _check_length(found)
     if os.geteuid() != 0:
         account = None
     maker = _maker(path.parent, account) if os.geteuid() == 0 else None
+    mine = account if maker is None else None
+    user, group = found.socket_owner
+    owner = _number(pwd.getpwnam, user, mine), _number(grp.getgrnam, group, mine)
     with access.acting_as(maker):
         _make_directory(path.parent)
         lock = _lock(path)
-        listening = _bound(Unix(path, found))
-    if account is not None and maker is None:
-        os.fchown(lock, account.pw_uid, account.pw_gid)
-    user, group = found.socket_owner
-    mine = account if maker is None else None
-    _give(listening, _number(pwd.getpwnam, user, mine), _number(grp.getgrnam, group, mine), maker)
+        if mine is not None:
+            os.fchown(lock, mine.pw_uid, mine.pw_gid)
+        listening = _bound(Unix(path, found.socket_mode, owner, lock))
+    _give(listening, maker)
     listening.listen(BACKLOG)
     return listening
 
 
 def again(gone: Unix) -> tuple[Unix, str]:
-    """A socket in the place of one that is GONE, and what is wrong with it, if anything is. Raises SocketError."""
+    """A socket in the place of one that is GONE, and what is wrong with it, if anything is. The lock passes to it. Raises SocketError."""
     path = gone.path
     _make_directory(path.parent)
-    if not Path(f"{path}.lock").exists():
-        _lock(path)
-    found = Settings()
-    found.socket_mode, found.socket_owner = gone.mode, gone.owner
-    listening = _bound(Unix(path, found))
+    if not _is_at(_lock_of(path), gone.lock):
+        held, gone.lock = gone.lock, _lock(path)
+        os.close(held)
+    listening = _bound(Unix(path, gone.mode, gone.owner, gone.lock))
     wrong = ""
     try:
-        user, group = gone.owner
-        _give(listening, _number(pwd.getpwnam, user), _number(grp.getgrnam, group), None)
+        _give(listening, None)
     except SocketError as error:
         wrong = str(error)
     listening.listen(BACKLOG)
     return listening, wrong
+
+
+def _check_length(found: Settings) -> None:
+    """Raises SocketError where no socket can be made at a path as long as that of the settings FOUND."""
+    length = len(os.fsencode(found.socket))
+    if length > LONGEST:
+        where = f"{found.sources['socket']}: socket = {found.socket}"
+        raise SocketError(f"{where}: {length} bytes, and the path of a socket has {LONGEST} at most: set a shorter one")
 
 
 def _bound(listening: Unix) -> Unix:
@@ -187,28 +209,42 @@ def _make_directory(directory: Path) -> None:
 
 
 def _lock(path: Path) -> int:
-    """Holds PATH.lock as long as this process lives: of two that start at once only one may look and bind. Its descriptor."""
-    try:
-        lock = _open_lock(path)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise SocketError(f"{path}: another greycheck serves there") from None
-    except OSError as error:
-        remedy = f"rm {quote(f'{path}.lock')}"
-        raise SocketError(f"{path}.lock: {error.strerror}: {remedy}, once no greycheck serve runs") from None
-    return lock
+    """Holds the lock of PATH: of two that start at once only one may look and bind. Its descriptor. Raises SocketError.
 
-
-def _open_lock(path: Path) -> int:
+    A lock that cannot be opened is left alone: whether its owner, say root, holds it cannot be told from here.
+    """
+    file = _lock_of(path)
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    try:
-        return os.open(f"{path}.lock", flags, 0o600)
-    except PermissionError:
-        # Another user's, of one that served as root before. Where nobody serves any more it is of no use.
-        if is_answered(path):
-            raise
-        Path(f"{path}.lock").unlink()
-        return os.open(f"{path}.lock", flags, 0o600)
+    for _ in range(ATTEMPTS):
+        try:
+            lock = os.open(file, flags, 0o600)
+        except OSError as error:
+            raise SocketError(f"{file}: {error.strerror}{_remedy(file)}") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            if isinstance(error, BlockingIOError):
+                raise SocketError(f"{path}: another greycheck serves there") from None
+            raise SocketError(f"{file}: {error.strerror}") from None
+        if _is_at(file, lock):
+            return lock
+        os.close(lock)  # it was removed before it was held
+    raise SocketError(f"{file}: is removed again and again")
+
+
+def _lock_of(path: Path) -> Path:
+    return Path(f"{path}.lock")
+
+
+def _remedy(lock: Path) -> str:
+    """What helps against a LOCK that cannot be opened or made, behind its cause."""
+    if os.path.lexists(lock):
+        return f": rm {quote(str(lock))}, once no greycheck serve runs"
+    if os.access(lock.parent, os.W_OK | os.X_OK, effective_ids=True):
+        return ""
+    name = rights.user_name(os.geteuid())
+    return f": chown {quote(name)} {quote(str(lock.parent))}, or start as root with --user {quote(name)}"
 
 
 def is_answered(path: Path) -> bool:
@@ -241,9 +277,9 @@ def _number(of: Callable[[str], Any], name: str, account: pwd.struct_passwd | No
     return int(entry[2] if name or of is pwd.getpwnam else entry[3])
 
 
-def _give(listening: Unix, user: int, group: int, maker: pwd.struct_passwd | None) -> None:
-    """Gives the socket to USER and GROUP (-1: whom it has). Not by its name: MAKER may have put something else there meanwhile."""
-    if (user, group) == (-1, -1):
+def _give(listening: Unix, maker: pwd.struct_passwd | None) -> None:
+    """Gives the socket to its owner. Not by its name: MAKER may have put something else there meanwhile. Raises SocketError."""
+    if listening.owner == (-1, -1):
         return
     descriptor = os.open(listening.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -251,14 +287,20 @@ def _give(listening: Unix, user: int, group: int, maker: pwd.struct_passwd | Non
         is_ours = stat.S_ISSOCK(status.st_mode) and status.st_nlink == 1
         if not is_ours or (maker is not None and status.st_uid != maker.pw_uid):
             raise SocketError(f"{listening.path}: was exchanged while it was made")
-        os.chown(f"/proc/self/fd/{descriptor}", user, group)
+        os.chown(f"/proc/self/fd/{descriptor}", *listening.owner)
     except PermissionError:
         raise SocketError(
-            f"{listening.path}: this user cannot give it to {':'.join(listening.owner)}:"
+            f"{listening.path}: this user cannot give it to {_owner_name(*listening.owner)}:"
             " start as root with --user, or join the group"
         ) from None
     finally:
         os.close(descriptor)
+
+
+def _owner_name(user: int, group: int) -> str:
+    """USER and GROUP as the setting socket_owner has them."""
+    named = "" if user == -1 else rights.user_name(user)
+    return named if group == -1 else f"{named}:{access.group_name(group)}"
 
 
 def internet(host: str, port: int) -> socket.socket:

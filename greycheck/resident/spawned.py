@@ -174,7 +174,7 @@ class Spawned:
         self, environ: dict[bytes, bytes], operator: tuple[str, ...], source: int, sink: int, journal: "Log"
     ) -> None:
         self._messages = Messages()
-        self._reader = Reader(environ, self._messages)
+        self._reader = Reader(environ, self._messages, self._warn)
         self._writer = Writer(posix.uname().nodename, self._messages)
         self._store = KeptStore(self._reader.settings, operator)
         self._peer = Peer(source, "standard input", not is_internet(source))

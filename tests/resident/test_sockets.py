@@ -1,5 +1,6 @@
 """Where the resident listens, as whom, and where it will not."""
 
+import fcntl
 import grp
 import os
 import pwd
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from greycheck.resident import sockets
+from greycheck.settings import Settings
 from greycheck.store import schema
 from tests.resident.conftest import Start
 from tests.resident.resident import ACCEPTED, DEFERRED, Peer, Resident
@@ -132,8 +135,21 @@ def test_a_directory_that_cannot_be_made_is_named(place: Path) -> None:
 
 
 def test_a_path_that_is_too_long_for_a_socket_is_named(place: Path) -> None:
-    path = place / ("x" * 120)
-    assert refused(place, socket=str(path)).startswith(f"{path}: ")
+    """Nothing is left behind, and the longest that there can be is served."""
+    longest = place / ("x" * (106 - len(str(place))))
+    with Resident(place, {"socket": str(longest)}) as resident:
+        resident.socket = longest
+        assert resident.wait().ask() == DEFERRED
+    for too_long in (
+        f"{longest}y",
+        f"{place}/{'x' * 300}",
+        f"{place}/run/{'é' * 60}",
+    ):
+        length = len(os.fsencode(too_long))
+        assert refused(place, socket=too_long) == (
+            f"GREYCHECK_SOCKET: socket = {too_long}: {length} bytes, and the path of a socket has 107 at most: set a shorter one"
+        )
+    assert {path.name for path in place.iterdir()} <= {"greycheck.db", "log", longest.name, f"{longest.name}.lock"}
 
 
 def test_wrong_settings_are_refused_in_the_childs_words(place: Path) -> None:
@@ -180,6 +196,107 @@ def test_a_directory_that_was_taken_away_is_made_again(place: Path) -> None:
         path.parent.rename(place / "gone")
         resident.wait_for(f"note {path}: the socket was taken away: made again")
         assert resident.ask() == DEFERRED
+
+
+def descriptors(resident: Resident) -> list[str]:
+    """What RESIDENT has open, sorted."""
+    return sorted(os.readlink(each) for each in Path(f"/proc/{resident.process.pid}/fd").iterdir())
+
+
+def test_a_socket_that_is_taken_away_often_costs_no_descriptor(place: Path) -> None:
+    path = place / "run" / "socket"
+    with Resident(place, {"socket": str(path)}) as resident:
+        resident.socket = path
+        assert resident.wait().ask() == DEFERRED
+        before = len(descriptors(resident))
+        for time_ in range(1, 4):
+            shutil.rmtree(path.parent)
+            resident.wait_for("made again", time_)
+            assert resident.ask(protocol_state="CONNECT") == ACCEPTED
+        found = descriptors(resident)
+        assert [each for each in found if "socket.lock" in each] == [f"{path}.lock"]
+        assert len(found) == before
+
+
+def test_a_lock_that_another_holds_is_not_gone_without(start: Start, place: Path) -> None:
+    """Another resident may have made its own while this one's was away."""
+    resident = start()
+    lock = Path(f"{resident.socket}.lock")
+    lock.unlink()
+    with lock.open("w") as others:
+        fcntl.flock(others, fcntl.LOCK_EX)
+        resident.socket.unlink()
+        wrong = (
+            f"the socket was taken away, and no other can be made: {resident.socket}: another greycheck serves there"
+        )
+        resident.wait_for(wrong)
+        assert not resident.socket.exists()
+    resident.wait_for("made again")
+    assert resident.ask() == DEFERRED
+    with lock.open() as ours, pytest.raises(BlockingIOError):
+        fcntl.flock(ours, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_link_in_the_place_of_the_lock_is_none(start: Start, place: Path) -> None:
+    resident = start()
+    lock = Path(f"{resident.socket}.lock")
+    lock.rename(place / "elsewhere")
+    lock.symlink_to("elsewhere")
+    resident.socket.unlink()
+    resident.wait_for(f"no other can be made: {lock}: Too many levels of symbolic links: rm {lock}, once no")
+    lock.unlink()
+    resident.wait_for("made again")
+    assert lock.is_file()
+    assert resident.ask() == DEFERRED
+
+
+def test_a_lock_that_is_removed_before_it_is_held_is_not_taken_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who starts next would hold another one of that name."""
+    path, flock = tmp_path / "socket", fcntl.flock
+    removed: list[Path] = []
+
+    def late(descriptor: int, how: int) -> None:
+        if not removed:
+            removed.append(Path(f"{path}.lock"))
+            removed[0].unlink()
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    found = Settings()
+    found.socket, found.socket_mode, found.socket_owner = str(path), 0o660, ("", "")
+    found.sources["socket"] = "default"
+    with sockets.unix(found) as made:
+        status = Path(f"{path}.lock").lstat()
+        assert (status.st_dev, status.st_ino) == (os.fstat(made.lock).st_dev, os.fstat(made.lock).st_ino)
+        os.close(made.lock)
+    assert len(removed) == 1
+
+
+def test_whom_a_socket_is_given_to_is_looked_up_at_the_start_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever holds the names (LDAP, say) may not answer while mail waits."""
+    found = Settings()
+    found.socket, found.socket_mode = str(tmp_path / "socket"), 0o660
+    found.socket_owner = USER.pw_name, GROUP
+    found.sources["socket"] = "default"
+    first = sockets.unix(found)
+
+    def silent(name: object) -> None:
+        raise AssertionError(name)
+
+    for module, name in ((pwd, "getpwnam"), (grp, "getgrnam")):
+        monkeypatch.setattr(module, name, silent)
+    first.path.unlink()
+    second, wrong = sockets.again(first)
+    assert wrong == ""
+    status = second.path.stat()
+    assert (status.st_uid, status.st_gid) == (USER.pw_uid, USER.pw_gid)
+    os.close(second.lock)
+    first.close()
+    second.close()
 
 
 def test_what_was_put_in_the_place_of_a_socket_is_left_alone_and_said_once(start: Start) -> None:
@@ -240,32 +357,95 @@ def test_who_it_becomes_can_use_the_socket_and_take_it_over(place: Path, whose: 
 
 @pytest.mark.parametrize("listens", [False, True])
 def test_what_root_has_left_behind_is_no_obstacle_unless_somebody_serves(place: Path, listens: bool) -> None:
-    """A socket and a lock of root's, as a version before this one left them, in a directory of the user's."""
+    """A socket of root's, as a version before this one left it, in a directory of the user's."""
     os.chown(place, USER.pw_uid, USER.pw_gid)
-    lock = place / "socket.lock"
-    lock.touch(mode=0o600)
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(place / "socket"))
         (place / "socket").chmod(0o600)
         if listens:
             left.listen()
-        resident = Resident(place, before=as_user)
-        try:
-            if listens or IS_ROOT:
-                assert resident.end() == 1
-                said = resident.log()
-                assert said.startswith(f"Error: {place}/socket")
-                assert said.count("\n") == 1
-                assert "None" not in said
-                assert not IS_ROOT or f"rm {place}/socket, once no greycheck serve runs" in said
-            else:
-                assert resident.wait().ask() == DEFERRED
-        finally:
-            resident.stop()
-    if IS_ROOT and not listens:
+        if listens or IS_ROOT:
+            resident = Resident(place, before=as_user)
+            assert resident.end() == 1
+            said = resident.log()
+            assert said.startswith(f"Error: {place}/socket")
+            assert said.count("\n") == 1
+            assert "None" not in said
+            assert not IS_ROOT or f"rm {place}/socket, once no greycheck serve runs" in said
+    if IS_ROOT:
         (place / "socket").unlink()
-        with Resident(place, before=as_user) as again:
-            assert again.wait().ask() == DEFERRED
+    with Resident(place, before=as_user) as again:
+        assert again.wait().ask() == DEFERRED
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root makes what others cannot open")
+@pytest.mark.parametrize("is_held", [False, True])
+def test_a_lock_that_cannot_be_opened_is_left_alone(place: Path, is_held: bool) -> None:
+    """Whoever holds it may be about to listen."""
+    os.chown(place, USER.pw_uid, USER.pw_gid)
+    lock = place / "socket.lock"
+    lock.touch(mode=0o600)
+    with lock.open() as roots:
+        if is_held:
+            fcntl.flock(roots, fcntl.LOCK_EX)
+        before = lock.stat().st_ino
+        resident = Resident(place, before=as_user)
+        assert resident.end() == 1
+        assert resident.log() == f"Error: {lock}: Permission denied: rm {lock}, once no greycheck serve runs\n"
+        assert lock.stat().st_ino == before
+    lock.unlink()
+    with Resident(place, before=as_user) as again:
+        assert again.wait().ask() == DEFERRED
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root makes what others cannot write")
+def test_who_may_make_no_lock_is_told_what_mends_it(place: Path) -> None:
+    directory = place / "run dir"
+    directory.mkdir()
+    os.chown(place, USER.pw_uid, USER.pw_gid)
+    resident = Resident(place, {"socket": f"{directory}/socket"}, before=as_user)
+    assert resident.end() == 1
+    name = USER.pw_name
+    assert resident.log() == (
+        f"Error: {directory}/socket.lock: Permission denied:"
+        f" chown {name} '{directory}', or start as root with --user {name}\n"
+    )
+
+
+# A number that no account has.
+NUMBER = 54242
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root becomes another")
+@pytest.mark.parametrize("arguments", [(), ("--user", str(NUMBER))])
+def test_it_becomes_the_owner_of_a_store_who_has_no_account(place: Path, arguments: tuple[str, ...]) -> None:
+    with pytest.raises(KeyError):
+        pwd.getpwuid(NUMBER)
+    os.chown(place, NUMBER, NUMBER)
+    with Resident(place, arguments=arguments) as resident:
+        assert resident.wait().ask() == DEFERRED
+        status = Path(f"/proc/{resident.process.pid}/status").read_text()
+        assert f"Uid:\t{NUMBER}\t{NUMBER}\t{NUMBER}\t{NUMBER}\n" in status
+        assert f"Gid:\t{NUMBER}\t{NUMBER}\t{NUMBER}\t{NUMBER}\n" in status
+        assert resident.socket.stat().st_uid == NUMBER
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root may make a socket in another user's directory")
+def test_a_directory_of_a_user_without_an_account_is_told_a_command_that_works(place: Path) -> None:
+    directory = place / "run"
+    directory.mkdir()
+    os.chown(directory, NUMBER, NUMBER)
+    said = refused(place, socket=f"{directory}/socket")
+    assert said.endswith(f"root makes no socket there: greycheck serve --user {NUMBER}")
+    os.chown(place, NUMBER, NUMBER)
+    with Resident(place, {"socket": f"{directory}/socket"}, arguments=["--user", str(NUMBER)]) as resident:
+        resident.socket = directory / "socket"
+        assert resident.wait().ask() == DEFERRED
+
+
+@pytest.mark.parametrize("name", ["4294967295", "99999999999999999999", "-1", "\N{SUPERSCRIPT TWO}", "1x"])
+def test_what_is_no_number_of_a_user_is_refused(place: Path, name: str) -> None:
+    assert refused(place, f"--user={name}") == f"{name}: no such user"
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root has rights to lose")
@@ -438,6 +618,20 @@ def test_settings_of_a_request_count_from_a_unix_socket_only(start: Start, name:
     assert resident.warnings() == ([] if name == "greycheck_time" else [said])
     assert len(resident.verdicts) == 2
     assert all(" hook=policy " in line for line in resident.verdicts)
+
+
+def test_that_settings_do_not_count_is_said_so_often_at_most(start: Start) -> None:
+    """Who connects again for each request does not fill the log."""
+    port = free_port()
+    resident = start(listen=f"127.0.0.1:{port}")
+    began = int(time.monotonic())
+    for number in range(200):
+        with Peer(("127.0.0.1", port)) as peer:
+            assert peer.ask(sender=f"{number}@example.org", GREYCHECK_DELAY="1m") == DEFERRED
+    said = "127.0.0.1: settings of a request count from a unix socket only"
+    seconds = int(time.monotonic()) - began + 1
+    assert 10 <= resident.log().count(said) <= 10 * seconds
+    assert len(resident.verdicts) == 200
 
 
 def test_nobody_has_a_client_refused_or_made_known_over_tcp(start: Start) -> None:
