@@ -194,6 +194,21 @@ def test_a_wrong_file_is_warned_of(start: Start, conf: Path) -> None:
     assert resident.ask() == DEFERRED
 
 
+def test_a_file_that_became_a_pipe_is_not_waited_for(start: Start, conf: Path) -> None:
+    resident = with_file(start, conf)
+    conf.unlink()
+    os.mkfifo(conf)
+    resident.reread()
+    assert resident.ask() == DEFERRED
+    writer = os.open(conf, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        resident.reread(2)
+        assert resident.ask(sender="b@example.org") == DEFERRED
+    finally:
+        os.close(writer)
+    assert resident.warnings() == [f"{conf}: Resource temporarily unavailable"]
+
+
 def test_another_file_of_the_database_is_used_from_then_on(start: Start, place: Path, conf: Path) -> None:
     conf.write_text(f"database = {place}/greycheck.db\n")
     resident = start({"environ": {"GREYCHECK_CONFIG": str(conf), "GREYCHECK_DATABASE": None}})
