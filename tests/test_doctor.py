@@ -542,7 +542,7 @@ def test_a_schema_of_another_version_is_a_fault(installed: Installation, revisio
 
 
 def test_a_newer_schema_that_this_program_can_use_is_a_note(installed: Installation) -> None:
-    execute(installed, f"UPDATE alembic_version SET version_num = '9999_{schema.head()}'")
+    execute(installed, f"UPDATE alembic_version SET version_num = '9999_{schema.head()[:4]}'")
     assert "which can use it" in only(store.look_at_store, installed, "note").found
     assert "latency" in {one.about for one in store.look_at_store(installed)}
 

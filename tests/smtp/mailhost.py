@@ -172,7 +172,7 @@ class MailHost:
 
     def expire(self) -> None:
         """What cron does once an hour."""
-        self.command("expire")
+        self.command("expire", "--yes")
 
     def log(self) -> list[str]:
         """The lines of the log. Only a line feed ends one."""

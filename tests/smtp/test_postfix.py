@@ -198,7 +198,7 @@ def test_what_postfix_refuses_itself_is_not_asked_about(host: Host, resident: Re
 
 def test_an_authenticated_client_is_exempt_where_it_is_asked_about(host: Host, resident: Resident) -> None:
     """After ``permit_sasl_authenticated`` nobody asks; where that is missing, the attribute says it."""
-    with host.session("unix") as client:
+    with Session(host.postfix.ports["unix"]) as client:
         client.pretend(LOGIN="alice")
         assert client.offer(RECIPIENT) == [OK]
     [line] = resident.verdicts
@@ -215,14 +215,14 @@ def test_a_verified_name_is_one_for_rules(host: Host, start: Start) -> None:
         ({"NAME": "mx.example.org", "REVERSE_NAME": "mx.example.org"}, OK),
         ({"NAME": "[UNAVAILABLE]", "REVERSE_NAME": "mx.example.org"}, DEFERRED),
     ):
-        with host.session("unix") as client:
+        with Session(host.postfix.ports["unix"]) as client:
             client.pretend(ADDR="192.0.2.7", **names)
             assert client.offer(RECIPIENT) == [said]
     assert resident.reasons() == ["rule", "new"]
 
 
 def test_an_ipv6_client_is_one(host: Host, resident: Resident) -> None:
-    with host.session("unix") as client:
+    with Session(host.postfix.ports["unix"]) as client:
         client.pretend(ADDR="IPV6:2001:db8::7")
         assert client.offer(RECIPIENT) == [DEFERRED]
     assert " client=2001:db8::7 " in resident.verdicts[0]

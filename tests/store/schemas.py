@@ -179,7 +179,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 from greycheck.store import steps
 
-revision, down_revision, branch_labels, depends_on = "0004_0003", "0003", None, None
+revision, down_revision, branch_labels, depends_on = "0005_0004", "0004_0003", None, None
 
 
 def upgrade():
@@ -198,7 +198,7 @@ CONTRACT = """
 import sqlalchemy as sa
 from greycheck.store import steps
 
-revision, down_revision, branch_labels, depends_on = "0005_0004", "0004_0003", None, None
+revision, down_revision, branch_labels, depends_on = "0006_0005", "0005_0004", None, None
 
 
 def upgrade():
@@ -213,7 +213,7 @@ def downgrade():
 def write_migrations(directory: Path, *texts: str) -> Path:
     """The program's migrations, and further ones with TEXTS, in DIRECTORY."""
     shutil.copytree(schema.migrations(), directory, ignore=shutil.ignore_patterns("__pycache__"))
-    for number, migration in enumerate(texts, 4):
+    for number, migration in enumerate(texts, 5):
         (directory / "versions" / f"{number:04}_further.py").write_text(migration)
     return directory
 

@@ -588,16 +588,16 @@ def test_a_newer_schema_that_fits_is_used(
     with monkeypatch.context() as patch:
         directory = newer(EXPAND)
         patch.setattr(schema, "migrations", lambda: directory)
-        assert schema.upgrade(store.url) == schema.current(store.url) == "0004_0003"
+        assert schema.upgrade(store.url) == schema.current(store.url) == "0005_0004"
     shape = store.shape()
     schema.require(store.url)
-    assert schema.upgrade(store.url) == schema.current(store.url) == "0004_0003"
-    assert schema.standing("0004_0003") == "at 0004_0003, newer than this program's 0003, which can use it"
-    with pytest.raises(SchemaError, match="at 0004_0003, which this program does not know: use the one that made it"):
+    assert schema.upgrade(store.url) == schema.current(store.url) == "0005_0004"
+    assert schema.standing("0005_0004") == "at 0005_0004, newer than this program's 0004_0003, which can use it"
+    with pytest.raises(SchemaError, match="at 0005_0004, which this program does not know: use the one that made it"):
         schema.downgrade(store.url, "0001")
     assert store.shape() == shape
     monkeypatch.setattr(schema, "migrations", lambda: directory)
-    assert schema.downgrade(store.url, "0003") == "0003"
+    assert schema.downgrade(store.url, "0004_0003") == "0004_0003"
     assert set(store.shape()) == {"client", "rule", "triplet"}
 
 
@@ -607,12 +607,12 @@ def test_a_newer_schema_that_does_not_fit_is_refused(
     directory = newer(EXPAND, CONTRACT.format(column="strikes"))
     with monkeypatch.context() as patch:
         patch.setattr(schema, "migrations", lambda: directory)
-        assert schema.upgrade(store.url) == "0005_0004"
+        assert schema.upgrade(store.url) == "0006_0005"
     for call in (schema.require, schema.upgrade):
-        said = "the schema is at 0005_0004, newer than this program's 0003: install the newer greycheck here too"
+        said = "the schema is at 0006_0005, newer than this program's 0004_0003: install the newer greycheck here too"
         with pytest.raises(SchemaError, match=said):
             call(store.url)
-    assert schema.current(store.url) == "0005_0004"
+    assert schema.current(store.url) == "0006_0005"
 
 
 def test_further_migrations_that_are_stopped_are_gone_on_with(
@@ -623,7 +623,7 @@ def test_further_migrations_that_are_stopped_are_gone_on_with(
     schema.upgrade(store.url)
 
     def second() -> None:
-        schema.downgrade(store.url, "0003")
+        schema.downgrade(store.url, "0004_0003")
 
     assert stop_everywhere(store, second, lambda: schema.upgrade(store.url)) >= 5
 
@@ -639,7 +639,7 @@ def test_old_and_new_children_share_an_expanded_schema(
     assert old.smtpextfork(sender="a@example.org").verdict == (DEFERRED, "new")
     too_old = new.smtpextfork(sender="a@example.org")
     assert too_old.verdict == (ACCEPTED, "error")
-    assert "the schema is at 0003, older than this program's 0004_0003: run greycheck db upgrade" in too_old.log
+    assert "the schema is at 0004_0003, older than this program's 0005_0004: run greycheck db upgrade" in too_old.log
     with monkeypatch.context() as patch:
         patch.setattr(schema, "migrations", lambda: directory)
         schema.upgrade(store.url)
@@ -672,7 +672,7 @@ def test_a_child_that_a_schema_excludes_says_so(
     directory = newer(EXPAND, CONTRACT.format(column=column))
     if column == "expires_at":
         # An indexed column, which only writing needs.
-        path = directory / "versions/0005_further.py"
+        path = directory / "versions/0006_further.py"
         path.write_text(
             path.read_text().replace("    steps.drop_", '    steps.drop_index("client", "expires_at")\n    steps.drop_')
         )
@@ -680,7 +680,7 @@ def test_a_child_that_a_schema_excludes_says_so(
     schema.upgrade(store.url)
     ran = child(measured_launchers, store.url, place, GREYCHECK_ON_ERROR=on_error).smtpextfork()
     assert ran.verdict == (code, "error")
-    said = "the schema is at 0005_0004, newer than this program's 0003: install the newer greycheck here too"
+    said = "the schema is at 0006_0005, newer than this program's 0004_0003: install the newer greycheck here too"
     assert said in ran.log
 
 
@@ -707,7 +707,7 @@ def test_the_command_goes_all_the_way_and_shows_no_password(store: Store, place:
     assert run("current") == f"{shown}: at nothing, this program is at {schema.head()}\n"
     assert run("upgrade") == f"{shown}: at {schema.head()}\n"
     assert run("current") == f"{shown}: at {schema.head()}, this program is at {schema.head()}\n"
-    assert '"revision": "0003"' in run("current", "--json")
+    assert '"revision": "0004_0003"' in run("current", "--json")
     assert run("downgrade", "0001", "--yes") == f"{shown}: at 0001\n"
     assert run("current") == f"{shown}: at 0001, older than this program's {schema.head()}: run greycheck db upgrade\n"
     assert "Can't locate revision identified by 'nonsense'" in run("downgrade", "nonsense", "--yes", code=1)
