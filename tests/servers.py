@@ -124,7 +124,7 @@ class SmallDisk:
     def __init__(self, place: Path) -> None:
         self.log = place.with_name("small-disk.log")
         root = os.geteuid() == 0
-        mount = f'mount -t tmpfs -o size={SMALL_DISK}m none "$0" && echo mounted >&2 && exec sleep infinity'
+        mount = f'mount -t tmpfs -o size={SMALL_DISK}m,mode=0755 none "$0" && echo mounted >&2 && exec sleep infinity'
         unshare = ["unshare", "--mount"] if root else ["unshare", "--map-root-user", "--mount"]
         with self.log.open("wb") as log:
             self.keeper = subprocess.Popen(

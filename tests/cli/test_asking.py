@@ -286,7 +286,7 @@ def test_a_message_whose_first_recipient_passed_is_listed_shown_copied_and_expir
     store.age(601)
     assert {row["state"] for row in listed("passed")} == {"passed", "over"}
     assert "the next attempt counts as the first" not in run("show", key).stdout
-    run("expire")
+    run("expire", "--yes")
     assert store.rows("SELECT recipient FROM triplet") == [("bob@example.net",)]
 
 
