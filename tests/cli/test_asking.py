@@ -109,7 +109,7 @@ def test_explain_answers_scripts(store: Child) -> None:
     }
     first = store.rows("SELECT first_attempt FROM triplet")[0][0]
     assert isinstance(first, int)
-    assert (found["retry_passes_from"], found["retry_passes_until"]) == (first + 300, first + DAY)
+    assert (found["retry_passes_from"], found["retry_passes_until"]) == (first + 300, first + 2 * DAY)
 
 
 def test_explain_tells_when_a_refusal_ends(store: Child, monkeypatch: pytest.MonkeyPatch) -> None:
