@@ -82,6 +82,7 @@ class Load:
                     "GREYCHECK_STATE_DIRECTORY": str(state),
                     "GREYCHECK_DEADLINE": f"{DEADLINE}s",
                     "GREYCHECK_CLIENT_PASSES": "0",
+                    "GREYCHECK_NETWORK_LIMIT": "0",
                     "TCPREMOTEIP": CLIENT,
                     "REMOTERCPT": RECIPIENT.decode(),
                 }

@@ -400,7 +400,7 @@ def test_a_schema_that_is_missing_or_unknown_is_a_fault(name: str, home: Path, r
         schema.upgrade(url)
         asked.sql("UPDATE alembic_version SET version_num = '9999'", "schemata")
         assert "newer than this program's" in only(look(home, url), "fault").found
-        asked.sql(f"UPDATE alembic_version SET version_num = '9999_{schema.head()}'", "schemata")
+        asked.sql(f"UPDATE alembic_version SET version_num = '9999_{schema.head()[:4]}'", "schemata")
         assert "which can use it" in only(look(home, url), "note", "store").found
         asked.sql("DELETE FROM alembic_version", "schemata")
         assert "there is no schema yet" in only(look(home, url), "fault").found

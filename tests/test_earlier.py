@@ -11,7 +11,7 @@ from greycheck import check, earlier, normalise, rules
 from greycheck.envelope import Envelope, triplet
 from greycheck.log import show
 from greycheck.policy import Change, Found, TripletRow, Waiting
-from greycheck.settings import read
+from greycheck.settings import Settings, read
 from greycheck.store import lean, tables
 from greycheck.store.lean import Asked
 from tests.senders import ONE, TWO
@@ -123,8 +123,8 @@ class Counting:
         self.asked.append(asked.key)
         return Found(self.rows.get(asked.key))
 
-    def waiting(self, _asked: Asked, _since: int, _limit: int) -> Waiting:
-        return Waiting(9, NOW - 900, 0)
+    def waiting(self, _asked: Asked, _since: int, _now: int, _settings: Settings) -> Waiting:
+        return Waiting(9, NOW - 900, NOW - 100, 60)
 
 
 @pytest.mark.parametrize("sender", [b"alice@example.org", b"route66@example.org", b"order-10234@example.org", b""])

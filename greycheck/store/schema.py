@@ -101,6 +101,13 @@ def require(url: str) -> None:
         raise SchemaError(f"{shown(url)}: the schema is {standing(found)}")
 
 
+def _moves_rows(revision: str | None) -> bool:
+    """Whether the migration to REVISION takes a table away meanwhile. Where it is away, it was stopped on the way back if so, else on its way there."""
+    if revision is None:
+        return False
+    return bool(getattr(ScriptDirectory.from_config(_config()).get_revision(revision).module, "moves_rows", False))
+
+
 def _silently(_text: str) -> None:
     """Tells nobody."""
 
@@ -121,7 +128,7 @@ def upgrade(url: str, mode: int = 0o600, tell: Tell = _silently) -> str:
             if fits(found, head()):
                 return found
             raise SchemaError(f"the schema is {standing(found)}")
-        if found == head() and steps.is_away(connection):
+        if steps.is_away(connection) and _moves_rows(found):
             raise SchemaError("a greycheck db downgrade was stopped here: finish that first")
         _prepare(connection)
         command.upgrade(_config(connection), "head")
@@ -139,7 +146,7 @@ def downgrade(url: str, revision: str, tell: Tell = _silently) -> str | None:
         found = _revision(connection)
         if found is not None and found not in known():
             raise SchemaError(f"the schema is at {found}, which this program does not know: use the one that made it")
-        if found != head() and steps.is_away(connection):
+        if steps.is_away(connection) and not _moves_rows(found):
             raise SchemaError("a greycheck db upgrade was stopped here: finish that first")
         command.downgrade(_config(connection), revision)
         return _revision(connection)

@@ -19,6 +19,7 @@ revision = "0003"
 down_revision = "0002"
 branch_labels = None
 depends_on = None
+moves_rows = True
 
 digest = sa.LargeBinary(16).with_variant(mysql.BINARY(16), "mysql", "mariadb")
 

@@ -256,7 +256,7 @@ def test_a_rule_that_changes_nothing_is_noted_with_the_reason(store: Path) -> No
 
 
 def test_a_delay_beyond_the_retry_window_is_noted(store: Path) -> None:
-    assert "delay 2d is not shorter than retry_window 1d" in run("greylist", "192.0.2.7", "--delay", "2d").stderr
+    assert "delay 2d is not shorter than retry_window 2d" in run("greylist", "192.0.2.7", "--delay", "2d").stderr
 
 
 @pytest.mark.parametrize("command", ["allow", "reject", "greylist"])

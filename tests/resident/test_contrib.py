@@ -125,7 +125,7 @@ def supervise() -> Iterator[Supervise]:
 
 def test_daemontools_runs_it(place: Path, supervise: Supervise) -> None:
     service = Service("daemontools", place)
-    service.set(DELAY="7m")
+    service.set(DELAY="7m", DEFER_TEXT="{wait} seconds")
     supervise(tool("svscan"), place / "services")
     service.wait()
     assert " 420 seconds" in service.ask("a@example.org")
@@ -149,7 +149,7 @@ def test_daemontools_runs_it(place: Path, supervise: Supervise) -> None:
 
 def test_runit_runs_it(place: Path, supervise: Supervise) -> None:
     service = Service("runit", place)
-    service.set(DELAY="7m")
+    service.set(DELAY="7m", DEFER_TEXT="{wait} seconds")
     supervisor = supervise(tool("runsv"), service.directory)
     service.wait()
     assert " 420 seconds" in service.ask("a@example.org")

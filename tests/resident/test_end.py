@@ -218,7 +218,7 @@ def test_no_request_is_lost_when_it_is_started_anew_again_and_again(
         each = 0
         while not asking.over.is_set():
             each += 1
-            ran = child.smtpextfork(f"{number}.{each}@child.example", GREYCHECK_DEADLINE="60s")
+            ran = child.smtpextfork(f"{number}.{each}@child.example", GREYCHECK_DEADLINE="60s", GREYCHECK_NETWORK_LIMIT="0")
             said.append(ran.lines[0])
             if ran.verdict != (101, "new"):
                 asking.count(lost=ran.log)
@@ -237,7 +237,7 @@ def test_no_request_is_lost_when_it_is_started_anew_again_and_again(
         lambda number: asking.keeps_asking(number, by_inet, 1),
         lambda number: asking.keeps_asking(number, by_inet, 50, is_strict=False),
     ]
-    settings = {"listen": f"127.0.0.1:{address[1]}", "deadline": "60s", "client_passes": "0"}
+    settings = {"listen": f"127.0.0.1:{address[1]}", "deadline": "60s", "client_passes": "0", "network_limit": "0"}
     with asking.by(*works):
         for _ in range(CYCLES):
             resident = Resident(place, settings, store).wait()

@@ -391,7 +391,8 @@ def test_the_log_is_written_back_while_all_goes_on(resident: Resident) -> None:
     def ask(number: int) -> None:
         with resident.peer() as peer:
             for each in range(100_000):
-                assert peer.ask(sender=f"{number}.{each}@example.org") == DEFERRED
+                address = f"198.{18 + number}.{each // 256 % 256}.1"
+                assert peer.ask(sender=f"{each}@example.org", client_address=address) == DEFERRED
                 if over.is_set():
                     return
 

@@ -37,7 +37,7 @@ def serve(place: Path) -> Iterator[Serve]:
     started: list[Resident] = []
 
     def start(store: Database) -> Resident:
-        started.append(Resident(place, {"client_passes": "0", "deadline": "20s"}, store))
+        started.append(Resident(place, {"client_passes": "0", "network_limit": "0", "deadline": "20s"}, store))
         return started[-1].wait()
 
     yield start

@@ -237,7 +237,7 @@ def test_who_takes_his_answers_slowly_gets_them_all(resident: Resident) -> None:
         peer.socket.setblocking(True)
         # From here on, each answer makes room for a request.
         for number in range(200):
-            assert peer.action() == "DEFER_IF_PERMIT " + "x" * 8000, number
+            assert peer.action() == "DEFER_IF_PERMIT 4.2.0 " + "x" * 8000, number
             while unsent:
                 try:
                     unsent = unsent[peer.socket.send(unsent, socket.MSG_DONTWAIT) :]

@@ -546,7 +546,7 @@ def test_a_fault_that_nobody_foresaw_is_told_and_the_worker_goes_on(
         assert ask() == "new "
         with monkeypatch.context() as broken:
             broken.setattr(check, "check", lambda *_given: 1 / 0)
-            assert ask() == 'error error="ZeroDivisionError: division by zero"'
+            assert ask() == "error error=ZeroDivisionError: division by zero"
         assert ask() == "early "
         assert pool.waits == 0
     finally:

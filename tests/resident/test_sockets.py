@@ -20,6 +20,7 @@ import pytest
 from greycheck.resident import sockets
 from greycheck.settings import Settings
 from greycheck.store import schema
+from tests.conftest import UNMEASURED
 from tests.resident.conftest import Start
 from tests.resident.resident import ACCEPTED, DEFERRED, Peer, Resident
 from tests.servers import free_port
@@ -346,7 +347,7 @@ def test_who_it_becomes_can_use_the_socket_and_take_it_over(place: Path, whose: 
             subprocess.run([sys.executable, "-c", connects, str(path)], preexec_fn=as_user, check=True)
         if IS_ROOT and whose == "root":
             return  # there only root can make a socket
-        with Resident(place, given, before=as_user) as later:
+        with Resident(place, given, before=as_user, environ=UNMEASURED) as later:
             later.socket = path
             assert later.wait().ask() == DEFERRED
     finally:
@@ -363,7 +364,7 @@ def test_what_root_has_left_behind_is_no_obstacle_unless_somebody_serves(place: 
         if listens:
             left.listen()
         if listens or IS_ROOT:
-            resident = Resident(place, before=as_user)
+            resident = Resident(place, before=as_user, environ=UNMEASURED)
             assert resident.end() == 1
             said = resident.log()
             assert said.startswith(f"Error: {place}/socket")
@@ -372,7 +373,7 @@ def test_what_root_has_left_behind_is_no_obstacle_unless_somebody_serves(place: 
             assert not IS_ROOT or f"rm {place}/socket, once no greycheck serve runs" in said
     if IS_ROOT:
         (place / "socket").unlink()
-    with Resident(place, before=as_user) as again:
+    with Resident(place, before=as_user, environ=UNMEASURED) as again:
         assert again.wait().ask() == DEFERRED
 
 
@@ -387,12 +388,12 @@ def test_a_lock_that_cannot_be_opened_is_left_alone(place: Path, is_held: bool) 
         if is_held:
             fcntl.flock(roots, fcntl.LOCK_EX)
         before = lock.stat().st_ino
-        resident = Resident(place, before=as_user)
+        resident = Resident(place, before=as_user, environ=UNMEASURED)
         assert resident.end() == 1
         assert resident.log() == f"Error: {lock}: Permission denied: rm {lock}, once no greycheck serve runs\n"
         assert lock.stat().st_ino == before
     lock.unlink()
-    with Resident(place, before=as_user) as again:
+    with Resident(place, before=as_user, environ=UNMEASURED) as again:
         assert again.wait().ask() == DEFERRED
 
 
@@ -401,7 +402,7 @@ def test_who_may_make_no_lock_is_told_what_mends_it(place: Path) -> None:
     directory = place / "run dir"
     directory.mkdir()
     os.chown(place, USER.pw_uid, USER.pw_gid)
-    resident = Resident(place, {"socket": f"{directory}/socket"}, before=as_user)
+    resident = Resident(place, {"socket": f"{directory}/socket"}, before=as_user, environ=UNMEASURED)
     assert resident.end() == 1
     name = USER.pw_name
     assert resident.log() == (

@@ -19,13 +19,13 @@ IPV4_BUILD = "ucspi-tcp"
 IPV6_BUILD = "ucspi-tcp-ipv6"
 
 # One session of the SMTP parent. Without its site Python starts in a third of the time, and there are thousands of sessions.
-# Clients connect from loopback addresses, which never become known: what is checked is the address of that number in 192.0.2.0/24.
+# Clients connect from loopback addresses, which never become known: 127.0.0.x is checked as 192.0.2.x, and 127.0.y.x as 198.51.y.x.
 SESSION = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 address = os.environ.get("TCPREMOTEIP", "")
 if address.startswith("127."):
-    os.environ["TCPREMOTEIP"] = "192.0.2." + address.rpartition(".")[2]
+    os.environ["TCPREMOTEIP"] = address.replace("127.0.0.", "192.0.2.").replace("127.0.", "198.51.")
 elif address == "::1":
     os.environ["TCPREMOTEIP"] = "2001:db8::1"
 from greycheck.demo.parent import main

@@ -12,7 +12,7 @@ from tests.support import both_ways, on_every_database
 
 LONGEST = 899
 VERDICT = re.compile(
-    r"greycheck: (defer|accept) reason=(new|retry) client=127\.0\.0\.1 sender=<[^<>\s]*> recipient=<[^<>\s]*>"
+    r"greycheck: (defer|accept) reason=(new|retry) client=192\.0\.2\.1 sender=<[^<>\s]*> recipient=<[^<>\s]*>"
     r"( wait=300)? hook=\w+ ms=\d+"
 )
 

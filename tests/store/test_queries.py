@@ -350,10 +350,10 @@ def test_what_shares_a_pair_or_a_network_is_counted(engine: Engine, fill: Rows) 
 @pytest.mark.parametrize(
     ("first", "passed", "last", "found"),
     [
-        (NOW - 299, None, NOW, ("waits", NOW + 1, NOW + DAY - 299)),
-        (NOW - 300, None, NOW, ("due", NOW, NOW + DAY - 300)),
-        (NOW - DAY - 1, None, NOW, ("over", NOW - DAY + 299, NOW - 1)),
-        (NOW + 50, None, NOW, ("waits", NOW + 300, NOW + DAY)),
+        (NOW - 299, None, NOW, ("waits", NOW + 1, NOW + 2 * DAY - 299)),
+        (NOW - 300, None, NOW, ("due", NOW, NOW + 2 * DAY - 300)),
+        (NOW - 2 * DAY - 1, None, NOW, ("over", NOW - 2 * DAY + 299, NOW - 1)),
+        (NOW + 50, None, NOW, ("waits", NOW + 300, NOW + 2 * DAY)),
         (NOW - DAY, NOW - 9, NOW - 5, ("passed", NOW - 5, NOW - 5 + 36 * DAY)),
         (NOW - 99 * DAY, NOW - 98 * DAY, NOW - 37 * DAY, ("over", NOW - 37 * DAY, NOW - DAY)),
     ],

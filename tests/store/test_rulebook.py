@@ -359,10 +359,10 @@ def test_allowing_by_a_name_that_nobody_verified_is_named() -> None:
 
 
 def test_a_delay_that_no_retry_fits_into_is_named() -> None:
-    assert findings("greylist 192.0.2.1 delay=23h", "greylist 192.0.2.2") == []
-    assert findings("greylist 192.0.2.1 delay=24h") == ["delay 192.0.2.1"]
+    assert findings("greylist 192.0.2.1 delay=47h", "greylist 192.0.2.2") == []
+    assert findings("greylist 192.0.2.1 delay=48h") == ["delay 192.0.2.1"]
     [found] = rulebook.check([rule("greylist 192.0.2.1 delay=2d")], settings_with(), NOW)
-    assert "delay 2d is not shorter than retry_window 1d: for such mail the window is 3d" in found.text
+    assert "delay 2d is not shorter than retry_window 2d: for such mail the window is 4d" in found.text
     [found] = rulebook.check([rule("greylist 192.0.2.1 delay=5d")], settings_with(), NOW)
     assert "senders give up" in found.text
 
