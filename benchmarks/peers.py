@@ -350,7 +350,7 @@ def serve_while_expiring(place: Workshop, rows: int, seconds: float) -> None:
         block()
         alone = [block()]
         expiring = subprocess.Popen(
-            [sys.executable, "-m", "greycheck", "expire", "--json"],
+            [sys.executable, "-m", "greycheck", "expire", "--yes", "--json"],
             env=resident.environ(),
             cwd=ROOT,
             stdout=subprocess.PIPE,

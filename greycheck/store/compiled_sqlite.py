@@ -43,6 +43,11 @@ ALL_RULES = (
     (),
 )
 
+OTHERS = (
+    "SELECT 1 AS one FROM triplet WHERE triplet.triplet_key >= ? AND triplet.triplet_key < ? AND triplet.triplet_key != ? LIMIT 1 OFFSET 0",
+    ("pair_low", "pair_high", "triplet_key",),
+)
+
 POOL = (
     "SELECT count(CASE WHEN (attempts.network != ?) THEN 1 END) AS others, min(CASE WHEN (attempts.network != ?) THEN attempts.first_attempt END) AS oldest, max(attempts.first_attempt) AS newest, min(attempts.gap) AS gap FROM (SELECT near.network AS network, near.first_attempt AS first_attempt, near.first_attempt - lag(near.first_attempt) OVER (ORDER BY near.first_attempt) AS gap FROM (SELECT triplet.network AS network, triplet.first_attempt AS first_attempt FROM triplet WHERE triplet.triplet_key >= ? AND triplet.triplet_key < ? AND triplet.passes = 0 AND triplet.sender = ? AND triplet.recipient = ? AND triplet.first_attempt >= ? LIMIT 100 OFFSET 0) AS near) AS attempts",
     ("network", "network", "pair_low", "pair_high", "sender", "recipient", "since",),
@@ -54,13 +59,8 @@ CROWD = (
 )
 
 PENDING = (
-    "SELECT count(*) AS total FROM (SELECT 1 AS one FROM triplet WHERE triplet.triplet_key >= ? AND triplet.triplet_key < ? AND triplet.passes = 0 AND triplet.expires_at >= ? LIMIT 1024 OFFSET 0) AS range_0",
+    "SELECT count(*) AS total FROM (SELECT 1 AS one FROM triplet WHERE triplet.triplet_key >= ? AND triplet.triplet_key < ? AND triplet.passes = 0 AND triplet.expires_at >= ? LIMIT 512 OFFSET 0) AS range_0",
     ("low_0", "high_0", "now",),
-)
-
-WAITING = (
-    "SELECT pool.others, pool.oldest, pool.newest, pool.gap, crowd.crowd, pending_0.total, pending_1.total AS total_1, pending_2.total AS total_2 FROM (SELECT count(CASE WHEN (attempts.network != ?) THEN 1 END) AS others, min(CASE WHEN (attempts.network != ?) THEN attempts.first_attempt END) AS oldest, max(attempts.first_attempt) AS newest, min(attempts.gap) AS gap FROM (SELECT near.network AS network, near.first_attempt AS first_attempt, near.first_attempt - lag(near.first_attempt) OVER (ORDER BY near.first_attempt) AS gap FROM (SELECT triplet.network AS network, triplet.first_attempt AS first_attempt FROM triplet WHERE triplet.triplet_key >= ? AND triplet.triplet_key < ? AND triplet.passes = 0 AND triplet.sender = ? AND triplet.recipient = ? AND triplet.first_attempt >= ? LIMIT 100 OFFSET 0) AS near) AS attempts) AS pool JOIN (SELECT count(*) AS crowd FROM (SELECT 1 AS one FROM triplet WHERE triplet.network = ? AND triplet.passes = 0 AND triplet.expires_at >= ? LIMIT ? OFFSET 0) AS of_network) AS crowd ON 1 = 1 JOIN (SELECT count(*) AS total FROM (SELECT 1 AS one FROM triplet WHERE triplet.triplet_key >= ? AND triplet.triplet_key < ? AND triplet.passes = 0 AND triplet.expires_at >= ? LIMIT 1024 OFFSET 0) AS range_0) AS pending_0 ON 1 = 1 JOIN (SELECT count(*) AS total FROM (SELECT 1 AS one FROM triplet WHERE triplet.triplet_key >= ? AND triplet.triplet_key < ? AND triplet.passes = 0 AND triplet.expires_at >= ? LIMIT 1024 OFFSET 0) AS range_1) AS pending_1 ON 1 = 1 JOIN (SELECT count(*) AS total FROM (SELECT 1 AS one FROM triplet WHERE triplet.triplet_key >= ? AND triplet.triplet_key < ? AND triplet.passes = 0 AND triplet.expires_at >= ? LIMIT 1024 OFFSET 0) AS range_2) AS pending_2 ON 1 = 1",
-    ("network", "network", "pair_low", "pair_high", "sender", "recipient", "since", "network", "now", "network_limit", "low_0", "high_0", "now", "low_1", "high_1", "now", "low_2", "high_2", "now",),
 )
 
 INSERT_TRIPLET = (

@@ -206,7 +206,7 @@ def pair_keys(key: bytes) -> tuple[bytes, bytes]:
 
 # In how many ranges of keys waiting triplets are counted for an estimate of their number, how many are to be in each, and at how many
 # the count ends: what was made to stand in one range is not worth more work than that.
-RANGES, SAMPLE, MOST = 3, 256, 1024
+RANGES, SAMPLE, MOST = 3, 128, 512
 
 
 def sample(limit: int) -> tuple[list[tuple[bytes, bytes]], int]:

@@ -20,11 +20,13 @@ from greycheck.store.lean import (
     StoreError,
     check_revision,
     imported,
+    pair_keys,
     parameters,
+    pool_parameters,
     rows,
+    sample,
     statement,
     total,
-    waiting_parameters,
 )
 
 # Bytes of write-ahead log after which it is written back. A child that comes alone reads the log first, 0.15 ms for each 100 pages.
@@ -93,10 +95,28 @@ class Store:
 
     def waiting(self, asked: Asked, since: int, now: int, settings: "Settings") -> Waiting:
         """What waits besides."""
-        sql, names = compiled.WAITING
-        values, times = waiting_parameters(asked, since, now, settings)
-        others, oldest, newest, gap, crowd, *counts = self._execute(sql, names, values).fetchone()
-        return Waiting(others, oldest, newest, gap, crowd, total(counts, times))
+        others, oldest, newest, gap = 0, None, None, None
+        if not self._is_alone(asked):
+            sql, names = compiled.POOL
+            others, oldest, newest, gap = self._execute(sql, names, pool_parameters(asked, since)).fetchone()
+        crowd = 0
+        if settings.network_limit:
+            crowd = self._run(compiled.CROWD[0], (asked.triplet.network, now, settings.network_limit)).fetchone()[0]
+        in_all = self._estimate(settings.pending_limit, now) if settings.pending_limit else 0
+        return Waiting(others, oldest, newest, gap, crowd, in_all)
+
+    def _is_alone(self, asked: Asked) -> bool:
+        """Whether no other triplet of the same pair is there."""
+        if not asked.triplet.sender:
+            return True
+        pair_low, pair_high = pair_keys(asked.key)
+        return self._run(compiled.OTHERS[0], (pair_low, pair_high, asked.key)).fetchone() is None
+
+    def _estimate(self, limit: int, now: int) -> int:
+        """How many wait in all, as far as LIMIT wants to know."""
+        ranges, times = sample(limit)
+        counts = [self._run(compiled.PENDING[0], (low, high, now)).fetchone()[0] for low, high in ranges if high]
+        return total(counts, times)
 
     def lock(self, _asked: Asked) -> None:
         """Begins a transaction that no other writer can come between."""

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic
 
-from greycheck.policy import Change, Found, TripletRow, Waiting
-from greycheck.settings import Settings
+from greycheck.policy import Change, Found, TripletRow
 from greycheck.store import compiled_sqlite as compiled
 from greycheck.store import lean_sqlite
 from greycheck.store.lean import (
@@ -26,10 +25,7 @@ from greycheck.store.lean import (
     check_revision,
     made,
     parameters,
-    pool_parameters,
-    sample,
     statement,
-    total,
 )
 from greycheck.store.rule_index import RuleIndex
 
@@ -77,7 +73,7 @@ class Store(lean_sqlite.Store):
         # What was asked last, where no others of its pair were found along with its rows.
         self._alone: Asked | None = None
         # All that waits: how many, of which version, since when, and how long counting took.
-        self._total = self._counted_at = 0
+        self._total = self._counted_at = self._counted_now = 0
         self._counted_when = float("-inf")
         self._counting_took = 0.0
 
@@ -167,28 +163,17 @@ class Store(lean_sqlite.Store):
         self._alone = asked if others == 0 else None
         return Found(*made(found), *self._index.find(asked, now))
 
-    def waiting(self, asked: Asked, since: int, now: int, settings: Settings) -> Waiting:
-        """What waits besides; in all, as others had it a moment ago, with what was added here since."""
-        others, oldest, newest, gap = 0, None, None, None
-        if asked is not self._alone:
-            sql, names = compiled.POOL
-            others, oldest, newest, gap = self._execute(sql, names, pool_parameters(asked, since)).fetchone()
-        crowd = in_all = 0
-        if settings.network_limit:
-            values = (asked.triplet.network, now, settings.network_limit)
-            crowd = self._run(compiled.CROWD[0], values).fetchone()[0]
-        if settings.pending_limit:
-            in_all = self._estimate(settings.pending_limit, now)
-        return Waiting(others, oldest, newest, gap, crowd, in_all)
+    def _is_alone(self, asked: Asked) -> bool:
+        return asked is self._alone
 
     def _estimate(self, limit: int, now: int) -> int:
+        """How many wait in all, as others had it a moment ago, with what was added here since."""
         began = monotonic()
         good_for = ESTIMATE if self._version == self._counted_at else min(ESTIMATE, TIMES * self._counting_took)
-        if began - self._counted_when > good_for:
-            ranges, times = sample(limit)
-            counts = [self._run(compiled.PENDING[0], (low, high, now)).fetchone()[0] for low, high in ranges if high]
-            self._total = total(counts, times)
-            self._counted_at, self._counted_when = self._version, began
+        # What waits is over by the clock on the wall, which can be set.
+        if began - self._counted_when > good_for or now != self._counted_now:
+            self._total = super()._estimate(limit, now)
+            self._counted_at, self._counted_when, self._counted_now = self._version, began, now
             self._counting_took = monotonic() - began
         return self._total
 

@@ -102,7 +102,10 @@ def require(url: str) -> None:
 
 
 def _moves_rows(revision: str | None) -> bool:
-    """Whether the migration to REVISION takes a table away meanwhile. Where it is away, it was stopped on the way back if so, else on its way there."""
+    """Whether the migration to REVISION takes a table away meanwhile.
+
+    Where a table is away, that migration was stopped on its way back if so; if not, the one after it on its way there.
+    """
     if revision is None:
         return False
     return bool(getattr(ScriptDirectory.from_config(_config()).get_revision(revision).module, "moves_rows", False))

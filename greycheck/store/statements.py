@@ -127,6 +127,16 @@ def all_rules() -> Select[tuple[object, ...]]:
     return select(*RULE)
 
 
+def others() -> Select[tuple[object, ...]]:
+    """One row where any other triplet of the same pair is: only then is there something to ask POOL for."""
+    key = triplet.c.triplet_key
+    range_of_pair = and_(key >= bindparam("pair_low"), key < bindparam("pair_high"))
+    another: Select[tuple[object, ...]] = select(literal_column("1").label("one")).where(
+        range_of_pair, key != bindparam("triplet_key")
+    )
+    return another.limit(literal_column("1")).offset(literal_column("0"))
+
+
 # Of how many rows of a pair a pool is made at most: no provider has more networks, and whoever sends from more is none.
 POOL_MOST = 100
 
@@ -246,6 +256,7 @@ def for_dialect(name: str) -> dict[str, Statement]:
             "TAKE_LOCK": take_lock(),
             "ROWS": rows(),
             "ALL_RULES": all_rules(),
+            "OTHERS": others(),
             "POOL": pool(),
             "CROWD": crowd(),
             "PENDING": pending(),
@@ -253,10 +264,10 @@ def for_dialect(name: str) -> dict[str, Statement]:
     else:
         looking = {f"LOOKUP_{kind}": lookup_with_rules(keys) for kind, keys in most.items()}
         looking["LOCK_TRIPLET"] = lock_triplet()
+        looking["WAITING"] = waiting()
     return {
         "SCHEMA": revision(),
         **looking,
-        "WAITING": waiting(),
         "INSERT_TRIPLET": insert_if_absent(triplet, name),
         "SWAP_TRIPLET": swap(triplet, TRIPLET_STATE, also=("passed_at", "expires_at")),
         "INSERT_CLIENT": insert_if_absent(client, name),

@@ -218,7 +218,9 @@ def test_no_request_is_lost_when_it_is_started_anew_again_and_again(
         each = 0
         while not asking.over.is_set():
             each += 1
-            ran = child.smtpextfork(f"{number}.{each}@child.example", GREYCHECK_DEADLINE="60s", GREYCHECK_NETWORK_LIMIT="0")
+            ran = child.smtpextfork(
+                f"{number}.{each}@child.example", GREYCHECK_DEADLINE="60s", GREYCHECK_NETWORK_LIMIT="0"
+            )
             said.append(ran.lines[0])
             if ran.verdict != (101, "new"):
                 asking.count(lost=ran.log)
