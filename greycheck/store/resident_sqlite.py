@@ -199,7 +199,10 @@ class Store(lean_sqlite.Store):
         values = parameters(asked, change)
         done = self._run(sql, [values[name] for name in names]).rowcount == 1
         if done and isinstance(change.new, TripletRow):
-            self._total += _waits(change.new) - _waits(change.old)
+            old, new = change.old, change.new
+            # One that begins anew was over, and not counted.
+            waited = isinstance(old, TripletRow) and not old.passes and old.first == new.first
+            self._total += (not new.passes) - waited
         return done
 
     def _require_revision(self) -> None:
@@ -219,11 +222,6 @@ class Store(lean_sqlite.Store):
             self._indexed_at = -1
         self._indexed_when = monotonic()
         self._indexing_took = self._indexed_when - began
-
-
-def _waits(row: object) -> bool:
-    """Whether ROW is a triplet's that waits."""
-    return isinstance(row, TripletRow) and not row.passes
 
 
 def write_back(path: str) -> None:
