@@ -49,17 +49,17 @@ OTHERS = (
 )
 
 POOL = (
-    "SELECT count(CASE WHEN (attempts.network != ?) THEN 1 END) AS others, min(CASE WHEN (attempts.network != ?) THEN attempts.first_attempt END) AS oldest, max(attempts.first_attempt) AS newest, min(attempts.gap) AS gap FROM (SELECT near.network AS network, near.first_attempt AS first_attempt, near.first_attempt - lag(near.first_attempt) OVER (ORDER BY near.first_attempt) AS gap FROM (SELECT triplet.network AS network, triplet.first_attempt AS first_attempt FROM triplet WHERE triplet.triplet_key >= ? AND triplet.triplet_key < ? AND triplet.passes = 0 AND triplet.sender = ? AND triplet.recipient = ? AND triplet.first_attempt >= ? LIMIT 100 OFFSET 0) AS near) AS attempts",
+    "SELECT count(CASE WHEN (attempts.network != ?) THEN 1 END) AS others, min(CASE WHEN (attempts.network != ?) THEN attempts.first_attempt END) AS oldest, max(attempts.first_attempt) AS newest, min(attempts.gap) AS gap FROM (SELECT near.network AS network, near.first_attempt AS first_attempt, near.first_attempt - lag(near.first_attempt) OVER (ORDER BY near.first_attempt) AS gap FROM (SELECT of_pair.network AS network, of_pair.first_attempt AS first_attempt FROM (SELECT triplet.network AS network, triplet.sender AS sender, triplet.recipient AS recipient, triplet.first_attempt AS first_attempt, triplet.passes AS passes FROM triplet WHERE triplet.triplet_key >= ? AND triplet.triplet_key < ? ORDER BY triplet.triplet_key LIMIT 500 OFFSET 0) AS of_pair WHERE of_pair.passes = 0 AND of_pair.sender = ? AND of_pair.recipient = ? AND of_pair.first_attempt >= ? LIMIT 100 OFFSET 0) AS near) AS attempts",
     ("network", "network", "pair_low", "pair_high", "sender", "recipient", "since",),
 )
 
 CROWD = (
-    "SELECT count(*) AS crowd FROM (SELECT 1 AS one FROM triplet WHERE triplet.network = ? AND triplet.passes = 0 AND triplet.expires_at >= ? LIMIT ? OFFSET 0) AS of_network",
+    "SELECT count(*) AS crowd FROM (SELECT 1 AS one FROM triplet WHERE triplet.passes = 0 AND triplet.network = ? AND triplet.expires_at >= ? ORDER BY triplet.network, triplet.passes, triplet.expires_at LIMIT ? OFFSET 0) AS of_network",
     ("network", "now", "network_limit",),
 )
 
 PENDING = (
-    "SELECT count(*) AS total FROM (SELECT 1 AS one FROM triplet WHERE triplet.triplet_key >= ? AND triplet.triplet_key < ? AND triplet.passes = 0 AND triplet.expires_at >= ? LIMIT 512 OFFSET 0) AS range_0",
+    "SELECT count(*) AS total FROM (SELECT 1 AS one FROM (SELECT triplet.passes AS passes, triplet.expires_at AS expires_at FROM triplet WHERE triplet.triplet_key >= ? AND triplet.triplet_key < ? ORDER BY triplet.triplet_key LIMIT 2048 OFFSET 0) AS of_range_0 WHERE of_range_0.passes = 0 AND of_range_0.expires_at >= ? LIMIT 512 OFFSET 0) AS range_0",
     ("low_0", "high_0", "now",),
 )
 

@@ -205,8 +205,9 @@ def pair_keys(key: bytes) -> tuple[bytes, bytes]:
 
 
 # In how many ranges of keys waiting triplets are counted for an estimate of their number, how many are to be in each, and at how many
-# the count ends: what was made to stand in one range is not worth more work than that.
-RANGES, SAMPLE, MOST = 3, 128, 512
+# the count ends: what was made to stand in one range is not worth more work than that. And how many rows of a range are read for it:
+# where those that have passed are many times as many as may wait, the limit comes later, and a question still costs the same.
+RANGES, SAMPLE, MOST, MOST_READ = 3, 128, 512, 2048
 
 
 def sample(limit: int) -> tuple[list[tuple[bytes, bytes]], int]:

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     Select,
+    Subquery,
     Update,
     and_,
     bindparam,
@@ -28,6 +29,7 @@ from sqlalchemy import (
     null,
     select,
     true,
+    tuple_,
     update,
 )
 from sqlalchemy.dialects import mysql, postgresql, sqlite
@@ -36,7 +38,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.sql.schema import Table
 
 from greycheck import normalise, rules
-from greycheck.store.lean import MOST, PAIR, RANGES
+from greycheck.store.lean import MOST, MOST_READ, PAIR, RANGES
 from greycheck.store.tables import DIGEST, Digest, alembic_version, client, rule, triplet
 
 # Columns of a row that a change may set, and that a guard compares.
@@ -137,21 +139,32 @@ def others() -> Select[tuple[object, ...]]:
     return another.limit(literal_column("1")).offset(literal_column("0"))
 
 
-# Of how many rows of a pair a pool is made at most: no provider has more networks, and whoever sends from more is none.
-POOL_MOST = 100
+# Of how many rows of a pair a pool is made at most: no provider has more networks, and whoever sends from more is none. And how many rows
+# are read for them, those of the pair that have passed, and those that only stand beside it, among them.
+POOL_MOST, POOL_READ = 100, 500
+
+
+def _first_of(low: str, high: str, columns: tuple[ColumnElement[Any], ...], most: int, name: str) -> Subquery:
+    """The COLUMNS of the first rows of a range of keys, MOST of them, under NAME: what they say is asked of no more than these.
+
+    The limit comes before any condition: it bounds the rows that are read, not those that are answered. The order keeps to the index.
+    """
+    key = triplet.c.triplet_key
+    rows = select(*columns).where(key >= bindparam(low), key < bindparam(high)).order_by(key)
+    return rows.limit(literal_column(str(most))).offset(literal_column("0")).subquery(name)
 
 
 def pool() -> Select[tuple[object, ...]]:
     """How many others of the same pair wait, the oldest since when; the newest of the pair, and the least time between two of them."""
+    asked = (triplet.c.network, triplet.c.sender, triplet.c.recipient, triplet.c.first_attempt, triplet.c.passes)
+    of_pair = _first_of("pair_low", "pair_high", asked, POOL_READ, "of_pair")
     near = (
-        select(triplet.c.network, triplet.c.first_attempt)
+        select(of_pair.c.network, of_pair.c.first_attempt)
         .where(
-            triplet.c.triplet_key >= bindparam("pair_low"),
-            triplet.c.triplet_key < bindparam("pair_high"),
-            triplet.c.passes == literal_column("0"),
-            triplet.c.sender == bindparam("sender"),
-            triplet.c.recipient == bindparam("recipient"),
-            triplet.c.first_attempt >= bindparam("since"),
+            of_pair.c.passes == literal_column("0"),
+            of_pair.c.sender == bindparam("sender"),
+            of_pair.c.recipient == bindparam("recipient"),
+            of_pair.c.first_attempt >= bindparam("since"),
         )
         .limit(literal_column(str(POOL_MOST)))
         .offset(literal_column("0"))
@@ -170,33 +183,38 @@ def pool() -> Select[tuple[object, ...]]:
     return select(*columns)
 
 
-def crowd() -> Select[tuple[object, ...]]:
-    """How many of one network wait, and are not over, up to its limit."""
+def crowd(dialect: str) -> Select[tuple[object, ...]]:
+    """How many of one network wait, and are not over, up to its limit; for the database DIALECT.
+
+    PostgreSQL takes another index for an equality and a limit, or reads the table, where it believes that there are many. A range of one
+    network in an order that only the right index has leaves it no choice.
+    """
+    network, now, none = bindparam("network"), bindparam("now"), literal_column("0")
+    wanted: tuple[ColumnElement[Any], ...]
+    if dialect == "postgresql":
+        columns = tuple_(triplet.c.network, triplet.c.passes, triplet.c.expires_at)
+        wanted = (columns >= tuple_(network, none, now), triplet.c.network <= network)
+    else:
+        wanted = (triplet.c.network == network, triplet.c.expires_at >= now)
     near = (
         select(literal_column("1").label("one"))
-        .where(
-            triplet.c.network == bindparam("network"),
-            triplet.c.passes == literal_column("0"),
-            triplet.c.expires_at >= bindparam("now"),
-        )
+        .where(triplet.c.passes == none, *wanted)
+        .order_by(triplet.c.network, triplet.c.passes, triplet.c.expires_at)
         .limit(bindparam("network_limit", type_=Integer))
         .offset(literal_column("0"))
         .subquery("of_network")
     )
-    columns: list[ColumnElement[Any]] = [func.count().label("crowd")]
-    return select(*columns).select_from(near)
+    return select(func.count().label("crowd")).select_from(near)
 
 
 def pending(index: int = 0) -> Select[tuple[object, ...]]:
     """How many of all triplets in a range of keys wait, and are not over, up to ``lean.MOST``. INDEX is that of the range."""
+    of_range = _first_of(
+        f"low_{index}", f"high_{index}", (triplet.c.passes, triplet.c.expires_at), MOST_READ, f"of_range_{index}"
+    )
     near = (
         select(literal_column("1").label("one"))
-        .where(
-            triplet.c.triplet_key >= bindparam(f"low_{index}"),
-            triplet.c.triplet_key < bindparam(f"high_{index}"),
-            triplet.c.passes == literal_column("0"),
-            triplet.c.expires_at >= bindparam("now"),
-        )
+        .where(of_range.c.passes == literal_column("0"), of_range.c.expires_at >= bindparam("now"))
         .limit(literal_column(str(MOST)))
         .offset(literal_column("0"))
         .subquery(f"range_{index}")
@@ -205,9 +223,9 @@ def pending(index: int = 0) -> Select[tuple[object, ...]]:
     return select(*columns).select_from(near)
 
 
-def waiting() -> Select[tuple[object, ...]]:
-    """What POOL and CROWD say, and what PENDING says of each range of keys, in one row."""
-    parts: list[FromClause] = [pool().subquery("pool"), crowd().subquery("crowd")]
+def waiting(dialect: str) -> Select[tuple[object, ...]]:
+    """What POOL and CROWD say, and what PENDING says of each range of keys, in one row; for the database DIALECT."""
+    parts: list[FromClause] = [pool().subquery("pool"), crowd(dialect).subquery("crowd")]
     parts += [pending(index).subquery(f"pending_{index}") for index in range(RANGES)]
     joined = parts[0]
     for part in parts[1:]:
@@ -258,13 +276,13 @@ def for_dialect(name: str) -> dict[str, Statement]:
             "ALL_RULES": all_rules(),
             "OTHERS": others(),
             "POOL": pool(),
-            "CROWD": crowd(),
+            "CROWD": crowd(name),
             "PENDING": pending(),
         }
     else:
         looking = {f"LOOKUP_{kind}": lookup_with_rules(keys) for kind, keys in most.items()}
         looking["LOCK_TRIPLET"] = lock_triplet()
-        looking["WAITING"] = waiting()
+        looking["WAITING"] = waiting(name)
     return {
         "SCHEMA": revision(),
         **looking,

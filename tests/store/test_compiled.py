@@ -29,6 +29,9 @@ def test_every_parameter_has_its_name(dialect: str) -> None:
     for name in statements.for_dialect(dialect):
         sql, names = cast(tuple[str, tuple[str, ...]], module[name])
         assert sql.count(mark) == len(names)
+        # What was not given a name has one that SQLAlchemy made, of a column and a number.
+        numbered = {parameter for parameter in names if parameter[-1].isdigit()}
+        assert all(parameter.startswith(("key_", "low_", "high_")) for parameter in numbered)
 
 
 def test_the_child_and_the_tables_mean_the_same_digest_and_revision() -> None:
