@@ -189,8 +189,10 @@ def crowd(dialect: str) -> Select[tuple[object, ...]]:
     PostgreSQL takes another index for an equality and a limit, or reads the table, where it believes that there are many. A range of one
     network in an order that only the right index has leaves it no choice.
     """
-    network, now, none = bindparam("network"), bindparam("now"), literal_column("0")
-    wanted: tuple[ColumnElement[Any], ...]
+    network: BindParameter[object] = bindparam("network")
+    now: BindParameter[object] = bindparam("now")
+    none: ColumnElement[int] = literal_column("0")
+    wanted: tuple[ColumnElement[bool], ...]
     if dialect == "postgresql":
         columns = tuple_(triplet.c.network, triplet.c.passes, triplet.c.expires_at)
         wanted = (columns >= tuple_(network, none, now), triplet.c.network <= network)
@@ -204,7 +206,8 @@ def crowd(dialect: str) -> Select[tuple[object, ...]]:
         .offset(literal_column("0"))
         .subquery("of_network")
     )
-    return select(func.count().label("crowd")).select_from(near)
+    counted: list[ColumnElement[Any]] = [func.count().label("crowd")]
+    return select(*counted).select_from(near)
 
 
 def pending(index: int = 0) -> Select[tuple[object, ...]]:
