@@ -1,0 +1,189 @@
+"""When real senders try again (published schedules), against the defaults: none is hasty, and whose network changes passes in time."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from greycheck.check import check
+from greycheck.envelope import Envelope
+from greycheck.policy import POOL_GAP
+from greycheck.settings import Settings, read
+from greycheck.store import lean
+from greycheck.store.statements import POOL_MOST
+from tests.support import Database, SQLiteFile, in_every_store
+
+NOW = 1_800_000_000
+MINUTE, HOUR = 60, 3600
+
+
+def times(text: str) -> list[int]:
+    """The seconds of attempts as minutes and seconds after the first, which is one too."""
+    return [0] + [60 * int(minutes) + int(seconds) for minutes, seconds in (each.split(":") for each in text.split())]
+
+
+def every(interval: int, until: int) -> list[int]:
+    return list(range(0, until + 1, interval))
+
+
+def growing(first: int, factor: float, most: int, until: int) -> list[int]:
+    """Attempts after an interval that grows by FACTOR up to the MOST."""
+    found, interval = [0], float(first)
+    while found[-1] + interval <= until:
+        found.append(found[-1] + round(interval))
+        interval = min(interval * factor, most)
+    return found
+
+
+HOTMAIL = times("1:01 2:03 3:04 5:06 8:07 12:08 16:10")
+YANDEX = times("1:05 2:58 6:53 14:55 30:28 45:41 61:01")
+OF_QMAIL = [400 * number * number for number in range(12)]
+OF_EXIM = every(15 * MINUTE, 2 * HOUR)
+
+MEASURED = {
+    "gmail": times("6:02 29:02 56:36 98:44 162:03 229:44 309:05 434:46"),
+    "yahoo": times("2:07 5:39 12:58 27:16 55:13 109:35 216:47 430:36"),
+    "hotmail": HOTMAIL + [HOTMAIL[-1] + 4 * MINUTE * number for number in range(1, 87)],
+    "qq": times("5:05 5:11 5:17 6:19 8:22 12:25 20:29 52:31 84:35 144:42 204:56"),
+    "mail.ru": times("1:18 19:15 49:14 79:49 113:20 154:18 187:53 235:20 271:03 305:50 340:38 373:45"),
+    "yandex": YANDEX + [YANDEX[-1] + 930 * number for number in range(1, 19)],
+    "mail.com": times("5:02 12:37 23:59 41:03 66:38 105:01 162:35 248:56 378:28"),
+    "gmx": times("5:01 12:33 23:50 40:46 66:09 104:14 161:22 247:04 375:36"),
+    "aol": times("5:32 11:32 21:32 31:32"),
+    "india": times("6:21 16:21 36:21 76:21 146:22 216:21 286:21 356:21 426:21"),
+}
+SERVERS = {
+    "qmail": OF_QMAIL,
+    "Postfix": growing(300, 2, 4000, 24 * HOUR),
+    "Exim": OF_EXIM,
+    "Sendmail": every(10 * MINUTE, 6 * HOUR),
+    "Exchange": growing(60, 1, 60, 4 * MINUTE) + [4 * MINUTE + 300 * number for number in range(1, 7)],
+    "Exchange Online": growing(15 * MINUTE, 2, HOUR, 24 * HOUR),
+    "KumoMTA": growing(20 * MINUTE, 2, 12 * HOUR, 24 * HOUR),
+    "SendGrid": [0, 60, 660, 4260, 18660],
+    "Mailgun": growing(10 * MINUTE, 2, 8 * HOUR, 8 * HOUR),
+    "once in 25 hours": every(25 * HOUR, 50 * HOUR),
+}
+SCHEDULES = MEASURED | SERVERS
+
+# The first attempt that could pass, if its provider is recognised whatever the address it comes from: by delay.
+COLUMNS = ("gmail", "yahoo", "hotmail", "mail.ru", "yandex", "gmx", "aol", "qmail", "Exim")
+FIRST = {
+    60: "6:02 2:07 1:01 1:18 1:05 5:01 5:32 6:40 15:00",
+    180: "6:02 5:39 3:04 19:15 6:53 5:01 5:32 6:40 15:00",
+    300: "6:02 5:39 5:06 19:15 6:53 5:01 5:32 6:40 15:00",
+    600: "29:02 12:58 12:08 19:15 14:55 12:33 11:32 26:40 15:00",
+    900: "29:02 27:16 16:10 19:15 30:28 23:50 21:32 26:40 15:00",
+    1500: "29:02 27:16 28:10 49:14 30:28 40:46 31:32 26:40 30:00",
+}
+TABLE = [(delay, name, at) for delay, row in FIRST.items() for name, at in zip(COLUMNS, times(row)[1:], strict=True)]
+
+
+def settings(**given: object) -> Settings:
+    named = {"config": "/dev/null", **given}
+    return read({f"GREYCHECK_{name.upper()}".encode(): str(value).encode() for name, value in named.items()})
+
+
+def envelope(client: str, sender: bytes = b"alice@provider.example", recipient: bytes = b"bob@example.net") -> Envelope:
+    return Envelope("smtpextfork", client, sender, recipient)
+
+
+def passes(store: "lean.Store", attempts: list[int], found: Settings) -> tuple[int, str] | None:
+    """When the first of ATTEMPTS passes, each from a network of its own, and why."""
+    for number, after in enumerate(attempts):
+        verdict = check(store, envelope(f"40.{number >> 8}.{number & 255}.1"), found, NOW + after)
+        if verdict.action == "accept":
+            return after, verdict.reason
+    return None
+
+
+@pytest.fixture
+def store(tmp_path: Path, empty_store: Path) -> "lean.Store":
+    file = SQLiteFile(tmp_path / "greycheck.db", empty_store)
+    file.make()
+    return file.connect(20)
+
+
+@pytest.mark.parametrize(("delay", "name", "at"), TABLE)
+def test_a_provider_passes_from_anywhere_at_the_first_attempt_that_could(
+    store: "lean.Store", delay: int, name: str, at: int
+) -> None:
+    assert passes(store, SCHEDULES[name], settings(delay=f"{delay}s", pool_networks=1)) == (at, "pool")
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_provider_with_a_new_network_at_each_attempt_passes_at_the_fourth_that_is_late_enough(
+    store: "lean.Store", name: str
+) -> None:
+    """By default three networks make a pool: gmail passes at 56:36 instead of 6:02."""
+    attempts = SCHEDULES[name]
+    window = settings().retry_window
+    expected = next(
+        (
+            after
+            for number, after in enumerate(attempts)
+            if number >= 3 and after - attempts[0] >= 300 and after - attempts[number - 3] <= window
+        ),
+        None,
+    )
+    found = passes(store, attempts, settings())
+    if expected is None:
+        assert found is None
+    else:
+        assert found == (expected, "pool")
+    if name == "gmail":
+        assert expected == 56 * 60 + 36
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_no_sender_is_hasty_by_default(store: "lean.Store", name: str) -> None:
+    """With strikes on, and from one address: none is refused, or has a strike that counts."""
+    found = settings(strikes=1, delay="1h")
+    assert found.strike_interval == settings().strike_interval
+    for after in SCHEDULES[name]:
+        assert check(store, envelope("192.0.2.1"), found, NOW + after).reason in ("new", "early", "retry", "client")
+    least = min(later - first for first, later in pairwise(SCHEDULES[name]))
+    assert least > found.strike_interval
+    assert least >= POOL_GAP
+
+
+# --- what is no provider ------------------------------------------------------------------------------------------------
+
+
+@in_every_store
+def test_a_sender_of_the_recipients_own_domain_is_no_pool_however_late(database: Database) -> None:
+    store = database.connect(20)
+    for number in range(8):
+        asked = envelope(f"40.{number}.0.1", b"ceo@example.net")
+        assert check(store, asked, settings(), NOW + 600 * number).reason == "new"
+
+
+@in_every_store
+@pytest.mark.parametrize(("gap", "reason"), [(POOL_GAP - 1, "new"), (POOL_GAP, "pool")])
+def test_attempts_that_follow_faster_than_any_queue_are_no_pool(database: Database, gap: int, reason: str) -> None:
+    store = database.connect(20)
+    for number in range(3):
+        assert check(store, envelope(f"40.{number}.0.1"), settings(), NOW + gap * number).reason == "new"
+    assert check(store, envelope("40.9.0.1"), settings(), NOW + 600).reason == reason
+
+
+@in_every_store
+@pytest.mark.parametrize(("gap", "reason"), [(POOL_GAP - 1, "new"), (POOL_GAP, "pool")])
+def test_what_follows_the_last_attempt_faster_than_any_queue_is_no_pool(
+    database: Database, gap: int, reason: str
+) -> None:
+    store = database.connect(20)
+    for number in range(3):
+        assert check(store, envelope(f"40.{number}.0.1"), settings(), NOW + 600 * number).reason == "new"
+    assert check(store, envelope("40.9.0.1"), settings(), NOW + 1200 + gap).reason == reason
+
+
+@in_every_store
+def test_no_more_networks_than_any_provider_has_are_counted(database: Database) -> None:
+    store = database.connect(20)
+    many = settings(delay="1d", pool_networks=POOL_MOST)
+    for number in range(POOL_MOST):
+        assert check(store, envelope(f"40.0.{number}.1"), many, NOW + 10 * number).reason == "new"
+    assert check(store, envelope("40.1.0.1"), many, NOW + 86400).reason == "pool"
+    more = settings(delay="1d", pool_networks=POOL_MOST + 1)
+    assert check(store, envelope("40.1.1.1"), more, NOW + 86400 + 10).reason == "new"
