@@ -43,6 +43,17 @@ def age(seconds: int) -> None:
     connection.close()
 
 
+def ahead(sender: str, seconds: int) -> None:
+    """As if SENDER had been recorded under a clock that was so many SECONDS ahead."""
+    with sqlite3.connect(place / "greycheck.db") as connection:
+        connection.execute(
+            "UPDATE triplet SET first_attempt = first_attempt + ?1, last_attempt = last_attempt + ?1, expires_at = expires_at + ?1"
+            " WHERE sender = ?2",
+            (seconds, sender),
+        )
+    connection.close()
+
+
 def fill() -> None:
     filler = os.open(place / "filler", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     try:
@@ -59,11 +70,13 @@ check("no room to make the store", "first@example.org")
 check("recorded", "waits@example.org")
 age(300)
 check("recorded too", "early@example.org")
+check("recorded as well", "ahead@example.org")
 keeper = sqlite3.connect(
     place / "greycheck.db"
 )  # like a child that is never alone, it keeps the shared memory file there
 keeper.execute("SELECT count(*) FROM triplet").fetchone()
 age(10)
+ahead("ahead@example.org", 7200)
 fill()
 for number in range(200):
     check("new, disk full", f"new{number}@example.org")
@@ -72,6 +85,8 @@ for number in range(200):
 check("new, disk full, on_error=defer", f"new{number}@example.org", GREYCHECK_ON_ERROR="defer")
 check("early, disk full", "early@example.org")
 check("due, disk full", "waits@example.org")
+check("of the future, disk full", "ahead@example.org")
+check("of the future, disk full, on_error=defer", "ahead@example.org", GREYCHECK_ON_ERROR="defer")
 keeper.close()
 fill()
 check("new, disk full and nobody there", "alone@example.org")
@@ -82,5 +97,6 @@ results["integrity"] = [0, connection.execute("PRAGMA integrity_check").fetchone
 connection.close()
 subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
 check("new, read-only", "another@example.org")
+check("of the future, read-only", "ahead@example.org")
 subprocess.run(["umount", str(place)], check=True)
 print(json.dumps(results))

@@ -141,6 +141,9 @@ def small_disk(launchers: Path) -> dict[str, list[object]]:
         ),
         ("early, disk full", DEFERRED, 'defer reason=early .*unrecorded=".*full .SQLITE_FULL.'),
         ("due, disk full", ACCEPTED, 'accept reason=retry .*unrecorded=".*full .SQLITE_FULL.'),
+        # Each attempt would be the first for ever.
+        ("of the future, disk full", ACCEPTED, 'accept reason=error .*error=".*full .SQLITE_FULL.'),
+        ("of the future, disk full, on_error=defer", DEFERRED, 'defer reason=error .*error=".*full .SQLITE_FULL.'),
         (
             "new, disk full and nobody there",
             ACCEPTED,
@@ -149,6 +152,7 @@ def small_disk(launchers: Path) -> dict[str, list[object]]:
         ("new, room again", DEFERRED, "defer reason=new"),
         ("integrity", 0, "^ok$"),
         ("new, read-only", ACCEPTED, "accept reason=error"),
+        ("of the future, read-only", ACCEPTED, "accept reason=error"),
     ],
 )
 def test_a_full_or_read_only_disk(small_disk: dict[str, list[object]], event: str, code: int, said: str) -> None:

@@ -332,6 +332,7 @@ def on_small_disk(place: Path) -> Iterator[tuple[Resident, SmallDisk]]:
     mounted = place / "disk"
     mounted.mkdir()
     disk = SmallDisk(mounted)
+    disk.path.chmod(0o755)
     try:
         store = SQLiteFile(mounted / "greycheck.db")
         with Resident(place, {"client_passes": "0", "pool_networks": "0"}, store, under=disk.prefix).wait() as resident:
@@ -377,6 +378,32 @@ def test_a_full_disk(on_small_disk: tuple[Resident, SmallDisk]) -> None:
     assert resident.ask(sender="new@example.org") == DEFERRED
     assert inside(resident, disk, "SELECT passes FROM triplet WHERE sender LIKE 'due@%'") == "(0,)"
     assert inside(resident, disk, "PRAGMA integrity_check") == "('ok',)"
+
+
+AHEAD = "UPDATE triplet SET first_attempt = first_attempt + 7200, last_attempt = last_attempt + 7200 WHERE sender LIKE 'ahead@%'"
+
+
+def test_a_first_attempt_in_the_future_and_a_full_disk(on_small_disk: tuple[Resident, SmallDisk]) -> None:
+    """Each attempt would be the first, for ever: that is no deferral that stands."""
+    resident, disk = on_small_disk
+    assert resident.ask(sender="ahead@example.org") == DEFERRED
+    inside(resident, disk, AHEAD)
+    disk.fill()
+    wait_until(lambda: resident.ask(sender=os.urandom(8).hex()) == ACCEPTED, "the disk is full")
+    assert resident.ask(sender="ahead@example.org") == ACCEPTED
+    full = f'error="{path_of(resident)}: database or disk is full (SQLITE_FULL)"'
+    assert "accept reason=error" in resident.verdicts[-1]
+    assert full in resident.verdicts[-1]
+    told = resident.ask_as("smtpextfork", sender="ahead@example.org", GREYCHECK_ON_ERROR="defer")
+    assert told["exit"] == "101"
+    assert "defer reason=error" in told["log"]
+    assert full in told["log"]
+    disk.free()
+    assert resident.ask(sender="ahead@example.org").startswith(EARLY)
+    assert "unrecorded" not in resident.verdicts[-1]
+    inside(resident, disk, AGED)
+    assert resident.ask(sender="ahead@example.org") == ACCEPTED
+    assert "reason=retry" in resident.verdicts[-1]
 
 
 # --- the log ----------------------------------------------------------------------------------------------------------
