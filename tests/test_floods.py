@@ -1,10 +1,12 @@
 """Floods and evasion, through what a mail server runs: the child in Python, and the one in C, which asks a resident."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from tests.support import ACCEPTED, DEFERRED, Child, both_ways, on_every_database
+from tests.support import ACCEPTED, DEFERRED, Child, Database, both_ways, on_every_database
 
 pytestmark = both_ways
 
@@ -142,3 +144,55 @@ def test_what_only_looks_like_one_is_made_known(child: Child, client: str) -> No
     flood(child, range(1), client)
     child.age(300)
     assert flood(child, range(2), client) == [(ACCEPTED, "retry"), (ACCEPTED, "client")]
+
+
+# --- a clock that was ahead, and a store that takes nothing ---------------------------------------------------------------
+
+# What keeps rows of triplets as they are, and lets go again.
+HELD = {
+    "sqlite": (
+        "CREATE TRIGGER held BEFORE UPDATE ON triplet BEGIN SELECT RAISE(ABORT, 'no room'); END",
+        "DROP TRIGGER held",
+    ),
+    "postgresql": (
+        "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no room'; END $$;"
+        " CREATE TRIGGER held BEFORE UPDATE ON triplet FOR EACH ROW EXECUTE FUNCTION hold()",
+        "DROP FUNCTION hold CASCADE",
+    ),
+    "mysql": (
+        "CREATE TRIGGER held BEFORE UPDATE ON triplet FOR EACH ROW SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'no room'",
+        "DROP TRIGGER held",
+    ),
+}
+
+
+@contextmanager
+def held(database: Database) -> Iterator[None]:
+    """Nobody can write to a triplet that is there."""
+    with database.begin() as connection:
+        hold, let_go = HELD[connection.dialect.name]
+        connection.exec_driver_sql(hold)
+    try:
+        yield
+    finally:
+        with database.begin() as connection:
+            connection.exec_driver_sql(let_go)
+
+
+@on_every_database
+def test_a_first_attempt_in_the_future_that_cannot_be_moved_is_an_error(child: Child) -> None:
+    """Each attempt would be the first for ever: on_error answers, and no deferral stands."""
+    flood(child, range(2))
+    child.age(-7200)
+    with held(child.store):
+        ran = child.smtpextfork(sender=b"s0@example.org")
+        assert ran.verdict == (ACCEPTED, "error")
+        assert "no room" in ran.log
+        ran = child.smtpextfork(sender=b"s1@example.org", GREYCHECK_ON_ERROR="defer")
+        assert ran.verdict == (DEFERRED, "error")
+    assert flood(child, range(2)) == [(DEFERRED, "early")] * 2
+    child.age(100)
+    with held(child.store):
+        assert flood(child, range(1)) == [(DEFERRED, "early")], "only the count of attempts is lost"
+    child.age(200)
+    assert flood(child, range(2)) == [(ACCEPTED, "retry"), (ACCEPTED, "client")]
