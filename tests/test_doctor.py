@@ -593,6 +593,40 @@ def test_rows_of_the_future_are_a_warning(installed: Installation) -> None:
     assert "NTP" in found.advice
 
 
+def test_rows_of_the_future_are_looked_for_within_bounds(
+    installed: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "LOOKED", 10)
+    ahead = int(installed.now) + 3600
+    rows = [f"('192.0.2.{n}', 1, {n}, {ahead if n > 5 else 1}, {ahead}, 0, 0)" for n in range(9)]
+    execute(installed, f"INSERT INTO client VALUES {', '.join(rows)}")
+    assert only(store.look_at_store, installed, "warning", "clock").found.startswith("3 rows are of the future, by 36")
+    more = [f"('198.51.100.{n}', 1, {n}, 1, {ahead}, 0, 0)" for n in range(9)]
+    execute(installed, f"INSERT INTO client VALUES {', '.join(more)}")
+    found = only(store.look_at_store, installed, "warning", "clock").found
+    assert found.startswith("at least 3 rows are of the future, by 3600s:")
+    execute(installed, "UPDATE client SET last_seen = 1")
+    found = only(store.look_at_store, installed, "ok", "clock").found
+    assert found == "no row of 10 that were looked at is of the future"
+
+
+@pytest.mark.parametrize("client", ["172.18.0.1", "10.0.0.9", "127.0.0.1", "100.64.0.1", "fd00::7", "fe80::1", "::1"])
+def test_clients_at_an_address_that_many_share_are_a_warning(installed: Installation, client: str) -> None:
+    there = ("192.0.2.1", "172.32.0.1", "100.128.0.1", "fc::1", "fd::1", "::10:1", "2001:db8::1", client)
+    execute(installed, *(f"INSERT INTO client VALUES ('{each}', 1, 1, 1, 1, 0, 0)" for each in there))
+    found = only(store.look_at_store, installed, "warning", "clients")
+    assert found.found.startswith(f"clients come from {client}: behind NAT or a container's network")
+    assert "tcpserver" in found.advice
+    execute(installed, f"DELETE FROM client WHERE address = '{client}'")
+    assert [one for one in store.look_at_store(installed) if one.about == "clients"] == []
+
+
+def test_of_many_clients_that_share_addresses_some_are_named(installed: Installation) -> None:
+    rows = (f"('10.0.{n >> 8}.{n & 255}', 1, 1, 1, 1, 0, 0)" for n in range(2000))
+    execute(installed, f"INSERT INTO client VALUES {', '.join(rows)}")
+    assert only(store.look_at_store, installed, "warning", "clients").found.count("10.0.") == store.SHARED
+
+
 def test_a_host_a_second_ahead_is_none(installed: Installation) -> None:
     ahead = int(installed.now) + 2
     execute(installed, f"INSERT INTO client VALUES ('192.0.2.1', 1, {ahead}, {ahead}, {ahead}, 0, 0)")

@@ -90,6 +90,18 @@ def test_rows_of_the_future_and_rows_left_over_are_seen(database: ServerDatabase
 
 
 @on_both
+def test_clients_at_an_address_that_many_share_are_seen(database: ServerDatabase, home: Path) -> None:
+    row = "(address, passes, first_seen, last_seen, expires_at, strikes, struck_until) VALUES"
+    for client in ("192.0.2.1", "172.32.0.1", "fc::1"):
+        database.execute(text(f"INSERT INTO client {row} ('{client}', 1, 1, 1, 1, 0, 0)"))
+    assert [one for one in look(home, database.url) if one.about == "clients"] == []
+    for client in ("172.18.0.1", "fd00::1"):
+        database.execute(text(f"INSERT INTO client {row} ('{client}', 1, 1, 1, 1, 0, 0)"))
+        found = only(look(home, database.url), "warning", "clients").found
+        assert client in found
+
+
+@on_both
 def test_it_looks_as_qmails_user(database: ServerDatabase, home: Path) -> None:
     (home / "state").chmod(0o777)
     looked = replace(installation(home, database.url), account=NOBODY)

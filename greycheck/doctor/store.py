@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-from sqlalchemy import Engine, and_, func, insert, or_, select
+from sqlalchemy import Engine, and_, case, func, insert, or_, select
 from sqlalchemy.exc import OperationalError
 
 from greycheck import child, normalise
@@ -21,8 +21,11 @@ from greycheck.store.engine import open_engine, reading
 from greycheck.store.lean import StoreError, fits
 from greycheck.store.tables import client, triplet
 
-# How many addresses are named that many clients share.
-SHARED = 3
+# How many addresses are named that many clients share, and among how many that begin so they are looked for.
+SHARED, BEGUN = 3, 1000
+
+# Of how many rows of a table it is asked whether they are of the future: some tenths of a second.
+LOOKED = 1_000_000
 
 # How many findings another process may tell.
 MOST = 100
@@ -158,20 +161,22 @@ def look_into_store(engine: Engine, installation: Installation) -> Iterator[Find
 
 
 def look_at_future(engine: Engine, now: int) -> Finding:
-    """Rows written by a clock that was ahead of NOW."""
+    """Rows written by a clock that was ahead of NOW, among the first LOOKED of each table."""
     ahead = now + CLOCKS_APART
-    rows, last = 0, now
+    rows, last, is_cut = 0, now, False
     with reading(engine).connect() as connection:
         for column in (triplet.c.first_attempt, client.c.last_seen):
-            query = select(func.count(), func.max(column)).where(column > ahead)
-            some, latest = connection.execute(query).one()
-            rows, last = rows + some, max(last, latest or now)
+            moment = select(column.label("moment")).limit(LOOKED).subquery("looked").c.moment
+            later = case((moment > ahead, moment))
+            every, some, latest = connection.execute(select(func.count(), func.count(later), func.max(later))).one()
+            rows, last, is_cut = rows + some, max(last, latest or now), is_cut or every == LOOKED
     if not rows:
-        return Finding("ok", "clock", "no row is of the future")
+        return Finding("ok", "clock", f"no row{f' of {LOOKED} that were looked at' if is_cut else ''} is of the future")
     return Finding(
         "warning",
         "clock",
-        f"{rows} rows are of the future, by {last - now}s at most: a clock was set back, or another host's is ahead",
+        f"{'at least ' if is_cut else ''}{rows} rows are of the future, by {last - now}s{'' if is_cut else ' at most'}:"
+        " a clock was set back, or another host's is ahead",
         "Let NTP set the clocks of all hosts. Until then such triplets wait for another delay.",
     )
 
@@ -194,14 +199,12 @@ def look_at_cron(engine: Engine, now: int, installation: Installation) -> Findin
 
 def look_at_shared(engine: Engine) -> Iterator[Finding]:
     """Known clients at an address that many may share: by such an address no client can be told from another."""
-    # One range of the primary key for each beginning.
-    begun = (
-        and_(client.c.address >= each, client.c.address < each[:-1] + chr(ord(each[-1]) + 1))
-        for each in normalise.PRIVATE
-    )
+    # One range of the primary key for each beginning. PostgreSQL may sort as people do, and then there is no such range.
+    address = client.c.address.collate("C") if engine.dialect.name == "postgresql" else client.c.address
+    begun = (and_(address >= each, address < each[:-1] + chr(ord(each[-1]) + 1)) for each in normalise.PRIVATE)
     with reading(engine).connect() as connection:
-        query = select(client.c.address).where(or_(*begun)).limit(SHARED)
-        found = [address for address in connection.execute(query).scalars() if normalise.is_private(address)]
+        query = select(client.c.address).where(or_(*begun)).limit(BEGUN)
+        found = [one for one in connection.execute(query).scalars() if normalise.is_private(one)][:SHARED]
     if found:
         told = safe(", ".join(found))
         text = f"clients come from {told}: behind NAT or a container's network: their addresses do not tell them apart"
