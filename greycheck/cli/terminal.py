@@ -4,7 +4,7 @@ Whatever is printed here, on a terminal or not, has what moves a cursor, hides o
 ``\xNN``, each byte of its UTF-8. Styles are added behind that, by ``Console`` alone. What the stream's encoding lacks is escaped too.
 
 Interface: ``echo`` prints lines, ``Console`` tables and styled text, ``as_json`` makes JSON, ``shown`` makes one value fit for one line,
-``Group`` is a group of commands whose errors are printed likewise.
+``Group`` is a group of commands whose errors are printed likewise. Nothing is said to nobody: where a reader has left, the command ends.
 """
 
 import errno
@@ -12,7 +12,8 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TextIO, cast
 
 import click
@@ -40,6 +41,24 @@ _UNSEEN = frozenset(
 
 # By what numbers an output says, without a file's name, that it takes nothing more.
 OUTPUT = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT, errno.EPIPE)
+
+# How a shell shows that a program ended as its reader had left: 128 and the number of SIGPIPE.
+UNREAD = 141
+
+
+class Unread(Exception):
+    """Who read the output has left: `greycheck list | head`."""
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Makes Unread of an output without a reader."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        if error.filename is not None:
+            raise
+        raise Unread from None
 
 
 def _escaped(char: str) -> str:
@@ -119,6 +138,10 @@ class Console(rich.console.Console):
         _stream(stderr)
         super().__init__(stderr=stderr, soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False)
 
+    def on_broken_pipe(self) -> None:
+        """Says that there is no reader."""
+        raise Unread
+
     def print(self, *what: Any, **options: Any) -> None:
         """Prints WHAT: strings, of which the line ends are kept, Text or tables."""
         super().print(*(_lines(each) if isinstance(each, str) else each for each in what), **options)
@@ -132,26 +155,44 @@ class Console(rich.console.Console):
 class Group(click.Group):
     """The whole command line: errors are printed here as everything else is, and so is an output that takes nothing more."""
 
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        """Reads the command line, and prints help."""
+        with reader_may_leave():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs a command."""
+        with reader_may_leave():
+            return super().invoke(ctx)
+
     def main(self, *arguments: Any, **options: Any) -> NoReturn:
         """Runs a command, and exits."""
         _stream(err=False)
         _stream(err=True)
+        said = ""
         try:
             code = super().main(*arguments, **{**options, "standalone_mode": False})
         except click.ClickException as error:
             words = io.StringIO()
             error.show(words)
-            echo(words.getvalue(), err=True, nl=False)
-            code = error.exit_code
+            said, code = words.getvalue(), error.exit_code
         except click.Abort:
-            echo("Aborted!", err=True)
-            code = 1
+            said, code = "Aborted!\n", 1
+        except Unread:
+            _lose_output()
+            code = UNREAD
         except OSError as error:
             if error.filename is not None or error.errno not in OUTPUT:
                 raise
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), 1
-            )  # else what is left is written, and fails, once more at the end
-            echo(f"Error: the output could not be written: {error.strerror}", err=True)
-            code = 1
+            _lose_output()
+            said, code = f"Error: the output could not be written: {error.strerror}\n", 1
+        with suppress(OSError):
+            echo(said, err=True, nl=False)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _lose_output() -> None:
+    """Lets nothing of what is left be written: it would fail once more at the end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)

@@ -145,3 +145,25 @@ def test_a_full_output_is_one_line(hostile: dict[str, str]) -> None:
             )  # fmt: skip
             assert done.stderr == b"Error: the output could not be written: No space left on device\n", command
             assert done.returncode == 1
+
+
+def test_a_reader_that_has_left_is_told_nothing(hostile: dict[str, str]) -> None:
+    commands = [*COMMANDS[:7], ("config",), ("--help",), ("list", "--help"), ("--version",), ("db", "current")]
+    for command in commands:
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(
+            [sys.executable, "-m", "greycheck", *command],
+            env=hostile, stdout=writer, stderr=subprocess.PIPE, check=False, timeout=60,
+        )  # fmt: skip
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (terminal.UNREAD, b""), command
+
+
+def test_errors_that_nobody_reads_are_no_traceback(hostile: dict[str, str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "greycheck", "show", "nobody"]
+    done = subprocess.run(command, env=hostile, stdout=subprocess.PIPE, stderr=writer, check=False, timeout=60)
+    os.close(writer)
+    assert (done.returncode, done.stdout) == (2, b"")
