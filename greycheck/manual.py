@@ -118,7 +118,7 @@ EXIT_OF_COMMANDS = (
     ("1", "Something was wrong, and is named on descriptor 2; or what was asked for is not so."),
     ("2", "The command line was wrong."),
     ("111", "From policy: a check was not done by its deadline, and on_error has answered."),
-    ("141", "Who read the output has left, as head does. What was to be done is done."),
+    ("141", "Who read the output has left, as head does."),
 )
 
 RIGHTS_TEXT = (

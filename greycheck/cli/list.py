@@ -7,7 +7,7 @@ from time import time
 import click
 from sqlalchemy import RowMapping
 
-from greycheck.cli.asking import KEY_SHOWN, console, duration, grid, is_empty, print_json_rows
+from greycheck.cli.asking import KEY_SHOWN, console, duration, grid, is_empty, print_json, print_json_rows
 from greycheck.cli.common import open_store, read_settings
 from greycheck.cli.terminal import NEWLINE, Table, Text
 from greycheck.explain import address_bytes, span
@@ -59,7 +59,8 @@ NOTHING = {
 )
 @click.option("--reverse", is_flag=True, help="The other way round.")
 @click.option("--limit", type=click.IntRange(0), default=20, show_default=True, metavar="N", help="Rows; 0: all.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+@click.option("--count", "counts", is_flag=True, help="Print how many there are, and none of them.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array; with --count an object.")
 def list_(
     which: str,
     address: str | None,
@@ -70,6 +71,7 @@ def list_(
     sort: str,
     reverse: bool,
     limit: int,
+    counts: bool,
     as_json: bool,
 ) -> None:
     """List triplets that wait (pending) or passed, clients that passed, or those refused for strikes (struck).
@@ -91,9 +93,15 @@ def list_(
     )
     listing = Listing(which, settings, now, limit)
     if is_empty(settings):
-        listing.print(iter(()), as_json)
+        if counts:
+            print_count(which, 0, as_json)
+        else:
+            listing.print(iter(()), as_json)
         return
     with open_store(settings) as engine:
+        if counts:
+            print_count(which, queries.count(engine, which, wanted, now), as_json)
+            return
         listing.print(queries.rows(engine, which, wanted, now, sort, reverse, limit and limit + 1), as_json)
 
 
@@ -102,6 +110,14 @@ def _network(text: str) -> Network:
         return Network(text)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--network") from None
+
+
+def print_count(which: str, rows: int, as_json: bool) -> None:
+    """Prints how many ROWS the list WHICH has: a number alone, or an object."""
+    if as_json:
+        print_json({"list": which, "count": rows})
+    else:
+        console().print(str(rows))
 
 
 class Listing:

@@ -222,13 +222,27 @@ def listed(which: str, wanted: Filter, now: int, sort: str, reverse: bool) -> Se
     of_triplets, of_clients, falling = SORTS[sort]
     column = table.c[of_triplets if table is triplet else of_clients]
     order = column.desc() if falling != reverse else column.asc()
-    belongs = {
+    return select(table).where(_belongs(which, now), *_conditions(table, wanted)).order_by(order)
+
+
+def _belongs(which: str, now: int) -> Condition:
+    """Whether a row belongs to the list WHICH at NOW."""
+    return {
         "pending": triplet.c.passed_at.is_(None),
         "passed": triplet.c.passed_at.is_not(None),
         "clients": true(),
         "struck": client.c.struck_until > now,
-    }
-    return select(table).where(belongs[which], *_conditions(table, wanted)).order_by(order)
+    }[which]
+
+
+def count(engine: Engine, which: str, wanted: Filter, now: int) -> int:
+    """How many rows ``rows`` would give."""
+    if wanted.network is not None and wanted.network.bits != normalise.IPV4_BITS:
+        return sum(1 for _row in rows(engine, which, wanted, now))
+    table = table_of(which)
+    query = select(func.count()).select_from(table).where(_belongs(which, now), *_conditions(table, wanted))
+    with reading(engine).connect() as connection:
+        return connection.execute(query).scalar_one()
 
 
 def table_of(which: str) -> Table:

@@ -321,6 +321,9 @@ def test_list_filters_sorts_and_limits(store: Child) -> None:
     assert "There are more than these 2: --limit 0 lists all." in run("list", "--limit=2").stdout
     assert "There are more" not in run("list", "--limit=4").stdout
     assert "There are more" not in run("list", "--limit=0").stdout
+    assert run("list", "--count", "--limit=2").stdout == "4\n"
+    assert data("list", "--count", "--network", "192.0.2.0/23") == {"list": "pending", "count": 2}
+    assert run("list", "clients", "--count").stdout == "0\n"
 
 
 def test_list_pages_have_one_head(store: Child, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,6 +355,7 @@ def test_list_refuses_what_is_no_network_or_duration(store: Child) -> None:
 
 
 def test_before_the_first_mail_there_is_nothing_to_list_show_or_forget(store: Child) -> None:
+    assert run("list", "--count").stdout == "0\n"
     assert "No such triplet waits." in run("list").stdout
     assert listed("clients") == []
     assert "Nothing is known of 192.0.2.1." in run("show", "192.0.2.1", code=1).stdout

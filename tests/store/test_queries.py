@@ -82,7 +82,8 @@ def fill(engine: Engine) -> Rows:
 
 
 def numbers(engine: Engine, wanted: Filter, which: str = "pending", **more: object) -> list[int]:
-    found = queries.rows(engine, which, wanted, NOW, **{"sort": "expires", **more})  # type: ignore[arg-type]
+    found = list(queries.rows(engine, which, wanted, NOW, **{"sort": "expires", **more}))  # type: ignore[arg-type]
+    assert "limit" in more or queries.count(engine, which, wanted, NOW) == len(found)
     return [int.from_bytes(row["triplet_key"], "big") for row in found]
 
 
