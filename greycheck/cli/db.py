@@ -7,7 +7,7 @@ from greycheck.cli.common import foreseen, give_up_root, read_settings
 from greycheck.store import schema
 
 
-@click.group()
+@click.group(cls=terminal.Group)
 def db() -> None:
     """Make, change or show the schema of the store."""
 

@@ -42,7 +42,7 @@ COLOURS = {ACCEPT: "green", DEFER: "yellow", REJECT: "red"}
 )
 @click.option(
     "--hook",
-    type=click.Choice(list(why.HOOKS)),
+    type=terminal.Choice(why.HOOKS),
     default="smtpextfork",
     show_default=True,
     help="The hook that would ask.",

@@ -9,7 +9,7 @@ from sqlalchemy import RowMapping
 
 from greycheck.cli.asking import KEY_SHOWN, console, duration, grid, is_empty, print_json, print_json_rows
 from greycheck.cli.common import open_store, read_settings
-from greycheck.cli.terminal import NEWLINE, Table, Text
+from greycheck.cli.terminal import NEWLINE, Choice, Table, Text
 from greycheck.explain import address_bytes, span
 from greycheck.normalise import is_private
 from greycheck.policy import ClientRow, is_known
@@ -33,6 +33,14 @@ STYLES = {
     "refused": "red",
 }
 
+# In which list something is that an operator may call so: as its state, the reason in the log, or a word for it.
+LIST_OF = {
+    **dict.fromkeys(("waits", "waiting", "due", "over", "new", "early", "deferred", "triplets"), "pending"),
+    **dict.fromkeys(("retry", "message", "accepted"), "passed"),
+    **dict.fromkeys(("client", "known", "unknown", "shared"), "clients"),
+    **dict.fromkeys(("strikes", "refused", "rejected"), "struck"),
+}
+
 NOTHING = {
     "pending": "No such triplet waits.",
     "passed": "No such triplet has passed.",
@@ -42,7 +50,7 @@ NOTHING = {
 
 
 @click.command("list")
-@click.argument("which", type=click.Choice(queries.LISTS), default="pending")
+@click.argument("which", type=Choice(queries.LISTS, LIST_OF), default="pending")
 @click.option(
     "--address", metavar="TEXT", help="Sender or recipient: an address, user@, @domain; '<>' the null sender."
 )
@@ -52,7 +60,7 @@ NOTHING = {
 @click.option("--newer", callback=duration, metavar="DURATION", help="First attempt not as long ago.")
 @click.option(
     "--sort",
-    type=click.Choice(list(queries.SORTS)),
+    type=Choice(queries.SORTS),
     default="last",
     show_default=True,
     help="By first or last attempt (newest first), early attempts or strikes (most first), or expiry (soonest first).",

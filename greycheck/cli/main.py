@@ -25,7 +25,39 @@ Run by qmail-smtpd, without a command, greycheck checks one envelope: SMTPEXTFOR
 """
 
 
-@click.group(cls=Group, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+# The commands in the order of the help, each in a line of 80 columns.
+SECTIONS = {
+    "What was decided, and why": {
+        "list": "List what waits or passed, and clients known or refused.",
+        "show": "Show all that is known of one triplet or one client.",
+        "explain": "Explain what a check would decide now, and why.",
+    },
+    "Whom to let in": {
+        "allow": "Accept at once what PATTERN matches.",
+        "reject": "Refuse for good what PATTERN matches.",
+        "greylist": "Greylist what PATTERN matches, known clients too.",
+        "expect": "Let the next mail to RECIPIENT pass without delay.",
+        "rules": "List, check, remove, export and import these rules.",
+        "forget": "Forget triplets, or a client.",
+    },
+    "Set up and run": {
+        "install": "Make the store, and put the launchers into DIR.",
+        "doctor": "Look whether all is as it must be, and say what to do.",
+        "config": "Print the settings, and where each comes from.",
+        "serve": "Answer mail servers and launchers in C over a socket.",
+        "policy": "Answer one Postfix smtpd, for its spawn(8).",
+        "completion": "Print what makes a shell complete commands.",
+        "demo": "See it work: a mail deferred, tried again, and accepted.",
+    },
+    "The store": {
+        "expire": "Remove what is over. For cron.",
+        "db": "Make, change or show the schema.",
+        "copy": "Copy all to another database.",
+    },
+}
+
+
+@click.group(cls=Group, sections=SECTIONS, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="greycheck", message="greycheck %(version)s")
 def cli() -> None:
     """Greylisting for qmail: defers a mail from an unknown triplet of client, sender and recipient until it is tried again."""

@@ -225,7 +225,7 @@ def expect(recipient: str, domain: str | None, wait: int, json: bool) -> None:
 # --- all rules ---------------------------------------------------------------------------------------------------------
 
 
-@click.group()
+@click.group(cls=terminal.Group)
 def rules() -> None:
     """See, check, remove and exchange the operators' rules. New ones: greycheck allow, reject, greylist, expect."""
 

@@ -4,7 +4,8 @@ Whatever is printed here, on a terminal or not, has what moves a cursor, hides o
 ``\xNN``, each byte of its UTF-8. Styles are added behind that, by ``Console`` alone. What the stream's encoding lacks is escaped too.
 
 Interface: ``echo`` prints lines, ``Console`` tables and styled text, ``as_json`` makes JSON, ``shown`` makes one value fit for one line,
-``Group`` is a group of commands whose errors are printed likewise. Nothing is said to nobody: where a reader has left, the command ends.
+``Group`` is a group of commands whose errors are printed likewise, ``Choice`` an option's choice, ``suggestion`` says which word may have
+been meant. Where a reader has left, the command ends without a word.
 """
 
 import errno
@@ -12,8 +13,9 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from typing import Any, NoReturn, TextIO, cast
 
 import click
@@ -152,8 +154,55 @@ class Console(rich.console.Console):
             yield segment if segment.control else Segment(_lines(segment.text), segment.style)
 
 
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence that names which of the KNOWN words may have been meant by WORD; empty for none."""
+    near = get_close_matches(word, list(known))
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+class Choice(click.Choice[str]):
+    """One of some words; of a wrong one it is said which may have been meant. OTHERS are words that stand for one of them elsewhere."""
+
+    def __init__(self, choices: Iterable[str], others: Mapping[str, str] | None = None) -> None:
+        super().__init__(list(choices))
+        self.others = others or {}
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """What is said of a wrong VALUE."""
+        text = super().get_invalid_choice_message(value, ctx)
+        near = self.others.get(value.lower())
+        return text + (f" Did you mean {near}?" if near else suggestion(value.lower(), self.choices))
+
+
 class Group(click.Group):
-    """The whole command line: errors are printed here as everything else is, and so is an output that takes nothing more."""
+    """The whole command line: errors are printed here as everything else is, and so is an output that takes nothing more.
+
+    SECTIONS are titles of its help, each with the names of commands and what is said of them there.
+    """
+
+    def __init__(
+        self, *arguments: Any, sections: Mapping[str, Mapping[str, str]] | None = None, **options: Any
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self.sections = sections or {}
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that ARGS begin with."""
+        word = str(args[0])
+        if not word.startswith("-") and self.get_command(ctx, word) is None and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {word!r}.{suggestion(word, self.commands)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands by their sections."""
+        if not self.sections:
+            super().format_commands(ctx, formatter)
+        width = max(map(len, self.commands))
+        for title, said in self.sections.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), words) for name, words in said.items()])
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         """Reads the command line, and prints help."""

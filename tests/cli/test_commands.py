@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from greycheck import settings
-from greycheck.cli.main import cli
+from greycheck.cli.main import SECTIONS, cli
 from greycheck.store import expiry, schema
 
 
@@ -33,6 +33,37 @@ def run(*arguments: str, code: int = 0, text: str | None = None) -> Result:
     result = CliRunner().invoke(cli, arguments, input=text, prog_name="greycheck")
     assert result.exit_code == code, result.output
     return result
+
+
+def test_help_lists_each_command_once_in_a_line_of_its_section(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = [name for names in SECTIONS.values() for name in names]
+    assert sorted(listed) == sorted(cli.commands)
+    output = run("--help").stdout
+    for title, said in SECTIONS.items():
+        assert f"\n{title}:\n" in output
+        for name, words in said.items():
+            assert f"\n  {name:10}  {words}\n" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["lsit"], "list"),
+        (["db", "upgarde"], "upgrade"),
+        (["rules", "ls"], "list"),
+        (["xyz"], ""),
+        (["list", "pendign"], "pending"),
+        (["list", "early"], "pending"),
+        (["list", "refused"], "struck"),
+        (["list", "--sort", "frist"], "first"),
+        (["explain", "--hook", "sp", "192.0.2.1", "a@b", "c@d"], "spp"),
+        (["--halp"], "'--help'"),
+    ],
+)
+def test_what_may_have_been_meant_is_said(arguments: list[str], meant: str) -> None:
+    said = run(*arguments, code=2).stderr
+    assert said.endswith(f" Did you mean {meant}?\n") if meant else "Did you mean" not in said
 
 
 # --- config -----------------------------------------------------------------------------------------------------------
