@@ -406,10 +406,18 @@ def read(environ: dict[bytes, bytes], lines: Lines | None = None) -> Settings:
         if source != "default":
             _take(settings, setting, text, source)
     for name, (_text, source) in given.items():
-        settings.problems.append(f"{source}: {name}: no such setting")
+        settings.problems.append(f"{source}: {no_such(name)}")
     _settle_database(settings, environ)
     _hold_together(settings)
     return settings
+
+
+def no_such(name: str) -> str:
+    """What is said of a setting NAME that does not exist."""
+    from greycheck.spelling import nearest
+
+    near = nearest(name, (setting.name for setting in TABLE))
+    return f"{name}: no such setting" + (f": did you mean {near}?" if near else "")
 
 
 def _take(settings: Settings, setting: Setting, text: str, source: str) -> None:

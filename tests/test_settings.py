@@ -71,7 +71,7 @@ def test_the_environment_counts_before_the_file(tmp_path: Path) -> None:
             "database = /var/x?y.db",
             "database: an SQLite file with ? or % in its path cannot be named in a URL; there is no store, and on_error answers",
         ),
-        ("dealy = 5m", "dealy: no such setting"),
+        ("dealy = 5m", "dealy: no such setting: did you mean delay?"),
         ("ipv4_prefix = 33", "ipv4_prefix = 33: not a whole number from 1 to 32; using 24"),
         ("ipv6_prefix = x", "ipv6_prefix = x: not a whole number from 1 to 128; using 64"),
         ("on_error = reject", "on_error = reject: not one of accept, defer; using accept"),
@@ -94,7 +94,7 @@ def test_a_wrong_variable_is_named() -> None:
     assert with_environ(DELAY="5 parsecs").problems == [
         "GREYCHECK_DELAY: delay = 5 parsecs: not a duration (as 90, 90s, 5m, 24h or 36d); using 5m"
     ]
-    assert with_environ(DEALY="5m").problems == ["GREYCHECK_DEALY: dealy: no such setting"]
+    assert with_environ(DEALY="5m").problems == ["GREYCHECK_DEALY: dealy: no such setting: did you mean delay?"]
 
 
 TOO_LONG = "{}/conf: longer than 65536 bytes: line {} and what follows is not read"

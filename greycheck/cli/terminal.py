@@ -15,7 +15,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from difflib import get_close_matches
 from typing import Any, NoReturn, TextIO, cast
 
 import click
@@ -23,6 +22,8 @@ import rich.console
 import rich.table
 import rich.text
 from rich.segment import Segment
+
+from greycheck.spelling import nearest
 
 # Printable for Unicode, and seen by nobody: fillers, variation selectors, the empty pattern of Braille.
 _UNSEEN = frozenset(
@@ -156,8 +157,8 @@ class Console(rich.console.Console):
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """The end of a sentence that names which of the KNOWN words may have been meant by WORD; empty for none."""
-    near = get_close_matches(word, list(known))
-    return f" Did you mean {' or '.join(near)}?" if near else ""
+    near = nearest(word, known)
+    return f" Did you mean {near}?" if near else ""
 
 
 class Choice(click.Choice[str]):

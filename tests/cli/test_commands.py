@@ -51,8 +51,8 @@ def test_help_lists_each_command_once_in_a_line_of_its_section(monkeypatch: pyte
     [
         (["lsit"], "list"),
         (["db", "upgarde"], "upgrade"),
-        (["rules", "ls"], "list"),
-        (["xyz"], ""),
+        (["rules", "lst"], "list"),
+        (["rules", "xyz"], ""),
         (["list", "pendign"], "pending"),
         (["list", "early"], "pending"),
         (["list", "refused"], "struck"),

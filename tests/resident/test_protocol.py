@@ -198,7 +198,7 @@ def test_checking_may_be_off_for_a_request(resident: Resident) -> None:
 def test_a_wrong_setting_of_a_request_is_warned_of_and_its_default_used(resident: Resident) -> None:
     assert resident.ask(GREYCHECK_DELAY="soon", GREYCHECK_DEALY="1m") == DEFERRED
     assert sorted(resident.warnings()) == [
-        "GREYCHECK_DEALY: dealy: no such setting",
+        "GREYCHECK_DEALY: dealy: no such setting: did you mean delay?",
         "GREYCHECK_DELAY: delay = soon: not a duration (as 90, 90s, 5m, 24h or 36d); using 5m",
     ]
     assert resident.ask(sender="b@example.org") == DEFERRED

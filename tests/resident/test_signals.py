@@ -186,7 +186,7 @@ def test_a_wrong_file_is_warned_of(start: Start, conf: Path) -> None:
     assert resident.ask() == DEFERRED
     assert resident.warnings() == [
         f"{conf}:1: delay = soon: not a duration (as 90, 90s, 5m, 24h or 36d); using 5m",
-        f"{conf}:2: dealy: no such setting",
+        f"{conf}:2: dealy: no such setting: did you mean delay?",
     ]
     conf.unlink()
     resident.reread(2)
