@@ -405,11 +405,15 @@ def read(environ: dict[bytes, bytes], lines: Lines | None = None) -> Settings:
         settings.set(setting, setting.default, "default")
         if source != "default":
             _take(settings, setting, text, source)
-    for name, (_text, source) in given.items():
-        settings.problems.append(f"{source}: {no_such(name)}")
+    for number, (name, (_text, source)) in enumerate(given.items()):
+        settings.problems.append(f"{source}: {no_such(name) if number < GUESSES else f'{name}: no such setting'}")
     _settle_database(settings, environ)
     _hold_together(settings)
     return settings
+
+
+# Of how many settings that do not exist it is looked for what was meant: a file of nothing else must not cost a check its deadline.
+GUESSES = 5
 
 
 def no_such(name: str) -> str:

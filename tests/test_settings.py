@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
@@ -450,3 +451,11 @@ def test_limits_of_the_resident_have_limits(name: str, low: str, high: str) -> N
         found = with_environ(**{name.upper(): text})
         assert getattr(found, name) == default
         assert "; using " in found.problems[0]
+
+
+def test_a_file_of_nothing_but_names_that_do_not_exist_is_read_soon(tmp_path: Path) -> None:
+    (tmp_path / "conf").write_text("".join(f"retry_windo{number} = 1\n" for number in range(3000)))
+    began = monotonic()
+    problems = read({b"GREYCHECK_CONFIG": os.fsencode(tmp_path / "conf")}).problems
+    assert monotonic() - began < 1
+    assert len(problems) == 3000

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 
 import click
 
@@ -25,16 +26,31 @@ def line(setting: Setting, found: Settings) -> str:
     return f"{'' if sets else '# '}{setting.name} = {shown(setting, found)}".rstrip()
 
 
+def chosen(names: Sequence[str]) -> list[Setting]:
+    """The settings of NAMES, or all. Raises UsageError."""
+    by_name = {setting.name: setting for setting in settings.TABLE}
+    meant = [name.lower().removeprefix("greycheck_").replace("-", "_") for name in names]
+    for name, written in zip(meant, names, strict=True):
+        if name not in by_name:
+            raise click.UsageError(f"{written}: no such setting.{terminal.suggestion(name, by_name)}")
+    return [by_name[name] for name in dict.fromkeys(meant)] or list(settings.TABLE)
+
+
 @click.command()
+@click.argument("name", nargs=-1, metavar="[NAME...]")
+@click.option("--changed", is_flag=True, help="Only those that the environment or the file sets.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def config(as_json: bool) -> None:
-    """Print every setting with its value, where it comes from, and its meaning.
+def config(name: tuple[str, ...], changed: bool, as_json: bool) -> None:
+    """Print every setting, or those of each NAME, with its value, where it comes from, and its meaning.
 
     The environment counts first (GREYCHECK_DELAY=1m), then the file /etc/greycheck.conf or $GREYCHECK_CONFIG, then the default. What is
     printed may be used as such a file, with the database's password put where three stars stand for it. Exits with 1 and names what is
     wrong where a setting cannot be used.
     """
+    wanted = chosen(name)
     found = settings.read(dict(os.environb))
+    if changed:
+        wanted = [setting for setting in wanted if found.sources[setting.name] != "default"]
     rows = [
         {
             "name": setting.name,
@@ -42,17 +58,19 @@ def config(as_json: bool) -> None:
             "source": found.sources[setting.name],
             "meaning": setting.meaning,
         }
-        for setting in settings.TABLE
+        for setting in wanted
     ]
     if as_json:
         terminal.echo(terminal.as_json({"settings": rows, "problems": found.problems}, indent=2))
-    else:
+    elif wanted:
         terminal.echo(
             "\n\n".join(
                 f"# {setting.meaning}\n# From: {found.sources[setting.name]}\n{line(setting, found)}"
-                for setting in settings.TABLE
+                for setting in wanted
             )
         )
+    else:
+        terminal.echo("# None of these is set.")
     for problem in found.problems:
         terminal.echo(f"greycheck: {log.quoted(problem)[1:-1]}", err=True)
     if found.problems:

@@ -85,6 +85,21 @@ def test_config_prints_each_setting_with_value_source_and_meaning(store: Path, m
     assert f"\ndatabase = sqlite:///{store}\n" in output
 
 
+def test_config_prints_the_settings_that_are_named(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GREYCHECK_DELAY", "600")
+    lines = run("config", "GREYCHECK_DELAY", "retry-window", "delay").stdout.splitlines()
+    assert [line for line in lines if not line.startswith("#")] == ["delay = 10m", "", "retry_window = 48h"]
+    assert [row["name"] for row in json.loads(run("config", "delay", "--json").stdout)["settings"]] == ["delay"]
+    assert run("config", "dealy", code=2).stderr.endswith("Error: dealy: no such setting. Did you mean delay?\n")
+
+
+def test_config_prints_the_settings_that_are_set(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GREYCHECK_DELAY", "5m")  # its default: set all the same
+    settled = [row["name"] for row in json.loads(run("config", "--changed", "--json").stdout)["settings"]]
+    assert settled == ["database", "delay"]
+    assert run("config", "lifetime", "--changed").stdout == "# None of these is set.\n"
+
+
 def test_what_config_prints_is_a_settings_file(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = run("config").stdout
     (tmp_path / "conf").write_text(output)
