@@ -8,7 +8,7 @@ import click
 
 from greycheck import earlier, normalise
 from greycheck import settings as names
-from greycheck.cli import terminal
+from greycheck.cli import columns, terminal
 from greycheck.cli.common import foreseen, give_up_root
 from greycheck.cli.expire import is_waiting_for_first_mail
 from greycheck.cli.terminal import Console, Table
@@ -66,8 +66,10 @@ def client_address(text: str) -> str:
 
 
 def console() -> Console:
-    """Where tables go: standard output, as wide as the terminal."""
-    return Console()
+    """Where tables go: standard output, as wide as the terminal; or without an end, where nobody looks."""
+    found = Console()
+    found.width = columns.room(found)
+    return found
 
 
 def grid(*widths: int | None) -> Table:

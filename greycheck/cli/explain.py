@@ -13,6 +13,7 @@ import click
 from greycheck import explain as why
 from greycheck.cli import terminal
 from greycheck.cli.asking import console, grid, moment, print_json
+from greycheck.cli.columns import GAP, facts, fitting, room
 from greycheck.cli.common import foreseen, give_up_root, read_settings
 from greycheck.cli.terminal import NEWLINE, Console, Table, Text
 from greycheck.explain import DECIDES, UNREACHED, Explanation, away, local
@@ -140,11 +141,11 @@ def _connected(settings: Settings) -> "Store | None":
 
 def show_all(screen: Console, told: Explanation, store: str) -> None:
     """Prints what was TOLD to SCREEN: the envelope, the steps, the verdict, and what would change it."""
-    screen.print(envelope_table(told, store))
+    facts(screen, envelope_lines(told, store), 10)
     screen.print("\nSteps, the first that matches decides", style="bold")
-    screen.print(steps_table(told))
+    screen.print(steps_table(screen, told))
     screen.print()
-    screen.print(verdict_text(told))
+    screen.print(verdict_text(told), soft_wrap=True)
     for line in consequences(told):
         screen.print(f"  {line}")
     screen.print("\nWhat would change it", style="bold")
@@ -153,33 +154,34 @@ def show_all(screen: Console, told: Explanation, store: str) -> None:
         screen.print(f"      {terminal.shown(remedy.effect)}", style="dim")
 
 
-def envelope_table(told: Explanation, store: str) -> Table:
+def envelope_lines(told: Explanation, store: str) -> Iterator[tuple[str, str]]:
     """The envelope, and what normalising made of it."""
     envelope, asked = told.envelope, told.triplet
-    table = grid(10, None)
-    table.add_row("client", (envelope.client or "-") + (f", network {asked.network}" if asked else ""))
+    yield "client", (envelope.client or "-") + (f", network {asked.network}" if asked else "")
     if envelope.name:
-        table.add_row("name", show(envelope.name))
+        yield "name", show(envelope.name)
     if envelope.helo:
-        table.add_row("HELO", show(envelope.helo))
-    table.add_row("sender", f"<{show(envelope.sender)}>")
+        yield "HELO", show(envelope.helo)
+    yield "sender", f"<{show(envelope.sender)}>"
     if asked and asked.sender != envelope.sender:
-        table.add_row("", f"counts as <{show(asked.sender)}>")
-    table.add_row("recipient", f"<{show(envelope.recipient)}>")
+        yield "", f"counts as <{show(asked.sender)}>"
+    yield "recipient", f"<{show(envelope.recipient)}>"
     if asked and asked.recipient != envelope.recipient:
-        table.add_row("", f"counts as <{show(asked.recipient)}>")
-    table.add_row("at", local(told.now))
-    table.add_row("store", store)
-    return table
+        yield "", f"counts as <{show(asked.recipient)}>"
+    yield "at", local(told.now)
+    yield "store", store
 
 
-def steps_table(told: Explanation) -> Table:
+def steps_table(screen: Console, told: Explanation) -> Table:
     """What each step looked at and found, and which one decided."""
     table = grid(12, None, 12)
+    width = room(screen) - 2 * 12 - 3 * GAP
     for step in told.steps:
         decides, reached = step.outcome == DECIDES, step.outcome != UNREACHED
-        text = Text(step.found or "-", style="bold" if decides else "" if reached else "dim")
-        text.append(NEWLINE).append(step.looked_at, style="not bold dim")
+        text = Text(style="bold" if decides else "" if reached else "dim")
+        for line in (step.found or "-").split("\n"):
+            text.append(fitting(line, width, screen)).append(NEWLINE)
+        text.append(fitting(step.looked_at, width, screen), style="not bold dim")
         outcome = f"=> {told.verdict.reason}" if decides else step.outcome
         style = f"bold {COLOURS[told.decided]}" if decides else "" if reached else "dim"
         table.add_row(Text(f"  {step.name}", style=style), text, Text(outcome, style=style))

@@ -7,9 +7,10 @@ from time import time
 import click
 from sqlalchemy import RowMapping
 
-from greycheck.cli.asking import KEY_SHOWN, console, duration, grid, is_empty, print_json, print_json_rows
+from greycheck.cli.asking import KEY_SHOWN, console, duration, is_empty, print_json, print_json_rows
+from greycheck.cli.columns import Cell, Rows
 from greycheck.cli.common import open_store, read_settings
-from greycheck.cli.terminal import NEWLINE, Choice, Table, Text
+from greycheck.cli.terminal import Choice
 from greycheck.explain import address_bytes, span
 from greycheck.normalise import is_private
 from greycheck.policy import ClientRow, is_known
@@ -40,6 +41,10 @@ LIST_OF = {
     **dict.fromkeys(("client", "known", "unknown", "shared"), "clients"),
     **dict.fromkeys(("strikes", "refused", "rejected"), "struck"),
 }
+
+# The lines of a table's head.
+CLIENT_TITLES = (("client", "passes", "strikes", "first", "last", "state"),)
+TRIPLET_TITLES = (("client network", "sender", "age", "early", "state"), ("key", "  recipient", "", "", ""))
 
 NOTHING = {
     "pending": "No such triplet waits.",
@@ -147,35 +152,21 @@ class Listing:
             return
         screen = console()
         printed = False
+        titles = CLIENT_TITLES if self.of_clients else TRIPLET_TITLES
+        table = Rows(screen, main=0 if self.of_clients else 1, alone=self.of_clients)
         while page := list(islice(wanted, PAGE)):
-            screen.print(self.table(page, with_titles=not printed))
+            table.print(self.rows(page), [] if printed else [[(title, "bold") for title in line] for line in titles])
             printed = True
         if not printed:
             screen.print(NOTHING[self.which])
         elif next(found, None) is not None:
             screen.print(f"There are more than these {self.limit}: --limit 0 lists all.", style="dim")
 
-    def table(self, page: list[RowMapping], with_titles: bool) -> Table:
-        """A table of the rows of one PAGE."""
+    def rows(self, page: list[RowMapping]) -> list[list[Cell]]:
+        """The lines of a table of one PAGE."""
         if self.of_clients:
-            table = grid(None, 6, 7, 5, 5, 16)
-            titles: tuple[str | Text, ...] = ("client", "passes", "strikes", "first", "last", "state")
-            cells = [client_cells(row, self.settings, self.now) for row in page]
-        else:
-            table = grid(18, None, 4, 5, 8)
-            titles = (
-                Text.assemble("client network", NEWLINE, "key"),
-                Text.assemble("sender", NEWLINE, "  recipient"),
-                "age",
-                "early",
-                "state",
-            )
-            cells = [triplet_cells(row, self.settings, self.now) for row in page]
-        if with_titles:
-            table.add_row(*titles, style="bold")
-        for row in cells:
-            table.add_row(*row)
-        return table
+            return [client_cells(row, self.settings, self.now) for row in page]
+        return [line for row in page for line in triplet_cells(row, self.settings, self.now)]
 
 
 def coarse(seconds: int) -> str:
@@ -183,7 +174,7 @@ def coarse(seconds: int) -> str:
     return span(max(0, seconds)).partition(" ")[0]
 
 
-def triplet_cells(row: RowMapping, settings: Settings, now: int) -> tuple[Text, ...]:
+def triplet_cells(row: RowMapping, settings: Settings, now: int) -> tuple[list[Cell], list[Cell]]:
     """A triplet's ROW in two lines of five cells."""
     key = row["triplet_key"].hex()[:KEY_SHOWN]
     state, start, end = queries.terms_of(row, settings, now)
@@ -194,26 +185,19 @@ def triplet_cells(row: RowMapping, settings: Settings, now: int) -> tuple[Text, 
         "message": f"{coarse(end - now)} left",
         "over": "",
     }
+    age, early = coarse(now - row["first_attempt"]), str(row["early_attempts"])
+    recipient = queries.message_of(row) or row["recipient"]
     return (
-        Text.assemble(row["network"], NEWLINE, (key, "dim")),
-        Text.assemble(row["sender"] or "<>", NEWLINE, f"  {queries.message_of(row) or row['recipient']}"),
-        Text(coarse(now - row["first_attempt"])),
-        Text(str(row["early_attempts"])),
-        Text.assemble((state, STYLES[state]), NEWLINE, (more[state], "dim")),
+        [(row["network"], ""), (row["sender"] or "<>", ""), (age, ""), (early, ""), (state, STYLES[state])],
+        [(key, "dim"), (f"  {recipient}", ""), ("", ""), ("", ""), (more[state], "dim")],
     )
 
 
-def client_cells(row: RowMapping, settings: Settings, now: int) -> tuple[Text, ...]:
+def client_cells(row: RowMapping, settings: Settings, now: int) -> list[Cell]:
     """A client's ROW in six cells."""
     state = client_state(row, settings, now)
-    return (
-        Text(row["address"]),
-        Text(str(row["passes"])),
-        Text(str(row["strikes"])),
-        Text(coarse(now - row["first_seen"])),
-        Text(coarse(now - row["last_seen"])),
-        Text(state, style=STYLES[state.partition(" ")[0]]),
-    )
+    numbers = row["passes"], row["strikes"], coarse(now - row["first_seen"]), coarse(now - row["last_seen"])
+    return [(row["address"], ""), *((str(number), "") for number in numbers), (state, STYLES[state.partition(" ")[0]])]
 
 
 def client_state(row: RowMapping, settings: Settings, now: int) -> str:

@@ -13,8 +13,9 @@ from sqlalchemy import Engine
 from greycheck import log, patterns
 from greycheck import rules as keys
 from greycheck.cli import asking, terminal
+from greycheck.cli.columns import Rows, wrapped
 from greycheck.cli.common import open_store, read_settings
-from greycheck.cli.terminal import Console, Text
+from greycheck.cli.terminal import Console
 from greycheck.patterns import Pattern
 from greycheck.settings import Settings, duration_text
 from greycheck.store import rulebook
@@ -102,7 +103,8 @@ def tell(told: Told, json: bool) -> None:
 def say(text: str, err: bool = False) -> None:
     """Prints TEXT as a line; on a terminal it is broken between words. ERR: on standard error."""
     console = Console(stderr=err)
-    console.print(terminal.shown(text), soft_wrap=not console.is_terminal)
+    for line in wrapped(terminal.shown(text), console.width) if console.is_terminal else [terminal.shown(text)]:
+        console.print(line, soft_wrap=True)
 
 
 JSON = click.option("--json", "json", is_flag=True, help="Print JSON.")
@@ -255,11 +257,10 @@ def print_table(every: Sequence[Rule], now: int) -> None:
         ("COMMENT", lambda rule: rule.comment),
     ]
     columns = [(title, cell) for title, cell in columns if any(cell(rule) for rule in every)]
-    table = asking.grid(*[None] * len(columns))
-    table.add_row(*(Text(title, style="bold") for title, _ in columns))
-    for rule in every:
-        table.add_row(*(Text(cell(rule), style="" if rule.counts(now) else "dim") for _, cell in columns))
-    asking.console().print(table)
+    titles = [title for title, _ in columns]
+    lines = [[(cell(rule), "" if rule.counts(now) else "dim") for _, cell in columns] for rule in every]
+    table = Rows(asking.console(), titles.index("PATTERN"), titles.index("COMMENT") if "COMMENT" in titles else None)
+    table.print(lines, [[(title, "bold") for title in titles]])
 
 
 def ends(rule: Rule, now: int) -> str:

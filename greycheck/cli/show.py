@@ -9,12 +9,16 @@ from sqlalchemy import Engine, RowMapping
 
 from greycheck import normalise
 from greycheck.cli import terminal
-from greycheck.cli.asking import asked_for, console, grid, is_empty, print_json
+from greycheck.cli.asking import asked_for, console, is_empty, print_json
+from greycheck.cli.columns import facts
 from greycheck.cli.common import open_store, read_settings
 from greycheck.cli.list import client_data, client_state, triplet_data
 from greycheck.explain import away, local, span
 from greycheck.settings import Settings
 from greycheck.store import queries
+
+# Columns of the names of what is shown.
+LABEL = 16
 
 
 @click.command()
@@ -64,12 +68,10 @@ def _show_triplet(engine: Engine, row: RowMapping, settings: Settings, now: int,
     if as_json:
         print_json({**triplet_data(row, settings, now), "waiting_from_other_networks": others})
         return
-    table = grid(16, None)
-    for name, value in _triplet_lines(row, settings, now):
-        table.add_row(name, value)
+    lines = list(_triplet_lines(row, settings, now))
     if others:
-        table.add_row("other networks", f"{others}, from which the same sender and recipient wait")
-    console().print(table)
+        lines.append(("other networks", f"{others}, from which the same sender and recipient wait"))
+    facts(console(), lines, LABEL)
 
 
 def _triplet_lines(row: RowMapping, settings: Settings, now: int) -> Iterator[tuple[str, str]]:
@@ -116,14 +118,11 @@ def _show_client(engine: Engine, address: str, settings: Settings, now: int, as_
         known = client_data(row, settings, now) if row is not None else None
         print_json({"client": known, "network": network, "waiting_triplets": waiting, "passed_triplets": passed})
     else:
-        table = grid(16, None)
-        table.add_row("client", address)
-        for name, value in _client_lines(row, settings, now):
-            table.add_row(name, value)
-        table.add_row("network", f"{network}, waiting triplets: {waiting}, passed: {passed}")
+        lines = [("client", address), *_client_lines(row, settings, now)]
+        lines.append(("network", f"{network}, waiting triplets: {waiting}, passed: {passed}"))
         if waiting or passed:
-            table.add_row("", f"greycheck list --network {network}")
-        console().print(table)
+            lines.append(("", f"greycheck list --network {network}"))
+        facts(console(), lines, LABEL)
     if row is None and not waiting and not passed:
         sys.exit(1)
 

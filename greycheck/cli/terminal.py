@@ -21,6 +21,8 @@ import click
 import rich.console
 import rich.table
 import rich.text
+from rich.cells import cell_len as cell_len
+from rich.cells import set_cell_size as set_cell_size
 from rich.segment import Segment
 
 from greycheck.spelling import nearest
