@@ -7,16 +7,17 @@ from time import time
 import click
 from sqlalchemy import RowMapping
 
-from greycheck.cli.asking import KEY_SHOWN, console, duration, is_empty, print_json, print_json_rows
+from greycheck.cli import filters
+from greycheck.cli.asking import KEY_SHOWN, console, is_empty, print_json, print_json_rows
 from greycheck.cli.columns import Cell, Rows
 from greycheck.cli.common import open_store, read_settings
+from greycheck.cli.filters import Chosen
 from greycheck.cli.terminal import Choice
-from greycheck.explain import address_bytes, span
+from greycheck.explain import span
 from greycheck.normalise import is_private
 from greycheck.policy import ClientRow, is_known
 from greycheck.settings import Settings
 from greycheck.store import queries
-from greycheck.store.queries import Filter, Network
 from greycheck.store.tables import client
 
 # Rows of one table. A longer list is printed in several, so that its first row need not wait for its last.
@@ -56,13 +57,7 @@ NOTHING = {
 
 @click.command("list")
 @click.argument("which", type=Choice(queries.LISTS, LIST_OF), default="pending")
-@click.option(
-    "--address", metavar="TEXT", help="Sender or recipient: an address, user@, @domain; '<>' the null sender."
-)
-@click.option("--domain", metavar="NAME", help="Sender or recipient at this domain or below it.")
-@click.option("--network", metavar="CIDR", help="Clients in 192.0.2.0/23, 2001:db8::/32, 192.0.2.1: any length.")
-@click.option("--older", callback=duration, metavar="DURATION", help="First attempt longer ago than 90s, 5m, 24h, 36d.")
-@click.option("--newer", callback=duration, metavar="DURATION", help="First attempt not as long ago.")
+@filters.options
 @click.option(
     "--sort",
     type=Choice(queries.SORTS),
@@ -93,17 +88,7 @@ def list_(
     would pass), or its retry window is over, under the settings as they are now; the delay of a rule is not counted in.
     """
     settings, now = read_settings(), int(time())
-    if queries.table_of(which) is client and (address is not None or domain is not None):
-        raise click.UsageError(
-            f"{which}: of a client no sender or recipient is known: leave --address and --domain out"
-        )
-    wanted = Filter(
-        None if address is None else address_bytes(address),
-        None if domain is None else address_bytes(domain),
-        None if network is None else _network(network),
-        None if newer is None else now - newer,
-        None if older is None else now - older,
-    )
+    wanted = Chosen(address, domain, network, older, newer).filter(which, now)
     listing = Listing(which, settings, now, limit)
     if is_empty(settings):
         if counts:
@@ -116,13 +101,6 @@ def list_(
             print_count(which, queries.count(engine, which, wanted, now), as_json)
             return
         listing.print(queries.rows(engine, which, wanted, now, sort, reverse, limit and limit + 1), as_json)
-
-
-def _network(text: str) -> Network:
-    try:
-        return Network(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--network") from None
 
 
 def print_count(which: str, rows: int, as_json: bool) -> None:

@@ -28,6 +28,9 @@ from greycheck.store.tables import client, triplet
 
 LISTS = ("pending", "passed", "clients", "struck")
 
+# Besides them: all triplets, those that wait and those that passed.
+TRIPLETS = "triplets"
+
 # What lists may be sorted by: the column of triplets, that of clients, and whether the largest comes first.
 SORTS = {
     "first": ("first_attempt", "first_seen", True),
@@ -228,6 +231,7 @@ def listed(which: str, wanted: Filter, now: int, sort: str, reverse: bool) -> Se
 def _belongs(which: str, now: int) -> Condition:
     """Whether a row belongs to the list WHICH at NOW."""
     return {
+        TRIPLETS: true(),
         "pending": triplet.c.passed_at.is_(None),
         "passed": triplet.c.passed_at.is_not(None),
         "clients": true(),
@@ -354,29 +358,27 @@ def forget_client(engine: Engine, address: str) -> int:
     return _removed(engine, client, client.c.address == address)
 
 
-def count_of_address(engine: Engine, address: bytes) -> int:
-    """How many triplets ``forget_address`` would remove."""
-    with reading(engine).connect() as connection:
-        return connection.execute(select(func.count()).select_from(triplet).where(of_address(address))).scalar_one()
-
-
-def forget_address(
-    engine: Engine, address: bytes, batch: int = BATCH, rest: Callable[[float], None] = sleep
+def forget_all(
+    engine: Engine, which: str, wanted: Filter, now: int, batch: int = BATCH, rest: Callable[[float], None] = sleep
 ) -> Iterator[int]:
-    """Removes the triplets with a sender or recipient like ADDRESS; yields how many after each batch, a short transaction.
+    """Removes the rows of the list WHICH, or of all TRIPLETS, that are WANTED; yields how many after each batch, a short transaction.
 
     It finds them without a lock, and rests between batches as long as one took (calling REST with seconds).
     """
-    key, last = triplet.c.triplet_key, b""
+    table = table_of(which)
+    key, place = (triplet.c.triplet_key, triplet.c.network) if table is triplet else (client.c.address,) * 2
+    conditions = [_belongs(which, now), *_conditions(table, wanted)]
+    last: list[Condition] = []
     while True:
         started = monotonic()
-        query = select(key).where(of_address(address), key > last).order_by(key).limit(batch)
+        query = select(key, place.label("place")).where(*conditions, *last).order_by(key).limit(batch)
         with reading(engine).connect() as connection:
-            keys = connection.execute(query).scalars().all()
-        if not keys:
+            found = connection.execute(query).all()
+        if not found:
             return
-        last = keys[-1]
-        yield _removed(engine, triplet, key.in_(keys))
+        last = [key > found[-1][0]]
+        keys = [row[0] for row in found if wanted.network is None or wanted.network.overlaps(Network(row.place))]
+        yield _removed(engine, table, key.in_(keys)) if keys else 0
         rest(monotonic() - started)
 
 

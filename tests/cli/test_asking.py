@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.cells import cell_len
 
+from greycheck.cli import forget as forgetting
 from greycheck.cli import list as listing
 from greycheck.cli.main import cli
 from greycheck.store import schema
@@ -512,6 +513,36 @@ def test_forget_of_a_client_makes_it_unknown(store: Child) -> None:
     assert data("forget", "192.0.2.1") == {"dry_run": False, "removed": {"triplet": 0, "client": 1}}
     assert data("forget", "192.0.2.1")["removed"] == {"triplet": 0, "client": 0}
     assert store.smtpextfork().reason == "new"
+
+
+def test_forget_takes_the_filters_of_list(store: Child) -> None:
+    for number in range(4):
+        store.smtpextfork(sender=b"s%d@host%d.example.org" % (number, number % 2), client=f"192.0.{number}.1")
+        store.age(100)
+    assert run("forget", "--older", "250s", "--dry-run").stdout == "2 triplets to forget.\n"
+    assert run("forget", "pending", "--network", "192.0.2.0/23", "--domain", "host1.example.org").stdout == (
+        "1 triplet forgotten.\n"
+    )
+    assert [row["sender"] for row in listed("--sort=first")] == [
+        f"s{number}@host{number % 2}.example.org" for number in (2, 1, 0)
+    ]
+    assert run("forget", "passed").stdout == "No such triplet is known: nothing to forget.\n"
+    assert run("forget", "--newer", "250s").stdout == "1 triplet forgotten.\n"
+    known_client(store)
+    assert data("forget", "clients", "--network", "192.0.2.0/24")["removed"] == {"triplet": 0, "client": 1}
+    assert "leave --address and --domain out" in run("forget", "struck", "--address", "a@", code=2).stderr
+    assert "name what to forget" in run("forget", "192.0.2.1", "--older", "1d", code=2).stderr
+
+
+def test_forget_of_many_wants_a_yes(store: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forgetting, "MANY", 2)
+    for number in range(3):
+        store.smtpextfork(sender=b"s%d@example.org" % number)
+    assert run("forget", "pending", code=1).stderr == (
+        "Error: these are 3: give --yes if all of them are to be forgotten\n"
+    )
+    assert run("list", "--count").stdout == "3\n"
+    assert run("forget", "pending", "--yes").stdout == "3 triplets forgotten.\n"
 
 
 def test_forget_of_an_address_takes_all_its_triplets(store: Child) -> None:

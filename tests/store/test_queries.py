@@ -390,9 +390,21 @@ def test_an_address_is_forgotten_in_batches_with_rests_and_without_a_lock_betwee
         with engine.begin() as connection:
             connection.execute(select(triplet).with_for_update(nowait=True)).all()
 
-    assert queries.count_of_address(engine, b"a@example.org") == 12
-    assert list(queries.forget_address(engine, b"a@example.org", batch=5, rest=rest)) == [5, 5, 2]
+    wanted = Filter(address=b"a@example.org")
+    assert list(queries.forget_all(engine, queries.TRIPLETS, wanted, NOW, batch=5, rest=rest)) == [5, 5, 2]
     assert len(rests) == 3
-    assert queries.count_of_address(engine, b"a@example.org") == 0
     assert len(numbers(engine, Filter())) == 13
-    assert list(queries.forget_address(engine, b"a@example.org", batch=5, rest=rest)) == []
+    assert list(queries.forget_all(engine, queries.TRIPLETS, wanted, NOW, batch=5, rest=rest)) == []
+
+
+def test_what_a_list_has_is_forgotten_and_nothing_else(engine: Engine, fill: Rows) -> None:
+    numbered = fill.networks(
+        ["2001:db8::/64", "2001:db8:0:1::/64", "2001:dc8::/64", "192.0.2.0/24"], ["2001:db8::7", "192.0.2.7"]
+    )
+    wanted = Filter(network=Network("2001:db8::/32"))
+    for which in ("passed", "struck"):
+        assert sum(queries.forget_all(engine, which, wanted, NOW)) == 0
+    assert sum(queries.forget_all(engine, "pending", wanted, NOW, batch=1)) == 2
+    assert [numbered[number] for number in sorted(numbers(engine, Filter()))] == ["2001:dc8::/64", "192.0.2.0/24"]
+    assert sum(queries.forget_all(engine, "clients", wanted, NOW)) == 1
+    assert [row["address"] for row in queries.rows(engine, "clients", Filter(), NOW)] == ["192.0.2.7"]

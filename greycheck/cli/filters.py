@@ -1,0 +1,74 @@
+"""The options by which ``greycheck list`` and ``forget`` choose rows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import click
+
+from greycheck.cli.asking import duration
+from greycheck.explain import address_bytes
+from greycheck.store import queries
+from greycheck.store.queries import Filter, Network
+from greycheck.store.tables import client
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was given of the options; durations in seconds."""
+
+    address: str | None
+    domain: str | None
+    network: str | None
+    older: int | None
+    newer: int | None
+
+    def any(self) -> bool:
+        """Whether there is one of them."""
+        return any(value is not None for value in vars(self).values())
+
+    def filter(self, which: str, now: int) -> Filter:
+        """The filter for the list WHICH at NOW. Raises UsageError."""
+        if queries.table_of(which) is client and (self.address is not None or self.domain is not None):
+            raise click.UsageError(
+                f"{which}: of a client no sender or recipient is known: leave --address and --domain out"
+            )
+        return Filter(
+            None if self.address is None else address_bytes(self.address),
+            None if self.domain is None else address_bytes(self.domain),
+            None if self.network is None else _network(self.network),
+            None if self.newer is None else now - self.newer,
+            None if self.older is None else now - self.older,
+        )
+
+
+def _network(text: str) -> Network:
+    try:
+        return Network(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--network") from None
+
+
+def options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options, for a command that takes them by the names of ``Chosen``."""
+    for decorator in reversed(
+        (
+            click.option(
+                "--address",
+                metavar="TEXT",
+                help="Sender or recipient: an address, user@, @domain; '<>' the null sender.",
+            ),
+            click.option("--domain", metavar="NAME", help="Sender or recipient at this domain or below it."),
+            click.option(
+                "--network", metavar="CIDR", help="Clients in 192.0.2.0/23, 2001:db8::/32, 192.0.2.1: any length."
+            ),
+            click.option(
+                "--older",
+                callback=duration,
+                metavar="DURATION",
+                help="First attempt longer ago than 90s, 5m, 24h, 36d.",
+            ),
+            click.option("--newer", callback=duration, metavar="DURATION", help="First attempt not as long ago."),
+        )
+    ):
+        command = decorator(command)
+    return command
