@@ -131,19 +131,21 @@ def refuse_wide(wanted: Sequence[Rule]) -> None:
             raise click.ClickException(f"{rulebook.line_of(rule)}: that is {reach}: give --yes if it is meant")
 
 
-def put(text: str, action: str, delay: int | None, comment: str, expires: int | None, yes: bool, json: bool) -> None:
-    """Makes the rule of the pattern TEXT and tells. Without YES it is none for a large part of all mail."""
+def put(
+    text: str, action: str, delay: int | None, comment: str | None, expires: int | None, yes: bool, json: bool
+) -> None:
+    """Makes the rule of the pattern TEXT and tells. Without YES it is none for a large part of all mail; without COMMENT it keeps its."""
     found = read_settings()
     now = int(time())
     pattern = parse(text)
     try:
-        wanted = rulebook.made(pattern, action, delay, comment, None if expires is None else now + expires, now)
+        wanted = rulebook.made(pattern, action, delay, comment or "", None if expires is None else now + expires, now)
     except ValueError as error:
-        fail(comment, error)
+        fail(comment or "", error)
     if not yes:
         refuse_wide([wanted])
     with open_store(found) as engine:
-        change = rulebook.put_all(engine, [wanted], now)[0]
+        change = rulebook.put_all(engine, [wanted], now, keep_comments=comment is None)[0]
         notes = (
             [] if change.what == UNCHANGED else rulebook.remarks(change.rule, rulebook.all_rules(engine), found, now)
         )
@@ -156,7 +158,9 @@ def rule_options(command: Callable[..., None]) -> Callable[..., None]:
         JSON,
         YES,
         click.option("--expires", metavar="DURATION", callback=expires, help="End it after this time, as 7d."),
-        click.option("--comment", default="", metavar="TEXT", help="Why; for people."),
+        click.option(
+            "--comment", metavar="TEXT", help="Why; for people. Without it a rule keeps its comment; '' takes it away."
+        ),
         click.argument("pattern"),
     ):
         command = decorator(command)
@@ -165,21 +169,21 @@ def rule_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command(epilog=PATTERNS)
 @rule_options
-def allow(pattern: str, comment: str, expires: int | None, yes: bool, json: bool) -> None:
+def allow(pattern: str, comment: str | None, expires: int | None, yes: bool, json: bool) -> None:
     """Accept at once what PATTERN matches.
 
-    The rule of a pattern is what it was last made: without --expires it does not end. By name (name:) it counts only with
-    verified_names = yes.
+    The rule of a pattern is what it was last made, but for its comment: without --expires it does not end. By name (name:) it counts
+    only with verified_names = yes.
     """
     put(pattern, keys.ALLOW, None, comment, expires, yes, json)
 
 
 @click.command(epilog=PATTERNS)
 @rule_options
-def reject(pattern: str, comment: str, expires: int | None, yes: bool, json: bool) -> None:
+def reject(pattern: str, comment: str | None, expires: int | None, yes: bool, json: bool) -> None:
     """Refuse for good what PATTERN matches.
 
-    The rule of a pattern is what it was last made: without --expires it does not end.
+    The rule of a pattern is what it was last made, but for its comment: without --expires it does not end.
     """
     put(pattern, keys.REJECT, None, comment, expires, yes, json)
 
@@ -189,10 +193,10 @@ def reject(pattern: str, comment: str, expires: int | None, yes: bool, json: boo
     "--delay", metavar="DURATION", callback=asking.duration, help="Its own delay, as 1h.  [default: the setting's]"
 )
 @rule_options
-def greylist(pattern: str, delay: int | None, comment: str, expires: int | None, yes: bool, json: bool) -> None:
+def greylist(pattern: str, delay: int | None, comment: str | None, expires: int | None, yes: bool, json: bool) -> None:
     """Greylist what PATTERN matches, also from known clients, with a delay of its own if you like.
 
-    The rule of a pattern is what it was last made: without --expires it does not end.
+    The rule of a pattern is what it was last made, but for its comment: without --expires it does not end.
     """
     put(pattern, keys.GREYLIST, delay, comment, expires, yes, json)
 
@@ -233,16 +237,25 @@ def rules() -> None:
 
 
 @rules.command("list")
+@click.argument("pattern", required=False)
 @JSON
-def list_rules(json: bool) -> None:
-    """List the rules in the order of kinds in which they decide: by recipient, sender, network, name, HELO; then what is expected."""
+def list_rules(pattern: str | None, json: bool) -> None:
+    """List the rules in the order of kinds in which they decide: by recipient, sender, network, name, HELO; then what is expected.
+
+    With a PATTERN only its own, those that are broader or more specific, and those that have this text in their pattern or comment:
+    192.0.2.7, from:.example.com, or just example.com.
+    """
     found = read_settings()
     with open_store(found) as engine:
         every = rulebook.all_rules(engine)
+    if pattern is not None:
+        every = rulebook.about(pattern, every)
     if json:
         asking.print_json([as_json(rule) for rule in every])
     elif every:
         print_table(every, int(time()))
+    elif pattern is not None:
+        say(f"There is no rule about {quoted(pattern)}.")
     else:
         terminal.echo("There are no rules. Make one: greycheck allow 192.0.2.0/24")
 

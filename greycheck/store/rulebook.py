@@ -1,6 +1,7 @@
 """The operators' rules in the store, and what is wrong with them. One rule a key.
 
-Interface: ``put`` and ``put_all``, ``remove``, ``all_rules``; ``line`` and ``read_lines`` for rules as text; ``check``, ``remarks``.
+Interface: ``put`` and ``put_all``, ``remove``, ``all_rules``; ``line`` and ``read_lines`` for rules as text; ``check``, ``remarks``,
+``about``.
 
 Functions take an SQLAlchemy engine, whose errors they let through, and ``now``. Times are whole seconds since 1970, UTC. A rule whose
 expiry is not after ``now`` counts no longer, and is treated as if it were not there.
@@ -8,7 +9,7 @@ expiry is not after ``now`` counts no longer, and is treated as if it were not t
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection, Engine, delete, insert, select, update
@@ -104,21 +105,38 @@ def put(
 
 
 def put_all(
-    engine: Engine, wanted: Sequence[Rule], now: int, instead: bool = False, dry_run: bool = False
+    engine: Engine,
+    wanted: Sequence[Rule],
+    now: int,
+    instead: bool = False,
+    dry_run: bool = False,
+    keep_comments: bool = False,
 ) -> list[Change]:
     """Puts all WANTED, or none where the store fails, and tells what that changed.
 
-    INSTEAD removes every other rule; expectations stay. DRY_RUN only tells.
+    INSTEAD removes every other rule; expectations stay. DRY_RUN only tells. KEEP_COMMENTS leaves the comment of a rule that counts.
     """
     if dry_run:
         with reading(engine).connect() as connection:
-            return _changes(_present(connection, wanted, instead, lock=False), wanted, now, instead)
-    return faults.again(lambda: _put_all(engine, wanted, now, instead))
+            present = _present(connection, wanted, instead, lock=False)
+            return _changes(present, _commented(wanted, present, now, keep_comments), now, instead)
+    return faults.again(lambda: _put_all(engine, wanted, now, instead, keep_comments))
 
 
-def _put_all(engine: Engine, wanted: Sequence[Rule], now: int, instead: bool) -> list[Change]:
+def _commented(wanted: Sequence[Rule], present: dict[bytes, Rule], now: int, keep: bool) -> Sequence[Rule]:
+    """WANTED, with the comments of PRESENT rules that count, if those are to be KEPT."""
+    if not keep:
+        return wanted
+    there = {key: rule for key, rule in present.items() if rule.counts(now)}
+    return [
+        replace(rule, comment=there[rule.match_key].comment) if rule.match_key in there else rule for rule in wanted
+    ]
+
+
+def _put_all(engine: Engine, wanted: Sequence[Rule], now: int, instead: bool, keep: bool) -> list[Change]:
     with engine.begin() as connection:
-        changes = _changes(_present(connection, wanted, instead, lock=True), wanted, now, instead)
+        present = _present(connection, wanted, instead, lock=True)
+        changes = _changes(present, _commented(wanted, present, now, keep), now, instead)
         for change in changes:
             _write(connection, change)
         return changes
@@ -466,29 +484,39 @@ def line_of(rule: Rule) -> str:
 
 
 def remarks(rule: Rule, every: Sequence[Rule], settings: Settings, now: int) -> list[str]:
-    """What an operator who has just put RULE should know of EVERY rule beside it."""
+    """What an operator who has just put RULE should know of EVERY rule of its kind beside it."""
     found = [f"{line_of(rule)}: {finding.text}" for finding in check(every, settings, now) if finding.rule == rule]
     pattern = _pattern_of(rule)
     same: list[Rule] = []
     other: list[Rule] = []
-    before: list[Rule] = []
     for one in every:
         if one.kind == rules.EXPECT or one == rule or not one.counts(now) or not _is_effective(one, settings):
             continue
-        if one.kind == rule.kind:
-            if _is_under(one, pattern):
-                (same if _same_effect(one, rule, settings) else other).append(one)
-        elif ORDER.index(one.kind) < ORDER.index(rule.kind) and not _same_effect(one, rule, settings):
-            before.append(one)
+        if one.kind == rule.kind and _is_under(one, pattern):
+            (same if _same_effect(one, rule, settings) else other).append(one)
     if same:
         found.append(f"{line_of(rule)} has the same effect as {_listed(same)}")
     if other:
         found.append(f"{_listed(other)} {_decide(other)} before {line_of(rule)}: more specific")
-    if before:
-        found.append(
-            f"where both match, {_listed(before)} {_decide(before)} before {line_of(rule)}: {' before '.join(rules.KINDS)}"
-        )
     return found
+
+
+def about(text: str, every: Sequence[Rule]) -> list[Rule]:
+    """Those of EVERY rule that are about what TEXT writes: its own, broader and more specific ones, and those whose text holds it."""
+    try:
+        pattern = patterns.parse(text)
+    except ValueError:
+        pattern = None
+    broader = [] if pattern is None else [digest(key) for key in (pattern.key, *patterns.broader(pattern))]
+    word = text.lower()
+    return [
+        rule
+        for rule in every
+        if rule.match_key in broader
+        or word in rule.pattern.lower()
+        or word in rule.comment.lower()
+        or (pattern is not None and rule.kind == pattern.kind and _is_under(rule, pattern))
+    ]
 
 
 def _is_under(rule: Rule, pattern: Pattern) -> bool:

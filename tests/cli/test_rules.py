@@ -225,7 +225,7 @@ def test_a_command_tells_what_it_changed(store: Path) -> None:
     assert (
         run("allow", "192.0.2.0/24", "--comment", "backup MX").output == "unchanged: allow 192.0.2.0/24 # backup MX\n"
     )
-    assert run("reject", "192.0.2.0/24").output == (
+    assert run("reject", "192.0.2.0/24", "--comment", "").output == (
         "replaced: reject 192.0.2.0/24 (was: allow 192.0.2.0/24 # backup MX)\n"
     )
     assert run("greylist", "192.0.2.0/24", "--delay", "90m").output == (
@@ -250,9 +250,15 @@ def test_a_rule_that_changes_nothing_is_noted_with_the_reason(store: Path) -> No
     )
     assert run("allow", "192.0.2.7").stderr == ""
     run("reject", "to:bob@example.net")
-    assert run("allow", "198.51.100.1").stderr.startswith(
-        "note: where both match, reject to:bob@example.net decides before allow 198.51.100.1: recipient before sender"
-    )
+    assert run("allow", "198.51.100.1").stderr == ""
+
+
+def test_rules_are_listed_that_are_about_a_pattern(store: Path) -> None:
+    for pattern in ("192.0.2.0/24", "198.51.100.0/24", "from:example.org"):
+        run("allow", pattern)
+    assert [row["pattern"] for row in rows("rules", "list", "192.0.2.7")] == ["192.0.2.0/24"]
+    assert run("rules", "list", "example.org").stdout.splitlines() == ["ACTION  PATTERN", "allow   from:example.org"]
+    assert run("rules", "list", "203.0.113.1").stdout == "There is no rule about 203.0.113.1.\n"
 
 
 def test_a_delay_beyond_the_retry_window_is_noted(store: Path) -> None:
@@ -267,6 +273,19 @@ def test_a_pattern_that_cannot_match_is_refused_and_nothing_changes(store: Path,
     )
     assert "Error: to:\\xff@x: has a blank" in run(command, "to:\udcff@x", code=1).stderr
     assert rows("rules", "list") == []
+
+
+def test_a_rule_that_is_made_again_keeps_its_comment(store: Path) -> None:
+    run("allow", "192.0.2.7", "--comment", "backup MX")
+    assert run("allow", "192.0.2.7").output == "unchanged: allow 192.0.2.7 # backup MX\n"
+    assert run("reject", "192.0.2.7").output.startswith("replaced: reject 192.0.2.7 # backup MX (was: allow 192")
+    assert run("reject", "192.0.2.7", "--comment", "").output.startswith("replaced: reject 192.0.2.7 (was: reject 192")
+    run("allow", "192.0.2.8", "--comment", "once", "--expires", "1s")
+    connection = sqlite3.connect(store)
+    with connection:
+        connection.execute("UPDATE rule SET expires_at = 1 WHERE expires_at IS NOT NULL")
+    connection.close()
+    assert run("allow", "192.0.2.8").output == "added: allow 192.0.2.8\n"
 
 
 def test_a_comment_is_one_line(store: Path) -> None:

@@ -451,12 +451,36 @@ def test_it_is_told_of_more_specific_rules() -> None:
     ]
 
 
-def test_it_is_told_of_rules_that_come_before() -> None:
-    others = [f"reject to:{name}@example.net" for name in "abcd"]
-    assert remarks("allow 192.0.2.0/24", *others, "allow from:.example.com", "reject helo:.example.com") == [
-        "where both match, reject to:a@example.net, reject to:b@example.net, reject to:c@example.net and 1 more"
-        " decide before allow 192.0.2.0/24: recipient before sender before network before name before helo"
+def test_it_is_told_nothing_of_rules_of_another_kind() -> None:
+    others = ["reject to:a@example.net", "allow from:.example.com", "reject helo:.example.com"]
+    assert remarks("allow 192.0.2.0/24", *others) == []
+
+
+# --- which rules are about something ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("192.0.2.7", ["192.0.2.0/24", "192.0.2.7"]),
+        ("192.0.0.0/16", ["192.0.2.0/24", "192.0.2.7"]),
+        ("198.51.100.1", []),
+        ("from:alice@mail.example.com", ["from:.example.com"]),
+        ("from:.com", ["from:.example.com"]),
+        ("Example.com", ["from:.example.com", "helo:example.com"]),
+        ("office", ["192.0.2.7"]),
+        ("bob@", ["to:bob@example.net"]),
+    ],
+)
+def test_rules_are_found_by_what_they_match_and_by_their_text(text: str, found: list[str]) -> None:
+    every = [
+        rule("allow to:bob@example.net"),
+        rule("reject from:.example.com"),
+        rule("allow 192.0.2.0/24"),
+        rule("reject 192.0.2.7 # the Office"),
+        rule("allow helo:example.com"),
     ]
+    assert [one.pattern for one in rulebook.about(text, every)] == found
 
 
 def test_rules_that_do_not_count_are_not_told_of() -> None:
