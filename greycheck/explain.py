@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from greycheck import patterns, policy
 from greycheck.check import check, first_passed
 from greycheck.envelope import EXEMPTING, Envelope, Triplet, triplet
-from greycheck.hooks import CHECKENV_PROGRAM, every
+from greycheck.hooks import CHECKENV_PROGRAM, every, smtpextfork
+from greycheck.hooks import policy as protocol
 from greycheck.log import show
 from greycheck.policy import Change, Found, RuleRow, Verdict, Waiting
 from greycheck.settings import Settings
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from greycheck.store.lean import Store
 
 HOOKS: dict[str, "Hook"] = {hook.NAME: hook for hook in every()}
+
+# Who may ask: the hooks, and a mail server by the policy protocol.
+ASKING = (*HOOKS, protocol.NAME)
 
 # The order of the steps, and the reasons that each gives. Observing comes after them and gives none.
 REASONS = {
@@ -103,8 +107,13 @@ class Explanation:
 
     @property
     def code(self) -> int:
-        """The exit code with which the child would answer its hook."""
-        return HOOKS[self.envelope.hook].ANSWERS[self.verdict.action]
+        """The exit code with which the child would answer its hook; by the policy protocol, that of SMTPEXTFORK."""
+        return HOOKS.get(self.envelope.hook, smtpextfork).ANSWERS[self.verdict.action]
+
+    @property
+    def answer(self) -> str:
+        """The action of the policy protocol's answer; of a hook nothing."""
+        return protocol.action(self.verdict, self.settings) if self.envelope.hook == protocol.NAME else ""
 
 
 class Witness:
@@ -161,8 +170,14 @@ def envelope_of(
     helo: bytes = b"",
     name: bytes = b"",
 ) -> Envelope:
-    """The envelope that HOOK would hand over of a CLIENT's address, called NAME in DNS. ENVIRON may exempt it, as it may a child's."""
+    """The envelope that HOOK, one of ASKING, would hand over of a CLIENT's address, called NAME in DNS.
+
+    ENVIRON may exempt it, as it may a child's. An empty address is one that is not known.
+    """
     given = {variable.encode(): environ[variable.encode()] for variable in EXEMPTING if variable.encode() in environ}
+    if hook == protocol.NAME:
+        given |= {b"sender": sender, b"recipient": recipient, b"helo_name": helo, b"client_name": name}
+        return protocol.envelope(given | ({b"client_address": client} if client else {}))
     given |= {b"TCPREMOTEIP": client, b"REMOTEMF": sender, b"REMOTERCPT": recipient, b"REMOTEHELO": helo}
     given |= {b"SENDER": sender, b"RECIPIENT": recipient}
     given |= {b"SMTPMAILFROM": sender, b"SMTPRCPTTO": recipient, b"SMTPHELOHOST": helo}
@@ -390,7 +405,7 @@ def _expected(told: Explanation) -> tuple[str, str]:
 
 
 def _message(told: Explanation) -> tuple[str, str]:
-    looked_at = "whether the first recipient of the same message passed (qmail-spp)"
+    looked_at = "whether the first recipient of the same message passed (qmail-spp, policy)"
     if told.found is None:
         return looked_at, ""
     if told.envelope.first or not told.envelope.message:
@@ -486,14 +501,21 @@ def command(*words: str) -> str:
 
 
 def _of_triplet(told: Explanation) -> tuple[str, str, str]:
-    return told.envelope.client or "", show(told.envelope.sender) or "<>", show(told.envelope.recipient)
+    return told.envelope.client or "", _written(told.envelope.sender), _written(told.envelope.recipient)
+
+
+def _written(address: bytes) -> str:
+    """ADDRESS as a command takes it: without a domain in brackets."""
+    return show(address) if b"@" in address else f"<{show(address)}>"
 
 
 def _forget_triplet(told: Explanation, effect: str) -> Remedy:
     return Remedy(command("forget", *_of_triplet(told)), effect)
 
 
-def _for_incomplete(told: Explanation) -> list[Remedy]:  # noqa: ARG001
+def _for_incomplete(told: Explanation) -> list[Remedy]:
+    if told.envelope.hook == protocol.NAME:
+        return [Remedy("client_address in each request", "the mail server then tells who its client is", setting=True)]
     return [Remedy("run qmail-smtpd under tcpserver", "the hook then hands over a client address", setting=True)]
 
 

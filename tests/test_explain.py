@@ -423,7 +423,7 @@ def test_the_rule_that_decides_can_be_removed_by_the_command_it_names(
 
 
 def test_the_address_of_a_hostile_sender_is_quoted_behind_a_guard(child: Child) -> None:
-    state = replace(TABLE["known"], sender=b"--help; rm -rf /")
+    state = replace(TABLE["known"], sender=b"--help; rm -rf /@x")
     given_state(child, state)
     command = explained(child, state).remedies[0].command
     assert shlex.split(command) == [
@@ -431,7 +431,7 @@ def test_the_address_of_a_hostile_sender_is_quoted_behind_a_guard(child: Child) 
         "forget",
         "--",
         CLIENT,
-        r"--help;\x20rm\x20-rf\x20/",
+        r"--help;\x20rm\x20-rf\x20/@x",
         "bob@example.net",
     ]
 

@@ -65,6 +65,23 @@ def client_address(text: str) -> str:
     return address
 
 
+def mail_address(text: str, what: str) -> bytes:
+    """The bytes of a mail address TEXT, which is WHAT is asked for. Raises UsageError where it seems to be mistyped.
+
+    One without a domain is written in brackets: ``<postmaster>``, or ``<>`` for the null sender.
+    """
+    user, at, domain = text.rpartition("@")
+    if not text or (text.startswith("<") and text.endswith(">")) or (user and at and domain):
+        return address_bytes(text)
+    if not at:
+        raise click.UsageError(
+            f"{text}: no @, so not the address of a {what}: write {text}@DOMAIN, or '<{text}>' where that is all of it"
+        )
+    raise click.UsageError(
+        f"{text}: nothing {'after' if user else 'before'} the @: write the whole address of the {what}"
+    )
+
+
 def console() -> Console:
     """Where tables go: standard output, as wide as the terminal; or without an end, where nobody looks."""
     found = Console()
@@ -114,7 +131,8 @@ def asked_for(arguments: tuple[str, ...], settings: Settings) -> tuple[list[str]
         return [digits] if digits else [], address
     if len(arguments) != 3:
         raise click.UsageError("name a triplet (KEY, or IP SENDER RECIPIENT) or a client (IP)")
-    envelope = Envelope("", client_address(arguments[0]), address_bytes(arguments[1]), address_bytes(arguments[2]))
+    sender, recipient = mail_address(arguments[1], "sender"), mail_address(arguments[2], "recipient")
+    envelope = Envelope("", client_address(arguments[0]), sender, recipient)
     asked = Asked(envelope, triplet(envelope, settings.ipv4_prefix, settings.ipv6_prefix))
     then = earlier.asked_then(asked)
     return [asked.key.hex()] + ([then.key.hex()] if then else []), ""

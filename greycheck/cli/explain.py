@@ -12,11 +12,12 @@ import click
 
 from greycheck import explain as why
 from greycheck.cli import terminal
-from greycheck.cli.asking import console, grid, moment, print_json
+from greycheck.cli.asking import client_address, console, grid, mail_address, moment, print_json
 from greycheck.cli.columns import GAP, facts, fitting, room
 from greycheck.cli.common import foreseen, give_up_root, read_settings
 from greycheck.cli.terminal import NEWLINE, Console, Table, Text
 from greycheck.explain import DECIDES, UNREACHED, Explanation, away, local
+from greycheck.hooks import policy
 from greycheck.log import detail_of, show
 from greycheck.policy import ACCEPT, DEFER, REJECT
 from greycheck.settings import Settings
@@ -43,10 +44,10 @@ COLOURS = {ACCEPT: "green", DEFER: "yellow", REJECT: "red"}
 )
 @click.option(
     "--hook",
-    type=terminal.Choice(why.HOOKS),
+    type=terminal.Choice(why.ASKING),
     default="smtpextfork",
     show_default=True,
-    help="The hook that would ask.",
+    help="The hook that would ask; policy: a mail server, to which --name is verified.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
@@ -71,7 +72,8 @@ def explain(
     It is the check's own decision, on the store as it is, under the settings of this environment: what tcprules or envdir sets for a
     client (GREYCHECK_DELAY=1m, RELAYCLIENT=) is to be set here too.
 
-    The null sender is '<>'. Addresses may be written as the log shows them. One that looks like an option comes after --:
+    The null sender is '<>', an address without a domain is written in brackets as well, and a client that is not known is -. Addresses
+    may be written as the log shows them. One that looks like an option comes after --:
 
     \b
         greycheck explain -- 192.0.2.1 --help@example.org bob@example.net
@@ -79,16 +81,19 @@ def explain(
     TIME is `2026-11-20 12:00` (local), `2026-11-20T12:00+01:00`, `+10m` from now, or seconds since 1970.
 
     For scripts: --json has verdict.action and verdict.exit_code, --exit-code exits with that. Otherwise the exit code is 0 whatever the
-    verdict, and 1 where nothing could be explained.
+    verdict, 1 where nothing could be explained, and 2 where an address is none.
     """  # noqa: D301
     if helo and hook in ("checkenv", "rcptcheck"):
         raise click.UsageError(f"{hook.upper()} hands over no HELO: leave --helo out")
+    address = "" if ip in ("", "-") else client_address(ip)
     settings = read_settings()
+    if hook == policy.NAME and name:
+        settings.verified_names = "yes"
     envelope = why.envelope_of(
         hook,
-        os.fsencode(ip),
-        why.address_bytes(sender),
-        why.address_bytes(recipient),
+        address.encode(),
+        mail_address(sender, "sender"),
+        mail_address(recipient, "recipient"),
         dict(os.environb),
         os.fsencode(helo),
         os.fsencode(name),
@@ -200,8 +205,10 @@ def verdict_text(told: Explanation) -> Text:
 
 
 def consequences(told: Explanation) -> Iterator[str]:
-    """When things change by themselves."""
+    """What the mail server is told, and when things change by themselves."""
     now = told.now
+    if told.answer:
+        yield f"answer: action={told.answer}"
     if told.verdict.reason == "strikes":
         yield f"refused until {local(told.passes[0])} ({away(told.passes[0], now)})"
     elif told.passes:
@@ -243,6 +250,7 @@ def as_data(told: Explanation, store: str) -> dict[str, object]:
             "detail": verdict.detail and detail_of(verdict),
             "observed": verdict.observed or None,
             "exit_code": told.code,
+            "answer": told.answer or None,
         },
         "wait": verdict.wait if verdict.reason in ("new", "early") else None,
         "retry_passes_from": retry[0],

@@ -109,6 +109,7 @@ def test_explain_answers_scripts(store: Child) -> None:
         "detail": "",
         "observed": None,
         "exit_code": 101,
+        "answer": None,
     }
     first = store.rows("SELECT first_attempt FROM triplet")[0][0]
     assert isinstance(first, int)
@@ -145,8 +146,8 @@ def test_explain_takes_the_null_sender_and_what_looks_like_an_option(store: Chil
     for sender in ("<>", ""):
         store.smtpextfork(b"", b"bob@example.net")
         assert data("explain", "192.0.2.1", sender, "bob@example.net")["verdict"]["reason"] == "early"  # type: ignore[index]
-    store.smtpextfork(b"--help", b"--json")
-    output = run("explain", "--json", "--", "192.0.2.1", "--help", "--json").stdout
+    store.smtpextfork(b"--help@x", b"--json")
+    output = run("explain", "--json", "--", "192.0.2.1", "--help@x", "<--json>").stdout
     assert json.loads(output)["verdict"]["reason"] == "early"
 
 
@@ -178,10 +179,58 @@ def test_explain_tells_each_rule_that_matches_in_a_line_of_its_own(store: Child)
 
 
 def test_explain_without_a_usable_client_says_so(store: Child) -> None:
-    output = run("explain", "300.1.1.1", "a@b", "c@d").stdout
-    assert "missing: usable-TCPREMOTEIP" in output
-    assert "accept reason=incomplete missing=usable-TCPREMOTEIP" in output
+    for address in ("-", ""):
+        output = run("explain", "--", address, "a@b", "c@d").stdout
+        assert "missing: usable-TCPREMOTEIP" in output
+        assert "accept reason=incomplete missing=usable-TCPREMOTEIP" in output
     assert data("explain", "", "a@b", "c@d")["triplet"] is None
+    output = run("explain", "--hook", "policy", "-", "a@b", "c@d").stdout
+    assert "accept reason=incomplete missing=client_address" in output
+    assert "client_address in each request" in output
+
+
+@pytest.mark.parametrize("command", ["explain", "show", "forget"])
+@pytest.mark.parametrize(
+    ("attempt", "wrong"),
+    [
+        (("300.1.1.1", "a@b", "c@d"), "300.1.1.1: not the address of a client"),
+        (("192.0.2", "a@b", "c@d"), "192.0.2: not the address of a client"),
+        (("unknown", "a@b", "c@d"), "unknown: not the address of a client"),
+        (
+            ("192.0.2.1", "alice", "c@d"),
+            "alice: no @, so not the address of a sender: write alice@DOMAIN, or '<alice>'",
+        ),
+        (("192.0.2.1", "a@b", "bob@"), "bob@: nothing after the @: write the whole address of the recipient"),
+        (("192.0.2.1", "@b", "c@d"), "@b: nothing before the @"),
+    ],
+)
+def test_what_is_mistyped_is_not_accepted(
+    store: Child, command: str, attempt: tuple[str, str, str], wrong: str
+) -> None:
+    assert f"Error: {wrong}" in run(command, *attempt, code=2).stderr
+
+
+def test_an_address_without_a_domain_is_written_in_brackets(store: Child) -> None:
+    store.smtpextfork(b"daemon", b"postmaster")
+    output = run("explain", "192.0.2.1", "<daemon>", "<postmaster>").stdout
+    assert "reason=early" in output
+    assert data("show", "192.0.2.1", "<daemon>", "<postmaster>")["recipient"] == "postmaster"
+
+
+def test_explain_answers_as_by_the_policy_protocol(store: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    schema.upgrade(f"sqlite:///{store.database}")
+    asked = ["explain", "--hook", "policy", *ATTEMPT]
+    output = run(*asked).stdout
+    assert "  answer: action=DEFER_IF_PERMIT 4.2.0 greylisted, please try again later\n" in output
+    verdict = data(*asked, "--exit-code", code=101)["verdict"]
+    assert isinstance(verdict, dict)
+    assert verdict["answer"].startswith("DEFER_IF_PERMIT 4.2.0 ")
+    run("allow", "name:mail.example.org")
+    assert "reason=new" in run(*asked).stdout
+    assert "reason=rule" in run(*asked, "--name", "mail.example.org").stdout
+    assert "reason=new" in run("explain", *ATTEMPT, "--name", "mail.example.org").stdout
+    monkeypatch.setenv("RELAYCLIENT", "")
+    assert "reason=exempt by=RELAYCLIENT" in run(*asked).stdout
 
 
 def test_explain_before_the_first_mail_explains_an_empty_store_and_makes_none(store: Child) -> None:
