@@ -135,7 +135,7 @@ RIGHTS_TEXT = (
 RIGHTS = (
     (
         "allow, db current, db downgrade, db upgrade, expect, expire, explain, forget, greylist, list, reject, rules check, rules export,"
-        " rules list, rules remove, show",
+        " rules list, rules remove, show, status",
         "Read the settings. All else is the owner's.",
     ),
     ("rules import, rules import-postgrey", "Read the settings and the files that are named. All else is the owner's."),

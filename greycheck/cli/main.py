@@ -18,6 +18,7 @@ from greycheck.cli.policy import policy
 from greycheck.cli.rules import allow, expect, greylist, reject, rules
 from greycheck.cli.serve import serve
 from greycheck.cli.show import show
+from greycheck.cli.status import status
 from greycheck.cli.terminal import Group
 
 EPILOG = """
@@ -28,6 +29,7 @@ Run by qmail-smtpd, without a command, greycheck checks one envelope: SMTPEXTFOR
 # The commands in the order of the help, each in a line of 80 columns.
 SECTIONS = {
     "What was decided, and why": {
+        "status": "Show what waits, passed, is known or refused, and from where.",
         "list": "List what waits or passed, and clients known or refused.",
         "show": "Show all that is known of one triplet or one client.",
         "explain": "Explain what a check would decide now, and why.",
@@ -68,6 +70,7 @@ for command in (
     serve,
     policy,
     doctor,
+    status,
     explain,
     list_,
     show,

@@ -510,6 +510,36 @@ def test_show_and_forget_refuse_what_names_nothing(store: Child, arguments: list
         assert "not the address of a client" in error or "name a triplet" in error
 
 
+# --- status -------------------------------------------------------------------------------------------------------------
+
+
+def test_status_is_one_screen(store: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(9):
+        client = f"2001:db8:{number}:2222::1"
+        store.smtpextfork(sender=b"s%d@host%d.example.org" % (number, number), client=client)
+    store.age(400)
+    store.smtpextfork(sender=b"s1@host1.example.org", client="2001:db8:1:2222::1")
+    store.smtpextfork(sender=b"new@example.org")
+    monkeypatch.setenv("GREYCHECK_MODE", "observe")
+    lines = run("status").stdout.splitlines()
+    assert len(lines) < 24
+    said = dict(line.split(None, 1) for line in lines if not line.startswith(" ") and line)
+    assert said["store"] == f"sqlite:///{store.database}"
+    assert said["mode"] == "observe: nothing is deferred; delay 5m"
+    assert said["waits"] == "9 triplets; a retry of 8 would pass now"
+    assert (said["passed"], said["known"]) == ("1 triplet", "1 client")
+    assert said["refused"] == "0 clients; strikes is 0"
+    assert lines[-6].split() == ["waits", "from", "network"]
+    assert all(re.fullmatch(r"    1  \S*example.org +1  \S+", line) for line in lines[-5:])
+    assert (data("status")["attempts"], data("status")["arrived"]) == (10, 1)
+
+
+def test_status_before_the_first_mail(store: Child) -> None:
+    assert "no mail was checked yet" in run("status").stdout
+    assert (data("status")["waiting"], data("status")["since"]) == (0, None)
+    assert not store.database.exists()
+
+
 # --- forget -------------------------------------------------------------------------------------------------------------
 
 

@@ -193,6 +193,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "rules remove": ("to:example.net",),
     "serve": (),
     "show": ENVELOPE,
+    "status": (),
 }
 
 # What asks no store that a setting names: what it makes is its own.
