@@ -76,16 +76,19 @@ def settle(database: Database) -> None:
         connection.exec_driver_sql("ANALYZE TABLE triplet" if connection.dialect.name == "mysql" else "ANALYZE")
 
 
-def question(name: str) -> dict[str, object]:
-    """The parameters of the compiled statement NAME."""
+def question() -> dict[str, object]:
+    """The parameters of the statements that say what waits, by name."""
     values, _times = lean.waiting_parameters(ASKED, 0, NOW, SETTINGS)
     # A range that holds the pair's rows, as one that is drawn may.
-    values |= {
-        f"{end}_{index}": bound
-        for index in range(lean.RANGES)
-        for end, bound in zip(("low", "high"), lean.pair_keys(ASKED.key), strict=True)
-    }
-    return {key: value for key, value in values.items() if key in COMPILED["sqlite"].__dict__[name][1]}
+    return (
+        values
+        | {"triplet_key": ASKED.key}
+        | {
+            f"{end}_{index}": bound
+            for index in range(lean.RANGES)
+            for end, bound in zip(("low", "high"), lean.pair_keys(ASKED.key), strict=True)
+        }
+    )
 
 
 @contextmanager
@@ -93,20 +96,27 @@ def asking(database: Database, name: str, before: str = "") -> Iterator[tuple[Co
     """A connection, and the compiled statement NAME after BEFORE with its parameters."""
     with database.begin() as connection:
         sql, names = getattr(COMPILED[connection.dialect.name], name)
-        values = question(name)
+        values = question()
         yield connection, before + sql, tuple(values[parameter] for parameter in names)
 
 
 def read_rows(database: Database) -> int:
     """How many rows and entries of indexes the database reads to say what is waiting."""
+    if database.url.startswith("sqlite"):
+        ranges = lean.RANGES * read_by_steps(database, "PENDING")
+        return sum(read_by_steps(database, name) for name in ("OTHERS", "POOL", "CROWD")) + ranges
     with asking(database, "WAITING") as (connection, sql, values):
         if connection.dialect.name == "postgresql":
             [[plan]] = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", values).all()
             return scanned(plan[0]["Plan"])
-        if connection.dialect.name == "mysql":
-            before = handled(connection)
-            connection.exec_driver_sql(sql, values).all()
-            return handled(connection) - before
+        before = handled(connection)
+        connection.exec_driver_sql(sql, values).all()
+        return handled(connection) - before
+
+
+def read_by_steps(database: Database, name: str) -> int:
+    """How many rows an SQLite file is read for the statement NAME, by what its machine has to do."""
+    with asking(database, name) as (connection, sql, values):
         steps = 0
 
         def step() -> None:
