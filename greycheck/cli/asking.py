@@ -99,17 +99,17 @@ def grid(*widths: int | None) -> Table:
 
 def print_json(value: object) -> None:
     """Prints VALUE as JSON."""
-    terminal.echo(terminal.as_json(value, indent=2))
+    terminal.echo(*terminal.as_json(value, indent=2).split("\n"))
 
 
 def print_json_rows(rows: Iterator[dict[str, object]]) -> None:
     """Prints ROWS as a JSON array, one on a line, as they come."""
-    terminal.echo("[", nl=False)
-    between = "\n"
+    terminal.echo("[", end="")
+    before = ""
     for row in rows:
-        terminal.echo(between + terminal.as_json(row), nl=False)
-        between = ",\n"
-    terminal.echo("\n]")
+        terminal.echo(before, terminal.as_json(row), end="")
+        before = ","
+    terminal.echo("", "]")
 
 
 def key_or_client(text: str) -> tuple[str, str]:

@@ -31,13 +31,13 @@ def foreseen() -> Iterator[None]:
     try:
         yield
     except (schema.SchemaError, StoreError, CommandError) as error:
-        raise click.ClickException(str(error)) from None
+        raise click.ClickException(terminal.shown(str(error))) from None
     except DBAPIError as error:
-        raise click.ClickException(f"{faults.of(error)}{schema.advice(error)}") from None
+        raise click.ClickException(terminal.shown(f"{faults.of(error)}{schema.advice(error)}")) from None
     except OSError as error:
         if error.filename is None and error.errno in terminal.OUTPUT:
             raise
-        raise click.ClickException(cause(error)) from None
+        raise click.ClickException(terminal.shown(cause(error))) from None
 
 
 def cause(error: OSError) -> str:

@@ -22,7 +22,7 @@ def completion(context: click.Context, shell: str) -> None:
 
     It asks the greycheck that is found in PATH, under that name, whenever you press Tab. Bash must be 4.4 at least.
     """  # noqa: D301
-    terminal.echo(script(context.find_root().command, shell))
+    terminal.echo(*script(context.find_root().command, shell).split("\n"))
 
 
 def script(command: click.Command, shell: str) -> str:

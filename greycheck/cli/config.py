@@ -8,6 +8,7 @@ import click
 
 from greycheck import log, settings
 from greycheck.cli import terminal
+from greycheck.cli.asking import print_json
 from greycheck.settings import Setting, Settings
 from greycheck.store import schema
 
@@ -61,13 +62,19 @@ def config(name: tuple[str, ...], changed: bool, as_json: bool) -> None:
         for setting in wanted
     ]
     if as_json:
-        terminal.echo(terminal.as_json({"settings": rows, "problems": found.problems}, indent=2))
+        print_json({"settings": rows, "problems": found.problems})
     elif wanted:
         terminal.echo(
-            "\n\n".join(
-                f"# {setting.meaning}\n# From: {found.sources[setting.name]}\n{line(setting, found)}"
-                for setting in wanted
-            )
+            *[
+                text
+                for number, setting in enumerate(wanted)
+                for text in (
+                    *[""] * bool(number),
+                    f"# {setting.meaning}",
+                    f"# From: {found.sources[setting.name]}",
+                    line(setting, found),
+                )
+            ]
         )
     else:
         terminal.echo("# None of these is set.")

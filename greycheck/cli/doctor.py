@@ -9,7 +9,7 @@ from time import time
 import click
 
 from greycheck import __version__, settings
-from greycheck.cli import terminal
+from greycheck.cli.asking import print_json
 from greycheck.cli.install import QMAIL_USER, find_account
 from greycheck.cli.terminal import Console, Table, Text
 from greycheck.doctor import examine, is_sound
@@ -42,7 +42,7 @@ def doctor(directory: Path, user: str | None, as_json: bool) -> None:
     findings = examine(Installation(directory.absolute(), find_account(user), found, time()))
     if as_json:
         report = {"version": __version__, "sound": is_sound(findings), "findings": [asdict(one) for one in findings]}
-        terminal.echo(terminal.as_json(report, indent=2))
+        print_json(report)
     else:
         show(findings)
     if not is_sound(findings):

@@ -96,11 +96,11 @@ def put(paths: list[Path], user: str | None, in_c: bool) -> None:
     complaints += try_database(in_python[0], account, found)
     if compiled:
         terminal.echo(f"compiled by {compiled[1]}; they ask the resident, greycheck serve, at {found.socket}")
-    terminal.echo(lines(paths, found))
+    terminal.echo(*lines(paths, found).split("\n"))
     with acting_as(account if account and can_act_as(account) else None):
         complaint = program.other(found.socket, found.socket_patience) if found.socket else ""
     if complaint:
-        terminal.echo(f"\n{complaint}:\n{program.RESTART}")
+        terminal.echo("", f"{complaint}:", *program.RESTART.split("\n"))
     if complaints:
         raise click.ClickException("\n".join(["not ready:", *complaints]))
 

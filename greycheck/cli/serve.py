@@ -8,7 +8,7 @@ import socket
 import click
 
 from greycheck import child, log
-from greycheck.cli import access
+from greycheck.cli import access, terminal
 from greycheck.cli.common import foreseen, read_settings
 from greycheck.resident import sockets
 from greycheck.resident.journal import Journal
@@ -40,7 +40,7 @@ def serve(user: str | None) -> None:
             kept = sockets.activated(os.environ)
             listening = kept or sockets.made(found, account)
         except sockets.SocketError as error:
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException(terminal.shown(str(error))) from None
         become(account)
         rights.become_owner(found, marks=True)
         server = Server(listening, dict(os.environb), journal, make_store, keeps=bool(kept))

@@ -89,11 +89,11 @@ def _stream(err: bool) -> TextIO | None:
     return stream
 
 
-def echo(text: str = "", err: bool = False, nl: bool = True) -> None:
-    """Prints TEXT, of which the line ends alone are kept, on standard output or (ERR) standard error."""
+def echo(*lines: str, err: bool = False, end: str = "\n") -> None:
+    """Prints LINES, each on one line whatever is in it, and END, on standard output or (ERR) standard error."""
     stream = _stream(err)
     if stream is not None:
-        stream.write(_lines(text) + "\n" * nl)
+        stream.write("\n".join(map(shown, lines)) + end)
         stream.flush()
 
 
@@ -239,7 +239,7 @@ class Group(click.Group):
             _lose_output()
             said, code = f"Error: the output could not be written: {error.strerror}\n", 1
         with suppress(OSError):
-            echo(said, err=True, nl=False)
+            echo(*said.split("\n"), err=True, end="")
         sys.exit(code if isinstance(code, int) else 0)
 
 

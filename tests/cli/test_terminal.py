@@ -136,6 +136,24 @@ def test_no_command_shows_what_a_hostile_host_wrote(hostile: dict[str, str], enc
         assert said, command
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "db current", "db upgrade", "list", "expire", "show 192.0.2.1", "forget 192.0.2.1", "allow to:a@example.org",
+        "rules export", "status", "explain 192.0.2.1 a@example.org b@example.org",
+    ],
+)  # fmt: skip
+def test_what_a_database_says_of_itself_ends_no_line(hostile: dict[str, str], command: str) -> None:
+    import sqlite3
+
+    with sqlite3.connect(hostile["GREYCHECK_DATABASE"]) as store:
+        store.execute("PRAGMA ignore_check_constraints = 1")
+        store.execute("UPDATE alembic_version SET version_num = ?", ("9999\nError: forged\r\x1b[2J",))
+    done = run(hostile, *command.split())
+    [line] = (done.stdout + done.stderr).decode().splitlines()
+    assert "9999\\x0aError: forged\\x0d\\x1b[2J" in line
+
+
 def test_a_full_output_is_one_line(hostile: dict[str, str]) -> None:
     with open("/dev/full", "wb") as full:
         for command in (("list", "passed"), ("rules", "list"), ("config",), ("allow", "to:x@example.org")):
