@@ -24,7 +24,7 @@ from greycheck.hooks import policy as protocol
 from greycheck.log import show
 from greycheck.policy import Change, Found, RuleRow, Verdict, Waiting
 from greycheck.settings import Settings
-from greycheck.store.lean import Asked, NoSchema
+from greycheck.store.lean import POOL_MOST, Asked, NoSchema
 
 if TYPE_CHECKING:
     from greycheck.hooks import Hook
@@ -425,7 +425,9 @@ def _pool(told: Explanation) -> tuple[str, str]:
         return looked_at, "waits from no other network"
     networks = "network" if waiting.others == 1 else "networks"
     since = away(min(waiting.oldest, told.now), told.now)
-    line = f"waits from {waiting.others} other {networks}, since {since}"
+    # This triplet's own row may be one of those that were counted.
+    least = "at least " if waiting.others >= POOL_MOST - 1 else ""
+    line = f"waits from {least}{waiting.others} other {networks}, since {since}"
     if waiting.others < needed or told.verdict.reason == "pool":
         return looked_at, line
     if told.triplet is not None and policy.is_own_domain(told.triplet):

@@ -133,7 +133,9 @@ def assert_same_as_the_child(child: Child, state: State) -> Explanation:
     assert everything(child) == before
     ran = tried(child, state)
     assert (told.code, told.verdict.reason) == ran.verdict
-    assert f"greycheck: {told.verdict.action} " in ran.log
+    *warnings, line = ran.lines
+    assert line.startswith(f"greycheck: {told.verdict.action} ")
+    assert warnings == ([f"greycheck: warning {told.verdict.warning}"] if told.verdict.warning else [])
     assert (f" observed={told.verdict.observed} " in ran.log) == bool(told.verdict.observed)
     if "wait=" in ran.log:
         assert abs(told.verdict.wait - int(ran.log.partition("wait=")[2].split()[0])) <= 5
@@ -171,6 +173,7 @@ TABLE = {
     "expected": State(first=100, expected=True),
     "pool": State(others=3, gap=60),
     "new, hasty pool": State(others=3),
+    "pool, many networks": State(others=150, gap=60, others_first=9900),
     "new, own domain": State(others=3, gap=60, sender=b"ceo@example.net"),
     "new, small pool": State(others=1),
     "new, young pool": State(others=3, gap=9, others_first=100),
@@ -316,6 +319,7 @@ def step(child: Child, case: str, name: str) -> tuple[str, str]:
         ("expected", "expected", "expected by expect-pattern", DECIDES),
         ("new", "expected", "nobody expects it", UNCHANGED),
         ("pool", "pool", "waits from 3 other networks, since 6m 4", DECIDES),
+        ("pool, many networks", "pool", "waits from at least 100 other networks, since", DECIDES),
         ("new, hasty pool", "pool", "two within 0s: several senders", UNCHANGED),
         ("new, own domain", "pool", "a sender of the recipient's own domain is no pool", UNCHANGED),
         ("crowded", "crowded", "2 or more wait: crowded", DECIDES),

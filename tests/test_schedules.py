@@ -10,7 +10,7 @@ from greycheck.envelope import Envelope
 from greycheck.policy import POOL_GAP
 from greycheck.settings import Settings, read
 from greycheck.store import lean
-from greycheck.store.statements import POOL_MOST
+from greycheck.store.lean import POOL_MOST
 from tests.support import Database, SQLiteFile, in_every_store
 
 NOW = 1_800_000_000

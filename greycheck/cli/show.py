@@ -63,14 +63,20 @@ def _unknown(what: tuple[str, ...], as_json: bool) -> None:
     sys.exit(1)
 
 
+def _least(is_cut: bool) -> str:
+    """What stands before a number that was not counted to its end."""
+    return "at least " if is_cut else ""
+
+
 def _show_triplet(engine: Engine, row: RowMapping, settings: Settings, now: int, as_json: bool) -> None:
-    others = queries.of_same_pair(engine, row)
+    others, is_cut = queries.of_same_pair(engine, row)
     if as_json:
-        print_json({**triplet_data(row, settings, now), "waiting_from_other_networks": others})
+        counted = {"waiting_from_other_networks": others, "may_be_more": is_cut}
+        print_json({**triplet_data(row, settings, now), **counted})
         return
     lines = list(_triplet_lines(row, settings, now))
     if others:
-        lines.append(("other networks", f"{others}, from which the same sender and recipient wait"))
+        lines.append(("other networks", f"{_least(is_cut)}{others}, from which the same sender and recipient wait"))
     facts(console(), lines, LABEL)
 
 
@@ -113,13 +119,18 @@ def _triplet_lines(row: RowMapping, settings: Settings, now: int) -> Iterator[tu
 def _show_client(engine: Engine, address: str, settings: Settings, now: int, as_json: bool) -> None:
     row = queries.client_by_address(engine, address)
     network = normalise.client_network(address, settings.ipv4_prefix, settings.ipv6_prefix)
-    waiting, passed = queries.of_same_network(engine, network)
+    waiting, passed, is_cut = queries.of_same_network(engine, network)
     if as_json:
         known = client_data(row, settings, now) if row is not None else None
-        print_json({"client": known, "network": network, "waiting_triplets": waiting, "passed_triplets": passed})
+        counted = {"waiting_triplets": waiting, "passed_triplets": passed, "may_be_more": is_cut}
+        print_json({"client": known, "network": network, **counted})
     else:
         lines = [("client", address), *_client_lines(row, settings, now)]
-        lines.append(("network", f"{network}, waiting triplets: {waiting}, passed: {passed}"))
+        told = ", ".join(
+            f"{name}: {_least(count == queries.COUNTED)}{count}"
+            for name, count in (("waiting triplets", waiting), ("passed", passed))
+        )
+        lines.append(("network", f"{network}, {told}"))
         if waiting or passed:
             lines.append(("", f"greycheck list --network {network}"))
         facts(console(), lines, LABEL)

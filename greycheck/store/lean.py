@@ -204,6 +204,11 @@ def pair_keys(key: bytes) -> tuple[bytes, bytes]:
     return key[:PAIR], key[:PAIR] + b"\xff" * (DIGEST - PAIR + 1)
 
 
+# Of how many rows of a pair a pool is made at most: no provider has more networks, and whoever sends from more is none. And how many rows
+# are read for them, those of the pair that have passed, and those that only stand beside it, among them.
+POOL_MOST, POOL_READ = 100, 500
+
+
 # In how many ranges of keys waiting triplets are counted for an estimate of their number, how many are to be in each, and at how many
 # the count ends: what was made to stand in one range is not worth more work than that. And how many rows of a range are read for it:
 # where those that have passed are many times as many as may wait, the limit comes later, and a question still costs the same.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from time import monotonic, sleep
 
-from sqlalchemy import ColumnElement, Engine, RowMapping, Select, Table, and_, delete, func, or_, select, true
+from sqlalchemy import ColumnElement, Engine, RowMapping, Select, Table, and_, case, delete, func, or_, select, true
 from sqlalchemy.sql.schema import Column
 
 from greycheck import earlier, folding, normalise, patterns, policy
@@ -41,6 +41,9 @@ SORTS = {
 
 # Rows fetched at once.
 FETCHED = 500
+
+# How far rows are counted of which an operator only wants to know if they are many.
+COUNTED = 10000
 
 # How long a reader of a list may look at one page, in seconds.
 PAGING = 86400
@@ -294,27 +297,42 @@ def client_by_address(engine: Engine, address: str) -> RowMapping | None:
         return connection.execute(select(client).where(client.c.address == address)).mappings().one_or_none()
 
 
-def of_same_pair(engine: Engine, row: RowMapping) -> int:
-    """How many triplets of the sender and recipient of ROW wait from other networks."""
+def of_same_pair(engine: Engine, row: RowMapping) -> tuple[int, bool]:
+    """How many triplets of the sender and recipient of ROW wait from other networks, and whether there may be more.
+
+    No more than COUNTED rows are looked at.
+    """
     low, high = pair_keys(row["triplet_key"])
-    others = and_(
-        triplet.c.triplet_key >= low,
-        triplet.c.triplet_key < high,
-        triplet.c.sender == row["sender"],
-        triplet.c.recipient == row["recipient"],
-        triplet.c.network != row["network"],
-        triplet.c.passes == 0,
+    near = (
+        select(triplet)
+        .where(triplet.c.triplet_key >= low, triplet.c.triplet_key < high)
+        .order_by(triplet.c.triplet_key)
+        .limit(COUNTED)
+        .subquery("near")
+    )
+    other = and_(
+        near.c.sender == row["sender"],
+        near.c.recipient == row["recipient"],
+        near.c.network != row["network"],
+        near.c.passes == 0,
     )
     with reading(engine).connect() as connection:
-        return connection.execute(select(func.count()).select_from(triplet).where(others)).scalar_one()
+        every, others = connection.execute(select(func.count(), func.count(case((other, 1)))).select_from(near)).one()
+    return others, every == COUNTED
 
 
-def of_same_network(engine: Engine, network: str) -> tuple[int, int]:
-    """How many triplets of a client NETWORK, as it is written in the table, are waiting, and how many have passed."""
-    count = select(func.count(), func.count(triplet.c.passed_at)).where(triplet.c.network == network)
+def of_same_network(engine: Engine, network: str) -> tuple[int, int, bool]:
+    """How many triplets of a client NETWORK, as it is written in the table, are waiting, how many have passed, and if there may be more.
+
+    No more than COUNTED of each are counted; those that wait are found by an index.
+    """
+    counts = []
     with reading(engine).connect() as connection:
-        every, passed = connection.execute(count).one()
-    return every - passed, passed
+        for which in (triplet.c.passes == 0, triplet.c.passes > 0):
+            near = select(triplet.c.passes).where(triplet.c.network == network, which).limit(COUNTED).subquery("near")
+            counts.append(connection.execute(select(func.count()).select_from(near)).scalar_one())
+    waiting, passed = counts
+    return waiting, passed, COUNTED in counts
 
 
 def message_of(row: RowMapping) -> str:

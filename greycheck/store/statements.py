@@ -38,7 +38,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.sql.schema import Table
 
 from greycheck import normalise, rules
-from greycheck.store.lean import MOST, MOST_READ, PAIR, RANGES
+from greycheck.store.lean import MOST, MOST_READ, PAIR, POOL_MOST, POOL_READ, RANGES
 from greycheck.store.tables import DIGEST, Digest, alembic_version, client, rule, triplet
 
 # Columns of a row that a change may set, and that a guard compares.
@@ -137,11 +137,6 @@ def others() -> Select[tuple[object, ...]]:
         range_of_pair, key != bindparam("triplet_key")
     )
     return another.limit(literal_column("1")).offset(literal_column("0"))
-
-
-# Of how many rows of a pair a pool is made at most: no provider has more networks, and whoever sends from more is none. And how many rows
-# are read for them, those of the pair that have passed, and those that only stand beside it, among them.
-POOL_MOST, POOL_READ = 100, 500
 
 
 def _first_of(low: str, high: str, columns: tuple[ColumnElement[Any], ...], most: int, name: str) -> Subquery:

@@ -450,6 +450,21 @@ def test_show_tells_all_of_a_triplet_by_key_or_as_an_attempt_has_it(store: Child
     ):
         assert words in by_attempt, words
     assert data("show", key)["waiting_from_other_networks"] == 1
+    assert data("show", key)["may_be_more"] is False
+
+
+def test_show_says_where_it_has_not_counted_to_the_end(store: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4):
+        store.smtpextfork(client=f"198.51.{number}.1")
+        store.smtpextfork(recipient=b"c%d@example.net" % number)
+    store.smtpextfork()
+    assert "4, from which the same" in run("show", *ATTEMPT).stdout
+    monkeypatch.setattr("greycheck.store.queries.COUNTED", 3)
+    assert re.search(r"at least [23], from which the same sender and recipient wait", run("show", *ATTEMPT).stdout)
+    assert data("show", *ATTEMPT)["may_be_more"] is True
+    assert "192.0.2.0/24, waiting triplets: at least 3, passed: 0" in run("show", "192.0.2.1").stdout
+    assert data("show", "192.0.2.1")["may_be_more"] is True
+    assert data("show", "198.51.0.1")["may_be_more"] is False
 
 
 def test_show_tells_what_a_triplet_is_under_the_settings_of_the_moment(store: Child) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, insert, text
 
 from greycheck.envelope import Envelope, Triplet
 from greycheck.settings import read
-from greycheck.store import compiled_mysql, compiled_postgresql, compiled_sqlite, lean, statements, tables
+from greycheck.store import compiled_mysql, compiled_postgresql, compiled_sqlite, lean, tables
 from greycheck.store.lean import Asked
 from tests.support import Database, in_every_store, on_every_database
 
@@ -31,7 +31,7 @@ PAIR = ASKED.key[: lean.PAIR]
 MANY = {"sqlite": 131_000, "postgresql": 131_000, "mysql": 30_000}
 
 # Rows that a question may read: those of the pair, of its network, and of three ranges of keys; and what leads there.
-MOST = statements.POOL_READ + SETTINGS.network_limit + lean.RANGES * lean.MOST_READ + 1000
+MOST = lean.POOL_READ + SETTINGS.network_limit + lean.RANGES * lean.MOST_READ + 1000
 
 # Rows of one pair from so many networks, whose keys begin alike, made where they are to be.
 SERIES = {
@@ -156,7 +156,7 @@ def test_a_question_about_a_pair_from_many_networks_reads_a_bounded_number_of_ro
 def test_a_pair_from_more_networks_than_are_read_still_is_a_pool(database: Database) -> None:
     flood(database, 3000, 0)
     waiting = database.connect(20).waiting(ASKED, 0, NOW, SETTINGS)
-    assert waiting.others == statements.POOL_MOST
+    assert waiting.others == lean.POOL_MOST
     assert waiting.oldest is not None
     assert NOW - 3900 <= waiting.oldest < NOW - 900
 

@@ -344,8 +344,26 @@ def test_what_shares_a_pair_or_a_network_is_counted(engine: Engine, fill: Rows) 
     fill.triplet(recipient=b"c@example.net", network="198.51.100.0/24")
     fill.triplet(sender=b"c@example.net", network="198.51.100.0/24")
     [row] = queries.triplets_by_key(engine, f"{1:032x}")
-    assert queries.of_same_pair(engine, row) == 1
-    assert queries.of_same_network(engine, "192.0.2.0/24") == (1, 1)
+    assert queries.of_same_pair(engine, row) == (1, False)
+    assert queries.of_same_network(engine, "192.0.2.0/24") == (1, 1, False)
+
+
+def test_what_shares_a_pair_or_a_network_is_counted_within_bounds(
+    engine: Engine, fill: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "COUNTED", 3)
+    for number in range(6):
+        fill.triplet(network=f"198.51.{number}.0/24")
+        fill.triplet(recipient=b"c%d@example.net" % number)
+    [row] = queries.triplets_by_key(engine, f"{1:032x}")
+    others, may_be_more = queries.of_same_pair(engine, row)
+    assert others <= 3
+    assert may_be_more
+    assert queries.of_same_network(engine, "192.0.2.0/24") == (3, 0, True)
+    assert queries.of_same_network(engine, "198.51.0.0/24") == (1, 0, False)
+    monkeypatch.setattr(queries, "COUNTED", 100)
+    assert queries.of_same_pair(engine, row) == (5, False)
+    assert queries.of_same_network(engine, "192.0.2.0/24") == (6, 0, False)
 
 
 @pytest.mark.parametrize(
