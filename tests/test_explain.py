@@ -223,7 +223,7 @@ VARIABLES = st.fixed_dictionaries(
 )
 STATES = st.builds(
     State,
-    first=st.sampled_from([None, -50, 30, 100, 400, 5000, 2 * DAY, 50 * DAY]),
+    first=st.sampled_from([None, -50, 30, 100, 400, 5000, 2 * DAY + 60, 50 * DAY]),
     last=st.sampled_from([5, 20, 200, 40 * DAY]),
     early=st.integers(0, 3),
     passed=st.booleans(),

@@ -12,6 +12,7 @@ from time import monotonic, sleep
 from sqlalchemy import Engine, Table, bindparam, delete, func, select
 from sqlalchemy.exc import DBAPIError
 
+from greycheck.policy import MESSAGE_TIME
 from greycheck.settings import Settings
 from greycheck.store import faults
 from greycheck.store.engine import reading
@@ -62,9 +63,11 @@ def doubt(engine: Engine, settings: Settings, now: int) -> bool:
             recent = select(table.c.passes).where(table.c.expires_at > begin, table.c.expires_at < end).limit(1)
             if connection.execute(recent).first():
                 return False
-        for table in (triplet, client):
-            over = select(table.c.passes).where(table.c.expires_at < now).order_by(table.c.expires_at).limit(LOOK)
-            if any(passes for (passes,) in connection.execute(over)):
+        for table, last in ((triplet, triplet.c.last_attempt), (client, client.c.last_seen)):
+            over = select(table.c.passes, table.c.expires_at - last).where(table.c.expires_at < now)
+            latest = over.order_by(table.c.expires_at.desc()).limit(LOOK)
+            # A message that lets its later recipients pass is over in a moment, and says nothing of a lifetime.
+            if any(passes and lasted > MESSAGE_TIME for passes, lasted in connection.execute(latest)):
                 return True
     return False
 

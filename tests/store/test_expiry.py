@@ -7,6 +7,8 @@ import pytest
 from sqlalchemy import Engine, event, select
 from sqlalchemy.exc import OperationalError
 
+from greycheck.policy import MESSAGE_TIME
+from greycheck.settings import read
 from greycheck.store import expiry
 from greycheck.store.engine import empty_log, open_engine
 from greycheck.store.tables import triplet
@@ -126,3 +128,29 @@ def test_another_fault_of_the_database_is_let_through(file_engine: Engine) -> No
         connection.exec_driver_sql("DROP TABLE rule")
     with pytest.raises(OperationalError, match="no such table: rule"):
         list(expiry.expire(file_engine, NOW))
+
+
+DAY = 86400
+
+
+def used(number: int, last: int, lifetime: int) -> databases.Row:
+    """A triplet that was used LAST, for a LIFETIME."""
+    return (number.to_bytes(16, "big"), "n", "s", "r", last, last, 0, 1, last, last + lifetime)
+
+
+def test_a_clock_that_jumped_ahead_is_doubted(engine: Engine) -> None:
+    settings = read({b"GREYCHECK_CONFIG": b"/dev/null"})
+    assert not expiry.doubt(engine, settings, NOW)
+    databases.fill(engine, "triplet", [used(1, NOW - 37 * DAY, 36 * DAY), used(2, NOW - 700, MESSAGE_TIME)])
+    assert expiry.doubt(engine, settings, NOW)
+    databases.fill(engine, "triplet", [used(3, NOW - 100, 36 * DAY)])
+    assert expiry.doubt(engine, settings, NOW)
+    databases.fill(engine, "triplet", [used(4, NOW - 10 * DAY, 36 * DAY)])
+    assert not expiry.doubt(engine, settings, NOW)
+
+
+def test_a_message_that_is_over_in_a_new_store_is_no_reason_to_doubt(engine: Engine) -> None:
+    settings = read({b"GREYCHECK_CONFIG": b"/dev/null"})
+    databases.fill(engine, "triplet", [used(1, NOW - 700, MESSAGE_TIME), used(2, NOW - 100, 36 * DAY)])
+    databases.fill(engine, "client", [("c", 1, NOW - 100, NOW - 100, NOW + 36 * DAY, 0, 0)])
+    assert not expiry.doubt(engine, settings, NOW)
