@@ -193,6 +193,9 @@ def _no_network(text: str) -> str:
         return f"empty: write an address, a network, or one of {_fields('...')}"
     if text == "<>":
         return "the null sender is written from:<>"
+    bare = text.replace("[", "", 1).replace("]", "", 1)
+    if text.startswith("[") and "]" in text and normalise.client_address(bare.partition("/")[0].encode()):
+        return f"brackets are no part of it: write {bare}"
     partial = _partial_ipv4(text.removesuffix("*") if text.endswith(".*") else text)
     if partial:
         return f"not a whole address: write {partial}"
@@ -200,7 +203,9 @@ def _no_network(text: str) -> str:
     _refuse_regex(text)
     field, colon, rest = text.partition(":")
     if "@" in text and not colon:
-        return f"sender or recipient? Write from:{text} or to:{text}"
+        whole = "" if text.removeprefix("@") == text else " for all of the domain"
+        text = text.removeprefix("@")
+        return f"sender or recipient? Write from:{text} or to:{text}{whole}"
     if colon and field.isalpha() and not _is_hex(field):
         return f"there is no {field}: here; write one of {_fields(rest)}"
     if colon or "/" in text or set(text) <= set("0123456789."):
@@ -243,8 +248,13 @@ def _name(kind: str, written: str) -> Pattern:
     return Pattern(kind, rules.key(kind, value), f"{field}:{_shown(value)}", _note_of_letters(value))
 
 
+_NAMELESS = "so Postfix calls a client without a name: no rule by name matches one"
+
+
 def _refuse_no_host_name(value: bytes) -> None:
-    """Raises ValueError where tcpserver never gives VALUE as a client's name."""
+    """Raises ValueError where neither tcpserver nor Postfix ever gives VALUE as a client's name."""
+    if value == b"unknown":
+        raise ValueError(_NAMELESS)
     if normalise.client_address(value):
         raise ValueError(f"that is an address, not a name: write {normalise.client_address(value)}")
     if not value.isascii():
@@ -421,7 +431,9 @@ def postgrey_client(line: str) -> Pattern:
         return _postgrey_ipv4(line)
     _refuse_words(line)
     if line.lower() == "unknown":
-        raise ValueError("so Postfix calls a client without a name: no rule by name matches one")
+        raise ValueError(_NAMELESS)
+    if line.startswith(("[", "@")):
+        return parse(line)  # which says how it is written
     if line.startswith("."):
         return _noting(parse(f"name:{line}"), f"matches {line[1:]} itself too")
     return parse(f"name:.{line}")

@@ -1,6 +1,8 @@
 """``greycheck allow``, ``reject``, ``greylist``, ``expect`` and ``greycheck rules``: whom an operator lets through, or does not."""
 
+import codecs
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,12 +44,13 @@ MOST_FAULTS = 20
 
 @dataclass
 class Told:
-    """What a command tells: the CHANGES, NOTES about them, and lines that it could not take."""
+    """What a command tells: the CHANGES, NOTES about them, and lines that it could not take; of a file how many (COUNTS) of each."""
 
     changes: list[Change]
     notes: list[str] = field(default_factory=list)
     not_mapped: list[dict[str, object]] = field(default_factory=list)
     dry_run: bool = False
+    counts: dict[str, int] | None = None
 
 
 def fail(text: str, error: ValueError) -> NoReturn:
@@ -87,8 +90,9 @@ def tell(told: Told, json: bool) -> None:
     """Prints what changed; notes go to standard error."""
     if json:
         changes = [{"what": one.what, "rule": as_json(one.rule), "was": as_json(one.old)} for one in told.changes]
+        counts = {} if told.counts is None else {"counts": told.counts | {"not_mapped": len(told.not_mapped)}}
         asking.print_json(
-            {"changes": changes, "notes": told.notes, "not_mapped": told.not_mapped, "dry_run": told.dry_run}
+            {"changes": changes, "notes": told.notes, "not_mapped": told.not_mapped, "dry_run": told.dry_run, **counts}
         )
         return
     for change in told.changes:
@@ -98,6 +102,10 @@ def tell(told: Told, json: bool) -> None:
         say(f"not mapped: {line['file']}:{line['line']}: {line['text']}: {line['why']}")
     for note in told.notes:
         say(f"note: {note}", err=True)
+    if told.counts is not None:
+        every = told.counts | ({"not mapped": len(told.not_mapped)} if told.not_mapped else {})
+        said = ", ".join(f"{number} {what}" for what, number in every.items() if number)
+        say(f"rules: {said or 'none'}{' (dry run: nothing was changed)' if told.dry_run else ''}")
 
 
 def say(text: str, err: bool = False) -> None:
@@ -353,12 +361,12 @@ def export() -> None:
 
 
 def text_lines(path: str) -> list[str]:
-    """The lines of the file PATH, or of standard input (-); bytes that are no UTF-8 as surrogates."""
+    """The lines of the file PATH, or of standard input (-), without a byte order mark; bytes that are no UTF-8 as surrogates."""
     try:
         content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except OSError as error:
         raise click.ClickException(f"{path}: {error.strerror}") from None
-    return content.decode("utf-8", "surrogateescape").split("\n")
+    return content.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape").split("\n")
 
 
 @rules.command("import")
@@ -411,11 +419,9 @@ def put_many(
         first = f"{rulebook.line_of(unverified[0].rule)}"
         more = f" and {len(unverified) - 1} more by name" if len(unverified) > 1 else ""
         notes.append(f"{first}{more}: {unverified[0].text}")
-    kept = [change for change in changes if change.what == UNCHANGED]
-    told = [change for change in changes if change.what != UNCHANGED]
-    if kept:
-        notes.append(f"there already, and unchanged: {len(kept)}")
-    return Told(told, notes, dry_run=dry_run)
+    number = Counter(change.what for change in changes)
+    counts = {what: number[what] for what in (ADDED, REPLACED, REMOVED, UNCHANGED)}
+    return Told([change for change in changes if change.what != UNCHANGED], notes, dry_run=dry_run, counts=counts)
 
 
 # --- postgrey ----------------------------------------------------------------------------------------------------------
@@ -432,7 +438,8 @@ def import_postgrey(
 ) -> None:
     """Allow what postgrey's whitelists name.
 
-    Each line becomes a rule, or is named with the reason why not. The comment before it becomes the rule's.
+    Each line becomes a rule, or is named with the reason why not. The comment before it becomes the rule's. At the end it is said how
+    many of each there were.
     """
     if not clients and not recipients:
         raise click.UsageError("Name a file with --clients or --recipients.")
