@@ -1,7 +1,15 @@
-"""``greycheck completion``: what makes a shell complete commands and options."""
+"""``greycheck completion``: what makes a shell complete commands, options, keys and patterns."""
+
+import os
 
 import click
-from click.shell_completion import get_completion_class
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    add_completion_class,
+    get_completion_class,
+    split_arg_string,
+)
 
 from greycheck.child import COMPLETION
 from greycheck.cli import terminal
@@ -9,18 +17,45 @@ from greycheck.cli import terminal
 SHELLS = ("bash", "zsh", "fish")
 
 
+class Bash(BashComplete):
+    """Bash, which takes a word with a colon for several, as a pattern and an IPv6 address are: the line is asked for as it was typed."""
+
+    source_template = BashComplete.source_template.replace(
+        "COMP_CWORD=$COMP_CWORD", 'COMP_CWORD=$COMP_CWORD COMP_LINE="${COMP_LINE:0:COMP_POINT}"'
+    )
+    begun = ""
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """The words before the one at the cursor, and that one as far as it goes."""
+        line = os.environ.get("COMP_LINE", "")
+        if not line:
+            return super().get_completion_args()
+        words = split_arg_string(line)
+        incomplete = "" if line[-1:].isspace() else words.pop()
+        self.begun = incomplete[: incomplete.rfind(":") + 1]
+        return words[1:], incomplete
+
+    def format_completion(self, item: CompletionItem) -> str:
+        """ITEM without what is before the last colon, which bash keeps."""
+        return f"{item.type},{str(item.value).removeprefix(self.begun)}"
+
+
+add_completion_class(Bash)
+
+
 @click.command()
 @click.argument("shell", type=terminal.Choice(SHELLS))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print the script that completes commands and options in SHELL.
+    """Print the script that completes commands, options, keys and patterns in SHELL.
 
     \b
     greycheck completion bash > /etc/bash_completion.d/greycheck
     greycheck completion zsh > DIR/_greycheck    (DIR: one of $fpath)
     greycheck completion fish > /etc/fish/completions/greycheck.fish
 
-    It asks the greycheck that is found in PATH, under that name, whenever you press Tab. Bash must be 4.4 at least.
+    It asks the greycheck that is found in PATH, under that name, whenever you press Tab. Bash must be 4.4 at least. Keys and patterns are
+    those of the store; one that a shell would not take as a word is left out.
     """  # noqa: D301
     terminal.echo(*script(context.find_root().command, shell).split("\n"))
 

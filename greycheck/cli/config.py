@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from greycheck import log, settings
-from greycheck.cli import terminal
+from greycheck.cli import completing, terminal
 from greycheck.cli.asking import print_json
 from greycheck.settings import Setting, Settings
 from greycheck.store import schema
@@ -38,7 +38,7 @@ def chosen(names: Sequence[str]) -> list[Setting]:
 
 
 @click.command()
-@click.argument("name", nargs=-1, metavar="[NAME...]")
+@click.argument("name", nargs=-1, metavar="[NAME...]", shell_complete=completing.of_settings)
 @click.option("--changed", is_flag=True, help="Only those that the environment or the file sets.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def config(name: tuple[str, ...], changed: bool, as_json: bool) -> None:

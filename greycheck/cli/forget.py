@@ -5,7 +5,7 @@ from time import time
 import click
 from sqlalchemy import Engine
 
-from greycheck.cli import filters
+from greycheck.cli import completing, filters
 from greycheck.cli.asking import asked_for, console, is_empty, print_json
 from greycheck.cli.common import open_store, read_settings
 from greycheck.cli.filters import Chosen
@@ -20,7 +20,7 @@ MANY = 100
 
 
 @click.command()
-@click.argument("what", nargs=-1, metavar="[KEY | IP | IP SENDER RECIPIENT | LIST]")
+@click.argument("what", nargs=-1, metavar="[KEY | IP | IP SENDER RECIPIENT | LIST]", shell_complete=completing.of_store)
 @filters.options
 @click.option("--yes", is_flag=True, help=f"Also where these are more than {MANY}.")
 @click.option("--dry-run", is_flag=True, help="Tell how many would be removed, and remove nothing.")

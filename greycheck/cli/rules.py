@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 
 from greycheck import log, patterns
 from greycheck import rules as keys
-from greycheck.cli import asking, terminal
+from greycheck.cli import asking, completing, terminal
 from greycheck.cli.columns import Rows, wrapped
 from greycheck.cli.common import open_store, read_settings
 from greycheck.cli.terminal import Console
@@ -169,7 +169,7 @@ def rule_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--comment", metavar="TEXT", help="Why; for people. Without it a rule keeps its comment; '' takes it away."
         ),
-        click.argument("pattern"),
+        click.argument("pattern", shell_complete=completing.of_rules),
     ):
         command = decorator(command)
     return command
@@ -245,7 +245,7 @@ def rules() -> None:
 
 
 @rules.command("list")
-@click.argument("pattern", required=False)
+@click.argument("pattern", required=False, shell_complete=completing.of_rules)
 @JSON
 def list_rules(pattern: str | None, json: bool) -> None:
     """List the rules in the order of kinds in which they decide: by recipient, sender, network, name, HELO; then what is expected.
@@ -296,7 +296,7 @@ def ends(rule: Rule, now: int) -> str:
 
 
 @rules.command()
-@click.argument("pattern", nargs=-1, required=True)
+@click.argument("pattern", nargs=-1, required=True, shell_complete=completing.of_rules)
 @JSON
 def remove(pattern: tuple[str, ...], json: bool) -> None:
     """Remove the rule of each PATTERN, whatever its action, or none where one is no pattern.

@@ -8,7 +8,7 @@ import click
 from sqlalchemy import Engine, RowMapping
 
 from greycheck import normalise
-from greycheck.cli import terminal
+from greycheck.cli import completing, terminal
 from greycheck.cli.asking import asked_for, console, is_empty, print_json
 from greycheck.cli.columns import facts
 from greycheck.cli.common import open_store, read_settings
@@ -22,7 +22,9 @@ LABEL = 16
 
 
 @click.command()
-@click.argument("what", nargs=-1, required=True, metavar="KEY | IP | IP SENDER RECIPIENT")
+@click.argument(
+    "what", nargs=-1, required=True, metavar="KEY | IP | IP SENDER RECIPIENT", shell_complete=completing.of_store
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(what: tuple[str, ...], as_json: bool) -> None:
     """Show all that is known of one triplet or one client.

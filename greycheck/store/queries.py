@@ -291,6 +291,19 @@ def triplets_by_key(engine: Engine, digits: str) -> list[RowMapping]:
         return list(connection.execute(select(triplet).where(key >= low, key <= high).limit(2)).mappings())
 
 
+def beginning(engine: Engine, text: str, digits: int, limit: int) -> list[str]:
+    """The keys of triplets, in so many DIGITS, and the addresses of clients that begin with TEXT: LIMIT of each at most."""
+    found: list[str] = []
+    key, address = triplet.c.triplet_key, client.c.address
+    with reading(engine).connect() as connection:
+        if len(text) <= 2 * DIGEST and not text.strip("0123456789abcdef"):
+            low, high = (bytes.fromhex(text.ljust(2 * DIGEST, fill)) for fill in "0f")
+            keys = select(key).where(key >= low, key <= high).order_by(key).limit(limit)
+            found += [bytes(each).hex()[:digits] for each in connection.execute(keys).scalars()]
+        clients = select(address).where(address.startswith(text, autoescape=True)).limit(limit)
+        return found + list(connection.execute(clients).scalars())
+
+
 def client_by_address(engine: Engine, address: str) -> RowMapping | None:
     """The row of a client ADDRESS in its one spelling."""
     with reading(engine).connect() as connection:

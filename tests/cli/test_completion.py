@@ -4,10 +4,12 @@ import os
 import pty
 import select
 import shutil
+import sqlite3
 import stat
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from time import monotonic
 from typing import NoReturn
@@ -86,6 +88,84 @@ def test_bash_offers_options_and_what_they_take() -> None:
             command, env=environ(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
         )
         assert ran.stdout.strip() == offered, ran.stderr
+
+
+# --- what the store has -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def filled(place: Path, launchers: Path) -> dict[str, str]:
+    """The environment of a shell whose store has a triplet, a client and rules."""
+    child = Child(launchers, place / "greycheck.db")
+    child.smtpextfork()
+    with closing(sqlite3.connect(child.database)) as store, store:
+        store.execute("INSERT INTO client VALUES ('2001:db8::7', 1, 1, 1, 1, 0, 0)")
+        store.execute("UPDATE triplet SET triplet_key = ?", (b"\xab\xcd" * 8,))
+        for number, pattern in enumerate(
+            (
+                "from:.example.com",
+                "from:$(touch x)@a",
+                "from:`touch x`",
+                "from:a;x",
+                "from:<>",
+                "from:a\x1b[2J",
+                "from:a b",
+            )
+        ):
+            store.execute(
+                "INSERT INTO rule VALUES (?, 'sender', ?, 'allow', NULL, '', 1, NULL)", (b"%016d" % number, pattern)
+            )
+    return environ() | {"GREYCHECK_DATABASE": str(child.database), "GREYCHECK_CONFIG": "/dev/null"}
+
+
+def offered(line: str, variables: dict[str, str]) -> list[str]:
+    """What bash would offer at the end of LINE."""
+    asking = {"_GREYCHECK_COMPLETE": "bash_complete", "COMP_LINE": line, "COMP_WORDS": line, "COMP_CWORD": "1"}
+    ran = subprocess.run(
+        [PROGRAMS / "greycheck"],
+        env=variables | asking,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stderr == ""
+    return [each.removeprefix("plain,") for each in ran.stdout.splitlines() if each]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("greycheck show ab", ["abcdabcdabcd"]),
+        ("greycheck show 2001:d", ["db8::7"]),
+        ("greycheck show ", []),
+        ("greycheck show abcd ", []),
+        ("greycheck forget p", ["pending", "passed"]),
+        ("greycheck forget pending --older 1d --domain ", []),
+        ("greycheck rules remove from:", [".example.com"]),
+        ("greycheck rules remove ", ["from:.example.com"]),
+        ("greycheck rules list f", ["from:.example.com"]),
+        ("greycheck reject to", []),
+        ("greycheck config retry", ["retry_window"]),
+        ("greycheck config delay dead", ["deadline"]),
+    ],
+)
+def test_keys_patterns_and_settings_are_offered_and_nothing_that_a_shell_would_run(
+    filled: dict[str, str], line: str, words: list[str]
+) -> None:
+    assert offered(line, filled) == words
+
+
+def test_where_the_store_cannot_be_asked_nothing_is_said(filled: dict[str, str], tmp_path: Path) -> None:
+    for database in (str(tmp_path / "none" / "greycheck.db"), "/dev/null", "nonsense"):
+        assert offered("greycheck show ab", filled | {"GREYCHECK_DATABASE": database}) == []
+
+
+def test_bash_completes_a_pattern_behind_its_colon(place: Path, filled: dict[str, str]) -> None:
+    (place / "script").write_text(script("bash"))
+    lines = [f"PS1= ; . {place}/script; echo read''y\n", "echo greycheck; greycheck rules remove from:.ex\t"]
+    shown = typed([find("bash"), "--norc", "--noprofile", "-i"], lines, ["ready\r\n", "from:.example.com "], filled)
+    assert "remove from:.example.com " in shown
 
 
 def test_zsh_offers_commands_at_tab(place: Path) -> None:
