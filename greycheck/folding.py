@@ -68,14 +68,18 @@ def fold(local: bytes, domain: bytes) -> tuple[bytes, bytes]:
     if len(local) + len(domain) >= LONGEST:
         return local, domain
     bounces = _is_of_bounces(domain)
-    before, rest = b"", local
+    before, rest, whole = b"", local, local
     while True:
         wrapper, inside = _unwrap(rest)
         before += wrapper
         if inside == rest:
             inside = _fold_tags(rest, bounces)
-            if inside == rest:
+        if inside == rest:
+            if before + rest == whole or not before:
                 break
+            # What is at rest inside may have become the tag of what is around it: prvs=user+srs=...=TAG
+            before, inside = b"", before + rest
+            whole = inside
         rest = inside
     folded = before + rest
     return folded, fold_hosts(domain) if folded != local else domain

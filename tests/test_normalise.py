@@ -300,6 +300,18 @@ def test_folding_is_idempotent_and_keeps_the_domain(local: bytes, domain: bytes)
     assert folded.rpartition(b"@")[2] == address.rpartition(b"@")[2]
 
 
+@pytest.mark.parametrize(
+    ("sender", "folded"),
+    [
+        (b"prvs=user+srs=hhhh=tt=example.org=1234abcd12+x@example.com", b"user@example.com"),
+        (b"msprvs1=user+srs=hhhh=tt=example.org=1234abcd12+x@example.com", b"user@example.com"),
+    ],
+)
+def test_what_comes_to_rest_inside_a_wrapper_is_looked_at_with_what_is_around_it(sender: bytes, folded: bytes) -> None:
+    assert fold_sender(sender) == folded
+    assert fold_sender(folded) == folded
+
+
 # Plain: words of letters with a number behind them, the words that announce bounces apart.
 plain_word = st.from_regex(rb"[a-z]{1,10}[0-9]{0,12}", fullmatch=True).filter(lambda word: word not in BOUNCES)
 number = st.from_regex(rb"[0-9]{1,16}", fullmatch=True)
