@@ -3,6 +3,7 @@
 import gc
 import os
 import pwd
+import signal
 import socket
 
 import click
@@ -12,7 +13,7 @@ from greycheck.cli import access, terminal
 from greycheck.cli.common import foreseen, read_settings
 from greycheck.resident import sockets
 from greycheck.resident.journal import Journal
-from greycheck.resident.server import Server
+from greycheck.resident.server import SIGNALS, Server
 from greycheck.settings import Settings
 from greycheck.store import rights, schema
 from greycheck.store.lean import StoreError
@@ -32,6 +33,8 @@ def serve(user: str | None) -> None:
     """
     # Else a database may be opened as descriptor 2, and the log be written into it.
     child.safe_descriptors()
+    # From when it listens, who asks is to be answered: a signal waits until it is heeded.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     found = read_settings()
     journal = Journal()
     with foreseen():

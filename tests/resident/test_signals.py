@@ -6,15 +6,17 @@ import signal
 import socket
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from greycheck import settings
 from greycheck.resident import server
+from greycheck.resident.sockets import is_answered
 from tests.resident.conftest import Start
 from tests.resident.resident import ACCEPTED, DEFERRED, Peer, Resident, request
+from tests.servers import wait_until
 from tests.support import Database, ServerDatabase, SQLiteFile
 
 
@@ -116,6 +118,23 @@ def test_signals_that_were_blocked_by_the_parent_are_heeded(start: Start) -> Non
     resident = start({"before": lambda: signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGHUP])})
     resident.reread()
     assert resident.stop() == 0
+
+
+def test_a_signal_between_listening_and_serving_is_heeded_later(place: Path) -> None:
+    """Who has come to the socket by then is answered."""
+    store = SQLiteFile(place / "greycheck.db")
+    connection = sqlite3.connect(store.path, isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    with Resident(place, store=store) as resident:
+        with closing(connection):
+            wait_until(lambda: is_answered(resident.socket), "the socket is there", resident.log)
+            with Peer(resident.socket) as peer:
+                peer.send(request())
+                resident.signal(signal.SIGHUP)
+                resident.signal(signal.SIGTERM)
+                connection.execute("ROLLBACK")
+                assert peer.action() == DEFERRED
+        assert resident.end() == 0
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
