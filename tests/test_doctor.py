@@ -849,6 +849,18 @@ def test_no_password_of_the_service_is_kept(installed: Installation) -> None:
     assert "secret" not in repr(processes.services(installed.proc, {os.geteuid()}, ME))
 
 
+def test_what_processes_tell_is_bounded(installed: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs checks starts as many as he likes, with any environment; root's are not hidden by that."""
+    monkeypatch.setattr(processes, "user", lambda directory: 0 if directory.name == "199" else ME.pw_uid + 1)
+    other = replace(installed, account=pwd.struct_passwd(("other", "x", ME.pw_uid + 1, ME.pw_gid, "", "/", "")))
+    for pid in range(100, 200):
+        run(installed, pid, TCPSERVER, environ={"SMTPEXTFORK": "/nonexistent," * 5000, "GREYCHECK_DELAY": f"{pid}x"})
+    pids = [one.pid for one in processes.services(installed.proc, {0, ME.pw_uid + 1}, None)]
+    assert pids == [*range(100, 100 + processes.MOST), 199]
+    monkeypatch.setattr(os, "geteuid", lambda: ME.pw_uid + 1)
+    assert len(list(service.look_at_services(other))) < len(pids) * (service.PROGRAMS + 10)
+
+
 def test_a_real_process_under_a_real_limit_is_read(place: Path) -> None:
     program = place / "qmail-smtpd"
     shutil.copy("/bin/sleep", program)

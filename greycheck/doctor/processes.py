@@ -23,6 +23,9 @@ RULES_FILE = 16_000_000
 # Bytes that are read of a file in /proc.
 SHOWN = 4_000_000
 
+# How many kinds of services are kept where others than root started them: each may hold as much as is read.
+MOST = 20
+
 HOOK_VARIABLES = (b"SMTPEXTFORK", b"SMTPEXTFORKR", b"CHECKENV", b"RCPTCHECK")
 
 
@@ -48,7 +51,7 @@ class Service:
 
 
 def services(proc: Path, trusted: Container[int], account: pwd.struct_passwd | None) -> list[Service]:
-    """What runs qmail-smtpd, by PROC; one of each kind, many sessions of one server being alike.
+    """What runs qmail-smtpd, by PROC; one of each kind, many sessions of one server being alike. Others than root have MOST kinds.
 
     Of processes of users that are not TRUSTED nothing but name and user is told: they may call themselves what they like. Files that
     the others name are read as ACCOUNT; by root without one, they are not read.
@@ -61,7 +64,7 @@ def services(proc: Path, trusted: Container[int], account: pwd.struct_passwd | N
             service = read_service(directory, trusted, account)
         except OSError:
             continue  # it has ended meanwhile, or is hidden
-        if service:
+        if service and (service.uid == 0 or len(alike) < MOST):
             alike.setdefault(replace(service, pid=0), service)
     return list(alike.values())
 

@@ -24,6 +24,9 @@ MEMORY = {
 # Where CHECKENV looks for its program, on every qmail that was not told otherwise.
 QMAIL_HOME = Path("/var/qmail")
 
+# How many programs of SMTPEXTFORK are looked at.
+PROGRAMS = 20
+
 # Bytes that are read of qmail-spp's list of programs.
 PLUGINS = 1_000_000
 
@@ -96,7 +99,8 @@ def look_at_hooks(service: Service, environ: dict[bytes, bytes], installation: I
         yield Finding("warning", "service", text, "Switch one on, for tcpserver in the rules or with envdir.")
         return
     yield Finding("ok", "service", f"{service.shown}: {', '.join(names)} switched on")
-    programs = [os.fsdecode(program) for program in environ.get(b"SMTPEXTFORK", b"").split(b",") if program]
+    listed = environ.get(b"SMTPEXTFORK", b"").split(b",", PROGRAMS)[:PROGRAMS]
+    programs = [os.fsdecode(program) for program in listed if program]
     targets = set(map(os.path.realpath, installation.programs))
     if programs and not any(os.path.realpath(program) in targets for program in programs):
         text = f"{service.shown}: SMTPEXTFORK names {safe(', '.join(programs))}"
