@@ -4,8 +4,8 @@ Whatever is printed here, on a terminal or not, has what moves a cursor, hides o
 ``\xNN``, each byte of its UTF-8. Styles are added behind that, by ``Console`` alone. What the stream's encoding lacks is escaped too.
 
 Interface: ``echo`` prints lines, ``Console`` tables and styled text, ``as_json`` makes JSON, ``shown`` makes one value fit for one line,
-``Group`` is a group of commands whose errors are printed likewise, ``Choice`` an option's choice, ``suggestion`` says which word may have
-been meant. Where a reader has left, the command ends without a word.
+``Group`` is a group of commands whose errors are printed likewise, unforeseen ones too, ``Choice`` an option's choice, ``suggestion`` says
+which word may have been meant. Where a reader has left, the command ends without a word.
 """
 
 import errno
@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from traceback import format_tb
 from typing import Any, NoReturn, TextIO, cast
 
 import click
@@ -235,12 +236,21 @@ class Group(click.Group):
             code = UNREAD
         except OSError as error:
             if error.filename is not None or error.errno not in OUTPUT:
-                raise
-            _lose_output()
-            said, code = f"Error: the output could not be written: {error.strerror}\n", 1
+                said, code = _unforeseen(error), 1
+            else:
+                _lose_output()
+                said, code = f"Error: the output could not be written: {error.strerror}\n", 1
+        except Exception as error:
+            said, code = _unforeseen(error), 1
         with suppress(OSError):
             echo(*said.split("\n"), err=True, end="")
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _unforeseen(error: Exception) -> str:
+    """The traceback of ERROR. Its words, which may hold what a database says, are one line."""
+    where = "".join(format_tb(error.__traceback__))
+    return f"Traceback (most recent call last):\n{where}{type(error).__name__}: {shown(str(error))}\n"
 
 
 def _lose_output() -> None:

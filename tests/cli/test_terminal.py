@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -185,3 +186,18 @@ def test_errors_that_nobody_reads_are_no_traceback(hostile: dict[str, str]) -> N
     done = subprocess.run(command, env=hostile, stdout=subprocess.PIPE, stderr=writer, check=False, timeout=60)
     os.close(writer)
     assert (done.returncode, done.stdout) == (2, b"")
+
+
+def test_what_nobody_foresaw_is_clean_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """A row of another kind than the schema's ends a command, in words that may be the row's."""
+
+    @click.command()
+    def fails() -> None:
+        raise ValueError(HOSTILE)
+
+    with pytest.raises(SystemExit) as end:
+        terminal.Group(commands={"fails": fails}).main(["fails"])
+    said = capsys.readouterr().err
+    assert is_clean(said)
+    assert "ValueError: \\x1b[31m" in said
+    assert end.value.code == 1
