@@ -210,6 +210,7 @@ def _walk(path: str, only_root: bool = False) -> "tuple[int, posix.stat_result |
             continue
         if name == "..":
             at = at.rpartition("/")[0]
+            status = posix.lstat(at or "/")
             continue
         _check_closed(at or "/", status, parent=True)
         here = f"{at}/{name}"

@@ -838,3 +838,11 @@ def test_no_door_to_an_sqlite_file_opens_for_root(site: Site, empty_store: Path)
             call()
     found = in_child(lambda: str(connect(site.settings(), 1.0) and identity()))
     assert f"Uid: {NOBODY.pw_uid} " in found
+
+
+def test_a_way_up_leads_to_the_directory_that_is_judged(tmp_path: Path) -> None:
+    inner = tmp_path / "open" / "inner"
+    inner.mkdir(parents=True, mode=0o755)
+    inner.parent.chmod(0o1777)
+    with pytest.raises(StoreError, match="any user may write there"):
+        rights.owner_of_store(f"{inner}/../greycheck.db", False)
