@@ -314,7 +314,7 @@ def _skipped_by_rule(told: Explanation) -> bool:
 
 def _strikes(told: Explanation) -> tuple[str, str]:
     settings = told.settings
-    looked_at = f"client {told.envelope.client}, strikes = {settings.strikes}"
+    looked_at = f"client {told.envelope.client or '-'}, strikes = {settings.strikes}"
     if told.found is None:
         return looked_at, ""
     if not settings.strikes:
@@ -341,7 +341,7 @@ SHARED = "does not count: many clients may share such an address"
 
 def _client(told: Explanation) -> tuple[str, str]:
     settings = told.settings
-    looked_at = f"client {told.envelope.client}, client_passes = {settings.client_passes}"
+    looked_at = f"client {told.envelope.client or '-'}, client_passes = {settings.client_passes}"
     if told.found is None:
         return looked_at, ""
     row = told.found.client
@@ -457,7 +457,7 @@ def _full(told: Explanation) -> tuple[str, str]:
         return looked_at, "off"
     if told.waiting is None:
         return looked_at, ""
-    return looked_at, f"an estimated {told.waiting.total} wait: {'below it' if told.waiting.total < limit else 'full'}"
+    return looked_at, f"about {told.waiting.total} wait: {'not full' if told.waiting.total < limit else 'full'}"
 
 
 _TELL: dict[str, Callable[[Explanation], tuple[str, str]]] = {

@@ -73,7 +73,7 @@ HOOKS = (
     ),
 )
 
-# The first that matches decides.
+# In the order in which they are asked: the first that matches decides.
 REASONS = (
     ("incomplete", "accept", "No usable client address, or not called by a hook; missing= says which variable."),
     ("exempt", "accept", "A relay or authenticated client, or checking is off for it; by= says why."),
@@ -81,8 +81,6 @@ REASONS = (
     ("strikes", "reject", "The client has retried too hastily, again and again."),
     ("client", "accept", "The client address has passed before."),
     ("known", "accept", "The triplet has passed before."),
-    ("new", "defer", "The triplet was never seen, or its retry window or lifetime is over."),
-    ("early", "defer", "A retry before the delay is over."),
     ("retry", "accept", "A retry after the delay: from now on triplet and client are known."),
     ("expected", "accept", "Mail to this recipient was expected (greycheck expect)."),
     ("message", "accept", "A later recipient of a message whose first one passed by greylisting (qmail-spp, policy)."),
@@ -93,6 +91,8 @@ REASONS = (
     ),
     ("crowded", "defer", "network_limit or more triplets of this client's network wait; this one is not recorded."),
     ("full", "accept", "More triplets wait than pending_limit allows; this one is not recorded."),
+    ("new", "defer", "The triplet was never seen, or its retry window or lifetime is over."),
+    ("early", "defer", "A retry before the delay is over."),
     ("error", "accept", "The check could not be made; error= says why. With on_error = defer: defer."),
 )
 
@@ -408,7 +408,7 @@ def log_lines() -> list[str]:
                 " no envelope can forge a line. Of what is long, here and in the store, a part is kept, with \\... and its length in bytes;"
                 " of addresses also a digest, by which they stay apart."
                 " The first word is the verdict. A line that begins greycheck: warning names a setting that cannot be used. The reasons, in"
-                " the order in which they are looked at:"
+                " the order in which they are asked, new and early where none before them matches:"
             ]
         ),
         *tagged([(f"{reason} ({action})", meaning) for reason, action, meaning in REASONS]),

@@ -316,7 +316,7 @@ def _address(kind: str, written: str) -> Pattern:
         value = _whole_address(field, value)
         if kind == "sender" and (folded := normalise.fold_sender(value)) != value:
             note = (
-                f"matches this address alone, and something in it changes from mail to mail: all such mail is"
+                f"matches this one address, which changes from mail to mail: for all such mail write"
                 f" {field}:{_shown(folded)}, {field}:{_shown(value.rpartition(b'@')[2])}, or the client's network"
             )
     else:

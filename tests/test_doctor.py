@@ -297,7 +297,7 @@ def test_a_launcher_in_c_without_the_one_in_python_is_a_fault(compiled: Installa
 def test_permissions_of_launchers_in_python_count_too(compiled: Installation) -> None:
     (compiled.directory / native.BEHIND).chmod(0o700)
     found = [one.found for one in launchers.look_at_permissions(replace(compiled, account=NOBODY))]
-    assert any(f"nobody cannot pass {compiled.directory}/greycheck.d " in one for one in found), found
+    assert any(f"nobody may not enter {compiled.directory}/greycheck.d " in one for one in found), found
 
 
 # --- modules ----------------------------------------------------------------------------------------------------------

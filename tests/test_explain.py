@@ -329,8 +329,8 @@ def step(child: Child, case: str, name: str) -> tuple[str, str]:
         ("new", "pool", "waits from no other network", UNCHANGED),
         ("new, no pools", "pool", "off", UNCHANGED),
         ("new, no pools", "full", "off", UNCHANGED),
-        ("full", "full", "an estimated 2 wait: full", DECIDES),
-        ("new", "full", "an estimated 0 wait: below it", UNCHANGED),
+        ("full", "full", "about 2 wait: full", DECIDES),
+        ("new", "full", "about 0 wait: not full", UNCHANGED),
     ],
 )
 def test_each_step_tells_what_it_found(child: Child, case: str, name: str, found: str, outcome: str) -> None:

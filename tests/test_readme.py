@@ -5,7 +5,7 @@ import re
 import docutils.core
 import pytest
 
-from greycheck import policy, settings
+from greycheck import explain, manual, policy, settings
 from greycheck.cli.main import cli
 from tests.support import ROOT
 
@@ -24,9 +24,14 @@ def test_it_lists_every_setting_with_default_and_meaning() -> None:
 
 
 def test_it_explains_every_reason() -> None:
-    rows = dict(re.findall(r"^``(\w+)`` +(accept|defer|reject) ", README, re.MULTILINE))
+    found = re.findall(r"^``(\w+)`` +(accept|defer|reject) ", README, re.MULTILINE)
+    rows = dict(found)
     reasons = {reason: action for action, reason in policy.TRANSITIONS.values()}
     accepting = ("incomplete", "exempt", "rule", "client", "expected", "message", "pool", "full", "error")
+    # In one order everywhere: the one in which they are asked.
+    assert [reason for reason, _ in found] == [reason for reason, _, _ in manual.REASONS]
+    steps = [reason for asked in explain.REASONS.values() for reason in asked]
+    assert [reason for reason in steps if reason not in ("new", "early")] + ["new", "early", "error"] == list(rows)
     assert rows == reasons | {"strikes": "reject", "crowded": "defer"} | dict.fromkeys(accepting, "accept")
 
 

@@ -60,7 +60,7 @@ def barrier(path: Path, wanted: int, user: str) -> str:
     """What stands between the effective USER and PATH: the first directory that cannot be passed, or PATH itself; empty for nothing."""
     for parent in reversed(path.parents):
         if not os.access(parent, os.X_OK, effective_ids=True):
-            return f"{user} cannot pass {describe(parent)} on the way to {path}"
+            return f"{user} may not enter {describe(parent)} on the way to {path}"
     if not os.access(path, wanted, effective_ids=True):
         what = "write" if wanted & os.W_OK else "read"
         return f"{user} cannot {what} {describe(path)}"

@@ -216,7 +216,7 @@ def consequences(told: Explanation) -> Iterator[str]:
         yield f"a retry passes from {local(first)} ({away(first, now)}, {first - now}s)"
         yield f"              until {local(last)} ({away(last, now)})"
     if told.verdict.reason == "new":
-        yield "counted from an attempt at this time; to explain it records none"
+        yield "as if it were tried at this time; to explain records nothing"
 
 
 # --- for scripts --------------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ NOTHING = {
     show_default=True,
     help="By first or last attempt (newest first), early attempts or strikes (most first), or expiry (soonest first).",
 )
-@click.option("--reverse", is_flag=True, help="The other way round.")
+@click.option("--reverse", is_flag=True, help="In reverse order.")
 @click.option("--limit", type=click.IntRange(0), default=20, show_default=True, metavar="N", help="Rows; 0: all.")
 @click.option("--count", "counts", is_flag=True, help="Print how many there are, and none of them.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array; with --count an object.")

@@ -147,7 +147,7 @@ def _client_lines(row: RowMapping | None, settings: Settings, now: int) -> Itera
     yield "state", client_state(row, settings, now)
     yield (
         "passes",
-        f"{row['passes']}; known with {settings.client_passes}"
+        f"{row['passes']}; from {settings.client_passes} on, all its mail passes"
         if settings.client_passes
         else f"{row['passes']}; client_passes is off",
     )

@@ -236,7 +236,7 @@ def test_explain_answers_as_by_the_policy_protocol(store: Child, monkeypatch: py
 def test_explain_before_the_first_mail_explains_an_empty_store_and_makes_none(store: Child) -> None:
     output = run("explain", *ATTEMPT).stdout
     assert "does not exist yet, explained as empty" in " ".join(output.split())
-    assert "counted from an attempt at this time" in output
+    assert "as if it were tried at this time" in output
     assert not store.database.exists()
     store.database.touch()
     assert data("explain", *ATTEMPT)["verdict"]["reason"] == "new"  # type: ignore[index]
@@ -487,7 +487,7 @@ def test_show_tells_all_of_a_client(store: Child, monkeypatch: pytest.MonkeyPatc
     assert "greycheck list --network 192.0.2.0/24" in output
     known_client(store, strikes=2, struck=int(clock.time()) + 3605)
     output = run("show", "::ffff:192.0.2.1").stdout
-    for words in ("known", "1; known with 1", "2 in a row; strikes is off", "does not count"):
+    for words in ("known", "1; from 1 on, all its mail passes", "2 in a row; strikes is off", "does not count"):
         assert words in output, words
     monkeypatch.setenv("GREYCHECK_STRIKES", "2")
     monkeypatch.setenv("GREYCHECK_CLIENT_PASSES", "0")

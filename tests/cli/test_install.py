@@ -179,7 +179,7 @@ def test_a_directory_that_the_user_cannot_pass_is_named(qmail: Path) -> None:
     (qmail.parent / "store").chmod(0o700)
     qmail.chmod(0o700)
     stderr = install(qmail, "--user", "nobody", code=1).stderr
-    assert f"nobody cannot pass {qmail} (mode 0700, owner root) on the way to {qmail}/greycheck" in stderr
+    assert f"nobody may not enter {qmail} (mode 0700, owner root) on the way to {qmail}/greycheck" in stderr
     assert f"nobody cannot write {qmail.parent}/store (mode 0700, owner root)" in stderr
 
 
@@ -191,7 +191,9 @@ def test_an_interpreter_that_the_user_cannot_run_is_named(qmail: Path, monkeypat
     (private / "python").symlink_to(module.interpreter())
     private.chmod(0o700)
     monkeypatch.setattr(module, "interpreter", lambda: str(private / "python"))
-    assert f"nobody cannot pass {private} (mode 0700, owner root)" in install(qmail, "--user", "nobody", code=1).stderr
+    assert (
+        f"nobody may not enter {private} (mode 0700, owner root)" in install(qmail, "--user", "nobody", code=1).stderr
+    )
 
 
 @pytest.mark.usefixtures("root")

@@ -207,7 +207,7 @@ def test_a_directory_behind_that_the_user_cannot_pass_is_named(
 
     monkeypatch.setattr(module, "put_native", close)
     stderr = install("--native", qmail, "--user", "nobody", code=1).stderr
-    assert f"nobody cannot pass {qmail}/greycheck.d (mode 0700, owner root)" in stderr
+    assert f"nobody may not enter {qmail}/greycheck.d (mode 0700, owner root)" in stderr
 
 
 # --- compilers --------------------------------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ def test_files_that_the_url_names_must_be_readable(qmail: Path, monkeypatch: pyt
     monkeypatch.setenv(
         "GREYCHECK_DATABASE", f"postgresql://u@127.0.0.1:{free_port()}/d?sslrootcert=/nonexistent/ca.pem"
     )
-    assert f"{ME} cannot pass /nonexistent" in put(qmail, code=1).stderr
+    assert f"{ME} may not enter /nonexistent" in put(qmail, code=1).stderr
     monkeypatch.setenv("GREYCHECK_DATABASE", f"mysql://u@127.0.0.1:{free_port()}/d?ssl_ca=/nonexistent.pem")
     assert f"{ME} cannot read /nonexistent.pem (No such file or directory)" in put(qmail, code=1).stderr
 

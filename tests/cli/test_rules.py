@@ -119,7 +119,7 @@ OTHER_CUSTOMER = b"0102016efd948e3c-ed35c055-1123-473d-bcce-03a7adda94e6-000000@
 
 def test_who_refuses_one_bounce_address_does_not_refuse_all_of_them(store: Path, child: Child) -> None:
     told = run("reject", f"from:{SES}").stderr
-    assert "matches this address alone" in told
+    assert "matches this one address" in told
     assert "from:eu-west-1.amazonses.example, or the client's network" in told
     assert child.smtpextfork(sender=SES.encode()).verdict == (REJECTED, "rule")
     assert child.smtpextfork(sender=OTHER_CUSTOMER).verdict == (DEFERRED, "new")
@@ -488,7 +488,7 @@ def test_import_notes_what_is_wrong_with_the_new_rules(store: Path) -> None:
     run("allow", "192.0.2.0/24")
     text = "allow 192.0.2.1\nallow from:a+b@example.org\nallow 192.0.2.9 expires=2020-01-01T00:00:00Z\n"
     assert run("rules", "import", "-", text=text).stderr == (
-        "note: standard input:2: matches this address alone, and something in it changes from mail to mail: all such mail is"
+        "note: standard input:2: matches this one address, which changes from mail to mail: for all such mail write"
         " from:a@example.org, from:example.org, or the client's network\n"
         "note: standard input:3: 192.0.2.9 expired: left out\n"
         "note: allow 192.0.2.1: allow 192.0.2.0/24 has the same effect: remove one of them\n"

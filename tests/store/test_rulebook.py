@@ -310,7 +310,7 @@ def test_what_is_over_is_left_out_and_what_is_taken_otherwise_is_said() -> None:
     )
     assert [one.pattern for one in wanted] == ["from:alice+x@example.org"]
     assert notes[0] == "1: 192.0.2.1 expired: left out"
-    assert notes[1].startswith("2: matches this address alone, and something in it changes")
+    assert notes[1].startswith("2: matches this one address, which changes from mail to mail")
     assert faults == []
 
 
