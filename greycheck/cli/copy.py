@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from greycheck import settings
 from greycheck.cli.asking import console, grid, print_json
 from greycheck.cli.common import engine_of, foreseen, read_settings
-from greycheck.cli.terminal import Console
+from greycheck.cli.terminal import Console, shown
 from greycheck.store import rights, schema, server
 from greycheck.store.copying import Copying, Difference, Occupied, Outcome
 from greycheck.store.lean import StoreError
@@ -51,7 +51,8 @@ def copy(source: str, target: str, overwrite: bool, as_json: bool) -> None:
             with Told() as told:
                 outcome = Copying(reader, writer, told).copy(int(time()), overwrite)
         except Occupied as error:
-            raise click.ClickException(f"{schema.shown(to_url)}: {error}: --overwrite removes them") from None
+            said = f"{schema.shown(to_url)}: {error}: --overwrite removes them"
+            raise click.ClickException(shown(said)) from None
     if as_json:
         print_json(as_data(outcome, schema.shown(from_url), schema.shown(to_url)))
     else:

@@ -116,7 +116,7 @@ def asked_only(settings: Settings) -> "Iterator[Store | None]":
         yield _connected(settings)
     except StoreError as error:
         raise click.ClickException(
-            f"{error}\nA check by this user would end in reason=error: {settings.on_error} (on_error)."
+            f"{terminal.shown(str(error))}\nA check by this user would end in reason=error: {settings.on_error} (on_error)."
         ) from None
 
 

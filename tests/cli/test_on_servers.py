@@ -3,11 +3,14 @@
 import json
 import os
 from pathlib import Path
+from time import time
 
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import Table, insert, update
 
 from greycheck.cli.main import cli
+from greycheck.store import schema, tables
 from tests import databases
 from tests.servers import PASSWORD, MariaDB, Postgres, Server, free_port
 from tests.support import Child, Database, on_every_server
@@ -52,6 +55,47 @@ def run(*arguments: str, code: int = 0, text: str | None = None) -> Result:
     assert result.exit_code == code, result.output
     assert PASSWORD not in result.output
     return result
+
+
+# What a terminal would act on, in few enough characters for any column, and in ASCII.
+HOSTILE = "\x1b[31m\r\n\x07\x7fx"
+
+
+@on_every_server
+def test_what_another_host_wrote_is_text_and_its_lines_are_one(store: Child) -> None:
+    now = int(time())
+    rows: dict[Table, dict[str, object]] = {
+        tables.triplet: {"network": HOSTILE, "sender": HOSTILE, "recipient": HOSTILE, "triplet_key": b"k" * 16}
+        | {"first_attempt": now, "last_attempt": now, "early_attempts": 0, "passes": 1, "passed_at": now},
+        tables.client: {"address": HOSTILE, "passes": 1, "first_seen": now, "last_seen": now}
+        | {"strikes": 0, "struck_until": 0},
+        tables.rule: {"match_key": b"r" * 16, "kind": "sender", "pattern": f"from:{HOSTILE}", "action": "allow"}
+        | {"comment": HOSTILE, "created_at": now},
+    }
+    for table, values in rows.items():
+        store.store.execute(insert(table).values(values | {"expires_at": now + 9999}))
+    commands: list[tuple[str, ...]] = [
+        ("list", "passed"),
+        ("list", "clients"),
+        ("show", "6b6b6b6b"),
+        ("rules", "list"),
+        ("rules", "export"),
+    ]
+    commands += [("rules", "check"), ("status",), ("expire", "-v"), ("explain", *ATTEMPT)]
+    for command in commands:
+        said = CliRunner().invoke(cli, command, prog_name="greycheck").output
+        assert said, command
+        assert all(char.isprintable() or char == "\n" for char in said), (command, said)
+    [line] = [line for line in run("rules", "export").output.splitlines() if not line.startswith("#")]
+    assert "\\x1b[31m\\x0d\\x0a" in line
+    store.store.execute(update(tables.alembic_version).values(version_num=f"9999{HOSTILE}"))
+    try:
+        of_schema = [CliRunner().invoke(cli, command, prog_name="greycheck").output for command in commands]
+    finally:
+        store.store.execute(update(tables.alembic_version).values(version_num=schema.head()))
+    for command, said in zip(commands, of_schema, strict=True):
+        assert "9999\\x1b[31m\\x0d\\x0a\\x07\\x7fx, newer" in said, (command, said)
+        assert all(char.isprintable() or char == "\n" for char in said), (command, said)
 
 
 @on_every_server
