@@ -30,6 +30,9 @@ def place() -> Iterator[Path]:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "both_ways: also with programs in C, which ask a resident")
     config.addinivalue_line("markers", "one_way: not so, where all others of the file are")
+    config.addinivalue_line(
+        "markers", "system: needs more than Python, by its fixtures or their parameters: not in dev/test --quick"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -44,6 +47,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     spared = [item for item in items if hasattr(item, "callspec") and is_spared(item.callspec.params)]
     config.hook.pytest_deselected(items=spared)
     items[:] = [item for item in items if item not in spared]
+    for item in items:
+        if needs_more_than_python(item):
+            item.add_marker("system")
+
+
+# Fixtures that run a server or a compiler.
+SYSTEM = frozenset(("postgres", "standby", "mariadb", "galera", "on_postgresql", "on_mariadb", "natives", "bare_mx"))
+
+
+def needs_more_than_python(item: pytest.Item) -> bool:
+    given = item.callspec.params if hasattr(item, "callspec") else {}
+    on_server = not str(given.get("database", "sqlite")).startswith("sqlite")
+    return on_server or given.get("way") == "resident" or not SYSTEM.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 def is_spared(given: dict[str, object]) -> bool:

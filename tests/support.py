@@ -96,7 +96,7 @@ class Database(ABC):
     def begin(self) -> AbstractContextManager[Connection]:
         """A transaction on it."""
 
-    def connect(self, patience: float) -> "lean.Store":
+    def connect(self, patience: float) -> "lean.Connected":
         """A check's connection, which waits PATIENCE seconds at most."""
         environ = {"GREYCHECK_CONFIG": "/dev/null", **self.environ}
         return connect(read({os.fsencode(name): os.fsencode(value) for name, value in environ.items()}), patience)
@@ -146,7 +146,7 @@ class SQLiteFile(Database):
     def begin(self) -> AbstractContextManager[Connection]:
         return self._engine.begin()
 
-    def connect(self, patience: float) -> "lean.Store":
+    def connect(self, patience: float) -> "lean.Connected":
         return Batches(self.path) if self.is_kept else super().connect(patience)
 
     @cached_property
@@ -195,6 +195,9 @@ class Batches:
         return done
 
     def tidy(self) -> None:
+        """Each is one batch: nothing is left to do."""
+
+    def close(self) -> None:
         self._store.close()
 
     def overdue(self) -> None:

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from greycheck.envelope import OF_MESSAGE, Envelope, Triplet, message_triplet, t
 from greycheck.log import show
 from greycheck.policy import MESSAGE_TIME, Change, ClientRow, Found, RuleRow, TripletRow, Waiting
 from greycheck.settings import Settings, read
-from greycheck.store import lean, lean_server, schema, tables
+from greycheck.store import lean, schema, tables
 from greycheck.store.lean import Again, Asked, StoreError
 from greycheck.store.lean_sqlite import Store
 from tests.support import Database, in_every_store, with_every_driver
@@ -168,7 +169,7 @@ class Stores:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.execute = database.execute
-        self.opened: list[lean.Store] = []
+        self.opened: list[lean.Connected] = []
 
     def open(self) -> "lean.Store":
         """A further connection."""
@@ -178,8 +179,7 @@ class Stores:
     def close(self) -> None:
         """Ends all, and the transactions that they are in."""
         for store in self.opened:
-            if isinstance(store, lean_server.Store):
-                store._disconnect()
+            store.close()
 
 
 @pytest.fixture
@@ -252,8 +252,8 @@ def test_changes_can_be_saved_under_the_lock(stores: Stores) -> None:
 
 def test_a_file_without_tables_has_no_schema(tmp_path: Path) -> None:
     (tmp_path / "empty.db").touch()
-    with pytest.raises(lean.NoSchema, match="no such table"):
-        Store(f"{tmp_path}/empty.db", 1).lookup(ASKED, NOW)
+    with closing(Store(f"{tmp_path}/empty.db", 1)) as store, pytest.raises(lean.NoSchema, match="no such table"):
+        store.lookup(ASKED, NOW)
 
 
 @in_every_store
@@ -268,20 +268,22 @@ def test_the_write_ahead_log_is_emptied_by_whom_makes_it_grow(path: Path, monkey
     monkeypatch.setattr("greycheck.store.lean_sqlite.LOG_STEP", 100_000)
     log = Path(f"{path}-wal")
     largest = 0
+    opened = ExitStack()  # closed, the last one would empty it
     for number in range(100):
-        store = Store(str(path), 1)
+        store = opened.enter_context(closing(Store(str(path), 1)))
         store.save(asked(f"{number}"), [Change(None, TripletRow(1, 1), number)], patient=True)
         largest = max(largest, log.stat().st_size)
         store.tidy()
+    opened.close()
     assert largest < 150_000
 
 
 def test_a_write_ahead_log_that_cannot_be_emptied_is_left(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("greycheck.store.lean_sqlite.LOG_STEP", 1)
-    store = Store(str(path), 1)
-    store.save(ASKED, [Change(None, TripletRow(1, 1), 9)], patient=True)
-    monkeypatch.setattr(store, "_execute", failing)
-    store.tidy()
+    with closing(Store(str(path), 1)) as store:
+        store.save(ASKED, [Change(None, TripletRow(1, 1), 9)], patient=True)
+        monkeypatch.setattr(store, "_execute", failing)
+        store.tidy()
 
 
 def failing(*_arguments: object) -> None:
@@ -507,15 +509,16 @@ def limits(pending: int, network: int = 1000) -> Settings:
 def test_what_the_driver_says_is_passed_on_with_its_code(path: Path, name: str, said: str) -> None:
     error = sqlite3.OperationalError("disk full")
     error.sqlite_errorname = name
-    assert said in str(Store(str(path), 1)._fault(error))
+    with closing(Store(str(path), 1)) as store:
+        assert said in str(store._fault(error))
 
 
 def test_special_characters_of_a_path_are_no_parameters(tmp_path: Path) -> None:
     directory = tmp_path / "a #&mode=memory"
     directory.mkdir()
     schema.upgrade(f"sqlite:///{directory}/greycheck.db")
-    store = Store(f"{directory}/greycheck.db", 1)
-    store.save(ASKED, [Change(None, TripletRow(1, 1), 9)], patient=True)
+    with closing(Store(f"{directory}/greycheck.db", 1)) as store:
+        store.save(ASKED, [Change(None, TripletRow(1, 1), 9)], patient=True)
     connection = sqlite3.connect(directory / "greycheck.db")
     assert connection.execute("SELECT count(*) FROM triplet").fetchone() == (1,)
     connection.close()

@@ -25,7 +25,7 @@ from greycheck.store import connect, schema
 from greycheck.store.lean import NoSchema, StoreError
 
 if TYPE_CHECKING:
-    from greycheck.store.lean import Store
+    from greycheck.store.lean import Connected
 
 # How long a statement waits for another's lock, in seconds. Readers of SQLite's write-ahead log hardly do.
 PATIENCE = 5.0
@@ -110,17 +110,22 @@ def explain(
 
 
 @contextmanager
-def asked_only(settings: Settings) -> "Iterator[Store | None]":
+def asked_only(settings: Settings) -> "Iterator[Connected | None]":
     """The store of SETTINGS as the child reaches it, or None where it does not exist yet. Raises ClickException."""
+    store = None
     try:
-        yield _connected(settings)
+        store = _connected(settings)
+        yield store
     except StoreError as error:
         raise click.ClickException(
             f"{terminal.shown(str(error))}\nA check by this user would end in reason=error: {settings.on_error} (on_error)."
         ) from None
+    finally:
+        if store is not None:
+            store.close()
 
 
-def _connected(settings: Settings) -> "Store | None":
+def _connected(settings: Settings) -> "Connected | None":
     path = schema.sqlite_path(settings.database)
     give_up_root(settings)
     if path is None:
@@ -134,10 +139,15 @@ def _connected(settings: Settings) -> "Store | None":
         if settings.sources["database"] != "default" and not path.parent.is_dir():
             raise StoreError(str(error)) from None  # a check makes no directory that a setting names
         return None
-    with foreseen():
-        if schema.current(settings.database) is None:
-            return None
-        schema.require(settings.database)
+    try:
+        with foreseen():
+            if schema.current(settings.database) is None:
+                store.close()
+                return None
+            schema.require(settings.database)
+    except BaseException:
+        store.close()
+        raise
     return store
 
 

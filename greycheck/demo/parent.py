@@ -260,7 +260,7 @@ class Session:
                 environ,
                 file_actions=[(os.POSIX_SPAWN_CLOSE, 0), (os.POSIX_SPAWN_DUP2, writer, 1)],
             )
-        except OSError:
+        except (OSError, ValueError):  # an empty name is the latter's since Python 3.13
             os.close(reader)
             self.failed(plugin, b"can't execute")
             return None
@@ -362,7 +362,7 @@ def run(
     """
     try:
         child = os.posix_spawn(program, argv, environ, file_actions=descriptors)
-    except OSError:
+    except (OSError, ValueError):  # an empty name is the latter's since Python 3.13
         return None
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 

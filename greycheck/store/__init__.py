@@ -10,10 +10,10 @@ import posix
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from greycheck.settings import Settings
-    from greycheck.store.lean import Store
+    from greycheck.store.lean import Connected
 
 
-def connect(settings: "Settings", patience: float) -> "Store":
+def connect(settings: "Settings", patience: float) -> "Connected":
     """A connection to the database of SETTINGS, which waits PATIENCE seconds at most for another's lock, or for a server in all.
 
     A process of root's becomes the owner of that store for good.

@@ -48,6 +48,12 @@ if TYPE_CHECKING:
         def notes(self) -> Sequence[str]:
             """What the log is to say about the store, line by line."""
 
+    class Connected(Store, Protocol):
+        """What ``store.connect`` returns."""
+
+        def close(self) -> None:
+            """Leaves the store, and undone what was begun: for a process that goes on without it."""
+
 
 def with_stand_ins(stand_ins: "dict[str, ModuleType]", call: "Callable[..., T]", *arguments: object) -> "T":
     """What CALL returns, made while STAND_INS, by name, are there instead of modules that it would import and hardly uses."""

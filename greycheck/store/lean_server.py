@@ -162,6 +162,8 @@ class Store:
         if self._connection is not None:
             self._disconnect()
 
+    close = tidy
+
     def overdue(self) -> None:
         """The deadline is over while a host was asked."""
         asked_for = monotonic() - self._asking_since if self._asking_since else 0.0

@@ -56,13 +56,17 @@ class Store(lean_sqlite.Store):
 
     def __init__(self, path: str) -> None:
         super().__init__(path, 0)
-        self._run("PRAGMA synchronous = NORMAL")
-        self._run("PRAGMA wal_autocheckpoint = 0")
-        self._run(f"PRAGMA cache_size = -{CACHE}")
         try:
+            self._run("PRAGMA synchronous = NORMAL")
+            self._run("PRAGMA wal_autocheckpoint = 0")
+            self._run(f"PRAGMA cache_size = -{CACHE}")
             self._file = posix.stat(path)
         except OSError as error:
+            self._connection.close()
             raise NoSchema(f"{path}: {error.strerror}") from None
+        except StoreError:
+            self._connection.close()
+            raise
         self._index = RuleIndex(())
         self._indexed: list[object] = []
         self._indexed_at = -1

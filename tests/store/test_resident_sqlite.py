@@ -3,6 +3,7 @@
 import shutil
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -224,14 +225,14 @@ def test_changes_that_belong_together_are_written_both_or_not_at_all(store: Stor
 
 def test_what_another_process_was_quicker_to_change_is_decided_again(store: Store, path: Path) -> None:
     """A retry is seen, another process counts it first, and it is no second pass."""
-    child = lean_sqlite.Store(str(path), 1)
     passed = SETTINGS.delay
     assert write(store, NEW)
     store.begin_reading()
     verdict, changes = check.decide(store, ASKED, SETTINGS, NOW + passed)
     store.commit()
     assert verdict.reason == "retry"
-    assert check.check(child, ENVELOPE, SETTINGS, NOW + passed).reason == "retry"
+    with closing(lean_sqlite.Store(str(path), 1)) as child:
+        assert check.check(child, ENVELOPE, SETTINGS, NOW + passed).reason == "retry"
     assert store.begin_writing()
     assert not store.save(ASKED, changes, patient=True)
     assert check.check(store, ENVELOPE, SETTINGS, NOW + passed).reason == "client"
@@ -257,7 +258,7 @@ def test_a_file_that_another_process_has_for_itself_is_busy(store: Store, path: 
     alone = sqlite3.connect(path, isolation_level=None)
     alone.execute("PRAGMA locking_mode = EXCLUSIVE")
     alone.execute("BEGIN IMMEDIATE")
-    with pytest.raises(Busy):
+    with closing(alone), pytest.raises(Busy):
         Store(str(path)).begin_reading()
 
 
@@ -369,11 +370,13 @@ def test_whoever_leaves_a_file_that_was_replaced_takes_nothing_of_the_new_one_wi
     for file in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
         file.rename(f"{file}.old")
     shutil.copy(empty_store, path)
-    child = lean_sqlite.Store(str(path), 1)
-    assert child.save(ASKED, [Change(None, TripletRow(7, 7), 9)], patient=True)
-    store.close()
-    assert row_of(lean_sqlite.Store(str(path), 1).lookup(ASKED, NOW)) == (7, 7)
-    assert row_of(look(Store(str(path)))) == (7, 7)
+    with closing(lean_sqlite.Store(str(path), 1)) as child:
+        assert child.save(ASKED, [Change(None, TripletRow(7, 7), 9)], patient=True)
+        store.close()
+        with closing(lean_sqlite.Store(str(path), 1)) as other:
+            assert row_of(other.lookup(ASKED, NOW)) == (7, 7)
+        with closing(Store(str(path))) as resident:
+            assert row_of(look(resident)) == (7, 7)
 
 
 @pytest.mark.parametrize("kept", [(), ("-wal",), ("-wal", "-shm")])
@@ -386,9 +389,9 @@ def test_a_file_that_is_made_anew_has_nothing_of_the_old_one(path: Path, kept: t
     schema.upgrade(f"sqlite:///{path}")
     assert store.is_replaced()
     store.close()
-    again = Store(str(path))
-    assert look(again).triplet is None
-    assert write(again, NEW)
+    with closing(Store(str(path))) as again:
+        assert look(again).triplet is None
+        assert write(again, NEW)
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
