@@ -52,14 +52,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("system")
 
 
-# Fixtures that run a server or a compiler.
+# Fixtures that run a server or a compiler, and how a parameter begins that asks for one.
 SYSTEM = frozenset(("postgres", "standby", "mariadb", "galera", "on_postgresql", "on_mariadb", "natives", "bare_mx"))
+SERVERS = ("postgres", "mariadb", "mysql", "galera")
 
 
 def needs_more_than_python(item: pytest.Item) -> bool:
-    given = item.callspec.params if hasattr(item, "callspec") else {}
-    on_server = not str(given.get("database", "sqlite")).startswith("sqlite")
-    return on_server or given.get("way") == "resident" or not SYSTEM.isdisjoint(getattr(item, "fixturenames", ()))
+    given = list(item.callspec.params.values()) if hasattr(item, "callspec") else []
+    on_server = any(isinstance(value, str) and value.startswith(SERVERS) for value in given)
+    return on_server or "resident" in given or not SYSTEM.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 def is_spared(given: dict[str, object]) -> bool:

@@ -620,6 +620,7 @@ class GaleraNode(MariaDB):
         )
         self.wsrep = {
             "wsrep_on": "ON",
+            "loose_plugin_wsrep_provider": "OFF",  # where it is on, from MariaDB 11.4, no option can be changed at run time
             "wsrep_provider": GALERA,
             "wsrep_cluster_name": "greycheck",
             "wsrep_cluster_address": "gcomm://" + ",".join(f"127.0.0.1:{node.group}" for node in ports),

@@ -45,7 +45,7 @@ def test_its_two_commands_are_there() -> None:
     for command in ("dev/demo", "dev/test"):
         assert f"\n    {command}\n" in README
         assert (ROOT / command).stat().st_mode & 0o111
-    assert "exec sh dev/test\n" in (ROOT / ".ci" / "run").read_text()
+    assert "\nsh dev/test\n" in (ROOT / ".ci" / "run").read_text()
 
 
 def test_every_figure_has_been_measured() -> None:

@@ -26,6 +26,13 @@ HOOKS = tuple(hook.NAME for hook in every())
 
 SENDER = "alice@example.org"
 RECIPIENT = "bob@example.net"
+SEEN = """\
+  The mail was deferred, since nobody had seen this client, sender and recipient together; a retry within {delay}s
+  changed nothing; the one after that was accepted. From now on all mail of {network} passes at once."""
+NEXT = """\
+  greycheck install, as root, puts the checker where your mail server runs it, and greycheck doctor says whether all is well.
+  The README has it step by step: "Install", then the section of your hook, or of Postfix or Exim.
+  Of this demonstration nothing is left."""
 MESSAGE = f"From: {SENDER}\r\nTo: {RECIPIENT}\r\nSubject: greylisted\r\n\r\nHello.\r\n"
 
 console = Console(soft_wrap=True)
@@ -63,6 +70,10 @@ def demo(hook: str, delay: int) -> None:
             console.print(f"An SMTP server on 127.0.0.1:{port} runs them as qmail-smtpd does under {name}.")
             attempts(place, port, delay)
         show_store(environ["GREYCHECK_DATABASE"])
+    console.print("\nSeen", style="bold")
+    console.print(SEEN.format(delay=delay, network=CLIENT))
+    console.print("\nNext", style="bold")
+    console.print(NEXT)
 
 
 def attempts(place: Path, port: int, delay: int) -> None:
