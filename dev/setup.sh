@@ -20,7 +20,7 @@ packages() {
     missing=$(missing "$@" | tr '\n' ' ')
     [ -n "$missing" ] || return 0
     echo "Installing $missing"
-    may_install "$missing"
+    may_run "apt-get install $missing"
     update
     policy=/usr/sbin/policy-rc.d
     [ -e "$policy" ] && policy=
@@ -32,8 +32,8 @@ packages() {
     fi
     as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install $missing >/dev/null ||
         give_up "apt-get could not install $missing: see above."
-    for service in postfix postgresql mariadb runit; do
-        case $missing in *"$service"*) as_root systemctl disable --quiet "$service" 2>/dev/null || true ;; esac
+    for package in postfix postgresql mariadb-server; do
+        case " $missing" in *" $package "*) as_root systemctl disable --quiet "${package%-server}" 2>/dev/null || true ;; esac
     done
     if [ -n "$policy" ]; then
         as_root rm -f "$policy"
@@ -43,15 +43,16 @@ packages() {
 
 # Refreshes apt's lists, once.
 update() {
-    [ -n "${updated:-}" ] || as_root apt-get -qq update || give_up "apt-get update failed: is there a network?"
+    [ -z "${updated:-}" ] || return 0
+    may_run "apt-get update"
+    as_root apt-get -qq update || give_up "apt-get update failed: is there a network?"
     updated=yes
 }
 
-# Ends where this user cannot have the packages $1.
-may_install() {
-    command -v apt-get >/dev/null || give_up "this is no Debian: install what corresponds to $1and try again."
-    [ "$(id -u)" = 0 ] || sudo -v 2>/dev/null || sudo -n true 2>/dev/null ||
-        give_up "ask somebody who may be root for: apt-get install $1"
+# Ends where this user cannot run the COMMAND $1 of apt.
+may_run() {
+    command -v apt-get >/dev/null || give_up "this is no Debian: install what corresponds to $1"
+    [ "$(id -u)" = 0 ] || sudo -v 2>/dev/null || sudo -n true 2>/dev/null || give_up "ask somebody who may be root for: $1"
 }
 
 as_root() {
@@ -81,9 +82,7 @@ environment() {
     if ! grep -qF "$PWD/$VENV/" "$VENV/bin/pip" 2>/dev/null || ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then rm -rf "$VENV"; fi
     "$python" -c 'import ensurepip, venv' 2>/dev/null || packages python3-venv
     [ -x "$VENV/bin/pip" ] || "$python" -m venv "$VENV" || give_up "no virtual environment can be made in $VENV."
-    "$VENV/bin/pip" install --quiet --disable-pip-version-check --editable ".$1" >"$VENV/pip.log" 2>&1 || {
-        grep -v '^$' "$VENV/pip.log" | tail -n 3 >&2
-        give_up "pip could not fetch greycheck's libraries, which it needs a network for once: pip's words are in $VENV/pip.log."
-    }
+    "$VENV/bin/pip" install --quiet --disable-pip-version-check --editable ".$1" >"$VENV/pip.log" 2>&1 ||
+        give_up "pip could not fetch greycheck's libraries, which it needs a network for, once: its words are in $VENV/pip.log."
     echo "$made $1" >"$VENV/made"
 }
