@@ -446,4 +446,4 @@ def test_who_comes_second_finds_the_store_made(tmp_path: Path) -> None:
     from greycheck.store import schema
 
     schema.upgrade(f"sqlite:///{tmp_path}/greycheck.db")
-    first_use.make(found_in(tmp_path), ("/nonexistent",), 1).tidy()
+    first_use.make(found_in(tmp_path), ("/nonexistent",), 1).close()

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from greycheck import hooks
 from greycheck import settings as settings_
 from greycheck.cli import launcher, native
+from greycheck.doctor import finding
 from greycheck.hooks import policy
 from tests.native.programs import NAMES, PATIENCE, PYTHON, SANITIZED, Programs, Ran
 from tests.native.resident import ACCEPTED_LINE, Resident
@@ -107,11 +108,7 @@ def test_its_mark_is_where_launchers_have_theirs(programs: Programs) -> None:
     for name in NAMES:
         assert native.is_ours(programs.directory / name)
         assert native.marks_of(programs.directory / name)["directory"] == str(programs.behind)
-    if (
-        os.access(programs.directory / "greycheck", os.X_OK)
-        and programs.directory.joinpath("greycheck").stat().st_size < 2_000_000
-    ):
-        assert launcher.is_ours(programs.directory / "greycheck")
+        assert finding.is_ours(programs.directory / name)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ LONGEST_SOCKET = 107
 # How long a compiler may take, in seconds.
 COMPILING_TIME = 60
 
-# How much of a program is searched for the mark, in bytes, and how programs begin.
+# How much of a program is searched for the mark, in bytes: some linkers put other notes and code before it; and how programs begin.
 SEARCHED = 2_000_000
 ELF = b"\x7fELF"
 
@@ -137,7 +137,7 @@ def marks_of(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     content = files.read(path, SEARCHED)
-    _before, found, rest = content.partition(launcher.MARK.encode())
+    _before, found, rest = content.partition(f"{launcher.MARK} in C".encode())
     if not content.startswith(ELF) or not found:
         return {}
     lines = os.fsdecode(rest.partition(b"\0")[0]).splitlines()[1:]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from greycheck import child, log
-from greycheck.cli import access, launcher, server
+from greycheck.cli import access, launcher, native, server
 from greycheck.settings import Settings, duration_text
 
 Level = Literal["ok", "note", "warning", "fault"]
@@ -74,7 +74,7 @@ class Installation:
 def is_ours(path: Path) -> bool:
     """Whether PATH can be read, and is a launcher."""
     try:
-        return launcher.is_ours(path)
+        return native.is_ours(path)
     except OSError:
         return False
 

@@ -17,13 +17,13 @@ from greycheck.store.lean import MAKE_IT, Asked, NoSchema, StoreError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from greycheck.settings import Settings
-    from greycheck.store.lean import Store
+    from greycheck.store.lean import Connected
 
 # What the program may print about its failure, in bytes.
 COMPLAINT = 1024
 
 
-def make(settings: "Settings", operator: tuple[str, ...], patience: float) -> "Store":
+def make(settings: "Settings", operator: tuple[str, ...], patience: float) -> "Connected":
     """Makes the schema of SETTINGS' database, with the command line OPERATOR of greycheck's commands, and connects.
 
     Raises StoreError.
@@ -44,11 +44,15 @@ def make(settings: "Settings", operator: tuple[str, ...], patience: float) -> "S
         posix.close(lock)
 
 
-def _looked_at(settings: "Settings", patience: float) -> "Store":
+def _looked_at(settings: "Settings", patience: float) -> "Connected":
     """A connection whose schema was seen to be there."""
     store = connect(settings, patience)
     nobody = Envelope("", "192.0.2.1", b"", b"")
-    store.lookup(Asked(nobody, triplet(nobody, 32, 128)), 0)
+    try:
+        store.lookup(Asked(nobody, triplet(nobody, 32, 128)), 0)
+    except BaseException:
+        store.close()
+        raise
     return store
 
 

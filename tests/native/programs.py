@@ -113,7 +113,8 @@ class Programs:
                     stdin=reader,
                     stdout=subprocess.PIPE,
                     stderr=log,
-                    preexec_fn=before,
+                    preexec_fn=before
+                    or (None if argv is None else os.getpid),  # without one, Python 3.13 refuses an empty name
                     restore_signals=restore_signals,
                     timeout=120,
                     check=False,
