@@ -42,7 +42,7 @@ class Host:
         self.store = SQLiteFile(place / "store" / "greycheck.db")
         self.store.path.parent.mkdir()
         restrictions = readme.lines("Postfix", "smtpd_recipient_restrictions").partition("=")[2].replace("\n", " ")
-        unix = restrictions.replace("/run/greycheck/socket", f"{place}/socket")
+        unix = restrictions.replace("inet:127.0.0.1:10023", f"unix:{place}/socket")
         assert unix != restrictions
         spawn = readme.lines("Postfix", " spawn\n").replace("user=greycheck", f"user={USER}")
         self.spawned = SQLiteFile(place / "spawned" / "greycheck.db")
@@ -57,7 +57,7 @@ class Host:
         shutil.chown(self.spawn_log, USER)
         services = {
             "unix": unix,
-            "inet": unix.replace(f"unix:{place}/socket", f"inet:127.0.0.1:{self.port}"),
+            "inet": restrictions.replace(":10023", f":{self.port}"),
             "strict": unix.replace(", default_action=DUNNO", ""),
             "spawn": unix.replace(f"unix:{place}/socket", "unix:private/greycheck"),
             "logging": unix.replace(f"unix:{place}/socket", "unix:private/logging"),
