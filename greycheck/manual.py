@@ -218,17 +218,18 @@ EXAMPLES = (
         ),
     ),
     (
-        "Postfix's main.cf, with socket_owner = :postfix in /etc/greycheck.conf:",
+        "Postfix's main.cf, with listen = 127.0.0.1:10023 in /etc/greycheck.conf:",
         (
             "smtpd_recipient_restrictions =",
-            "    permit_mynetworks, reject_unauth_destination,",
-            "    check_policy_service { unix:/run/greycheck/socket,",
+            "    permit_mynetworks, permit_sasl_authenticated,",
+            "    reject_unauth_destination, reject_unlisted_recipient,",
+            "    check_policy_service { inet:127.0.0.1:10023, timeout=10s,",
             "        default_action=DUNNO }",
         ),
     ),
     ("In the crontab of the store's owner:", ("7 * * * * /var/qmail/bin/greycheck expire",)),
     (
-        "Look at the store that qmail-smtpd uses, where envdir says which:",
+        "Look at the store that qmail-smtpd uses, where envdir says which (on Debian below /etc/service):",
         ("envdir /service/smtpd/env greycheck doctor",),
     ),
     ("Completion in bash:", ("greycheck completion bash > /etc/bash_completion.d/greycheck",)),
