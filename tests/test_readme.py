@@ -1,6 +1,8 @@
 """What the README says, held against the program."""
 
 import re
+import subprocess
+from subprocess import PIPE
 
 import docutils.core
 import pytest
@@ -46,6 +48,25 @@ def test_its_two_commands_are_there() -> None:
         assert f"\n    {command}\n" in README
         assert (ROOT / command).stat().st_mode & 0o111
     assert "\nsh dev/test\n" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.parametrize(
+    ("title", "number", "within"),
+    [
+        ("Install", 1, "apt-get install python3-venv"),
+        ("Hosts without qmail", 1, "systemctl enable --now greycheck.service"),
+        ("Postfix", 1, "smtpd_recipient_restrictions ="),
+        ("Postfix", 2, "swaks --server mx.example.net"),
+    ],
+)
+def test_the_first_hour_finds_its_lines(title: str, number: int, within: str) -> None:
+    script = (ROOT / "dev" / "first_hour").read_text()
+    assert re.search(rf'(type_in|readme) "?{title}"? {number}\b', script)
+    function = script[script.index("readme() {") :].partition("\n}\n")[0]
+    ran = subprocess.run(
+        ["sh", "-euc", f'{function}\n}}\nreadme "$@"', "sh", title, str(number)], cwd=ROOT, stdout=PIPE, check=True
+    )
+    assert within in ran.stdout.decode()
 
 
 def test_every_figure_has_been_measured() -> None:
