@@ -68,8 +68,8 @@ HOOKS = (
         " instance the same for all recipients of a message, sasl_username that of an authenticated client. Settings and variables that"
         " tcprules would give to a client may be attributes too. Where protocol_state is not RCPT, the answer is DUNNO; else DUNNO"
         " accepts, DEFER_IF_PERMIT and REJECT refuse with defer_text and reject_text, and with header = yes PREPEND accepts the first"
-        " recipient of a message and adds the header X-Greylist. What is no request is not answered. What a mail server does without an"
-        " answer is its own setting; s/qmail lets in what is rejected.",
+        " recipient of a message and adds the header X-Greylist. What is no request gets no answer; what a mail server does then is its"
+        " own setting. s/qmail lets in what is rejected.",
     ),
 )
 
@@ -118,7 +118,7 @@ EXIT_OF_COMMANDS = (
     ("1", "Something was wrong, and is named on descriptor 2; or what was asked for is not so."),
     ("2", "The command line was wrong."),
     ("111", "From policy: a check was not done by its deadline, and on_error has answered."),
-    ("141", "Who read the output has left, as head does."),
+    ("141", "The reader of the output has gone, as head does."),
 )
 
 RIGHTS_TEXT = (
