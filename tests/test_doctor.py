@@ -6,6 +6,7 @@ import pwd
 import resource
 import shutil
 import sqlite3
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -137,7 +138,17 @@ def test_no_launchers_are_a_fault(installed: Installation) -> None:
 )
 def test_one_launcher_that_is_missing_costs_its_hook(installed: Installation, name: str, hook: str) -> None:
     (installed.directory / name).unlink()
-    assert f"not there; the hook {hook} cannot use it" in only(launchers.look_at_launchers, installed, "warning").found
+    assert f"not there; the hook {hook} cannot use it" in only(launchers.look_at_launchers, installed, "fault").found
+
+
+def test_a_link_to_a_launcher_that_is_gone_is_a_fault(installed: Installation) -> None:
+    path = installed.programs[1]
+    path.rename(path.with_name("gone"))
+    path.symlink_to("gone")
+    assert [one.level for one in launchers.look_at_launchers(installed)].count("fault") == 0
+    path.with_name("gone").unlink()
+    found = only(launchers.look_at_launchers, installed, "fault")
+    assert found.found == f"{path}: a link to gone, which is not there"
 
 
 @pytest.mark.parametrize(
@@ -792,9 +803,140 @@ def test_a_program_of_rcptcheck_that_is_not_there_is_a_fault(installed: Installa
     assert "RCPTCHECK: /nonexistent: no such program: all mail is deferred" in found
 
 
+def compiled_rules(everybody: bytes = b"", others: bytes = b"") -> bytes:
+    """Rules as tcprules compiles them: for EVERYBODY, and for OTHERS at one address."""
+    records = b""
+    for key, data in ((b"192.0.2.1", others), (b"", everybody)):
+        place, records = 2048 + len(records), records + struct.pack("<II", len(key), len(data)) + key + data
+    # Of the other table of a cdb nothing is read.
+    end = 2048 + len(records)
+    header = b"".join(struct.pack("<II", end, 2 * (number == 5381 % 256)) for number in range(256))
+    return header + records + struct.pack("<IIII", 5381, 0, 5381, place)
+
+
+def with_rules(installed: Installation, rules: bytes, environ: dict[str, str] | None = None) -> list[Finding]:
+    """What is found of a server with RULES and ENVIRON."""
+    (installed.proc / "tcp.cdb").write_bytes(rules)
+    run(installed, 10, "tcpserver -x tcp.cdb 0 smtp qmail-smtpd", environ=environ or {}, cwd=installed.proc)
+    return list(service.look_at_services(installed))
+
+
+def faults(found: list[Finding]) -> list[str]:
+    return [one.found.partition(": ")[2] for one in found if one.level == "fault"]
+
+
+@pytest.mark.parametrize("which", ["everybody", "others"])
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        (b"+SMTPEXTFORK=/bin/true,/gone/x\0", "SMTPEXTFORK: /gone/x: no such program: accepts all mail"),
+        (b"+SMTPEXTFORKR=/gone/x\0", "SMTPEXTFORKR: /gone/x: no such program: accepts all mail"),
+        (b"+RCPTCHECK=/gone/x\0", "RCPTCHECK: /gone/x: no such program: all mail is deferred"),
+    ],
+)
+def test_a_program_of_the_rules_that_is_not_there_is_a_fault(
+    installed: Installation, which: str, rule: bytes, says: str
+) -> None:
+    assert faults(with_rules(installed, compiled_rules(**{which: rule}))) == [says]
+    assert not doctor.is_sound(doctor.examine(installed))
+
+
+def test_a_program_that_is_gone_is_installed_or_another_is_named(installed: Installation, place: Path) -> None:
+    (place / "other").mkdir()
+    programs = f"/gone/x,/gone/greycheck,{place}/other/greycheck"
+    run(installed, 10, TCPSERVER, environ={"SMTPEXTFORK": programs, "RCPTCHECK": "/gone/x"})
+    assert [one.advice for one in service.look_at_services(installed) if one.level == "fault"] == [
+        f"Let RCPTCHECK name {installed.directory}/greycheck-rcptcheck",
+        f"Let SMTPEXTFORK name {installed.directory}/greycheck",
+        "Run: mkdir -p /gone && greycheck install /gone",
+        f"Run: greycheck install {place}/other",
+    ]
+
+
+def test_no_command_is_advised_that_others_made_up(installed: Installation) -> None:
+    run(installed, 10, TCPSERVER, environ={"SMTPEXTFORK": f"/gone';id;'/{launcher.PROGRAMS[0]}"})
+    assert [one.advice for one in service.look_at_services(installed) if one.level == "fault"] == [""]
+
+
+def test_checkenv_of_the_rules_without_its_program_is_a_fault(installed: Installation) -> None:
+    path = installed.programs[1]
+    path.unlink()
+    found = with_rules(installed, compiled_rules(others=b"+CHECKENV=\0"))
+    assert faults(found) == [f"CHECKENV: {path}: no such program: all mail is stopped"]
+
+
+def test_a_plugin_that_is_not_there_is_a_fault(
+    installed: Installation, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "QMAIL_HOME", place)
+    (place / "control").mkdir()
+    (place / "control" / "smtpplugins").write_text("# mine\n[rcpt]\n:true\n/bin/true\n/gone/greycheck-spp\n")
+    run(installed, 10, TCPSERVER, environ={})
+    assert faults(list(service.look_at_services(installed))) == [
+        "qmail-spp: /gone/greycheck-spp: no such program: all mail is deferred"
+    ]
+
+
+@pytest.mark.parametrize("by", ["script", "variable"])
+def test_the_launcher_that_the_script_runs_must_be_there(installed: Installation, by: str) -> None:
+    named = "/gone/qmail-checkenv"
+    script = (ROOT / "contrib" / "qmail-checkenv.sh").read_text()
+    if by == "script":
+        script = script.replace("/usr/local/lib/greycheck/qmail-checkenv", named)
+    installed.programs[1].write_text(script)
+    run(installed, 10, TCPSERVER, environ={"CHECKENV": "", "CHECKENV_PROGRAM": named if by == "variable" else ""})
+    assert faults(list(service.look_at_services(installed))) == [
+        f"CHECKENV: {named}: no such program: nothing is checked"
+    ]
+
+
+def test_settings_of_the_rule_for_everybody_count(installed: Installation) -> None:
+    assert faults(with_rules(installed, compiled_rules(b"+CHECKENV=\0+GREYCHECK=off\0"))) == [
+        "GREYCHECK=off: nothing is checked"
+    ]
+
+
+def test_settings_of_the_rule_for_others_do_not(installed: Installation) -> None:
+    assert faults(with_rules(installed, compiled_rules(b"+CHECKENV=\0", b"+GREYCHECK=off\0+RELAYCLIENT=\0"))) == []
+
+
+def test_a_server_for_which_everybody_is_a_relay_client_is_a_fault(installed: Installation) -> None:
+    [said] = faults(with_rules(installed, compiled_rules(b"+CHECKENV=\0+RELAYCLIENT=\0")))
+    assert said.startswith("the rule for everybody sets RELAYCLIENT: nothing is checked, and anybody may send")
+    run(installed, 11, TCPSERVER, environ={"CHECKENV": "", "RELAYCLIENT": ""})
+    said = faults(list(service.look_at_services(installed)))[1]
+    assert said.startswith("its environment has RELAYCLIENT: nothing is checked")
+    assert not doctor.is_sound(doctor.examine(installed))
+
+
+def test_a_relay_clients_session_and_a_server_of_this_host_alone_are_well(installed: Installation) -> None:
+    run(installed, 10, "qmail-smtpd", environ={"CHECKENV": "", "RELAYCLIENT": ""})
+    run(installed, 11, "tcpserver 127.0.0.1 smtp qmail-smtpd", environ={"CHECKENV": "", "RELAYCLIENT": ""})
+    assert levels(installed) == {"ok"}
+
+
+@pytest.mark.parametrize("length", [0, 5, 2047, 2090, 2100])
+def test_rules_that_are_cut_short_are_none(length: int) -> None:
+    whole = compiled_rules(b"+RELAYCLIENT=\0")
+    assert processes.rule_for_everybody(whole) == b"RELAYCLIENT="
+    assert processes.rule_for_everybody(whole[:length]) == b""
+
+
+TCPRULES = ROOT / ".deps" / "ucspi-tcp" / "usr" / "bin" / "tcprules"
+
+
+@pytest.mark.skipif(not TCPRULES.exists(), reason="tcprules is not here")
+def test_rules_are_read_as_tcprules_compiles_them(place: Path) -> None:
+    lines = '127.:allow,RELAYCLIENT="@x"\n1.2.3-40.:allow,CHECKENV=""\n:allow,SMTPEXTFORK="/x",GREYCHECK="off"\n'
+    subprocess.run([TCPRULES, place / "cdb", place / "draft"], input=lines, text=True, check=True)
+    rules = (place / "cdb").read_bytes()
+    assert processes.rule_for_everybody(rules) == b"SMTPEXTFORK=/x\0GREYCHECK=off"
+    assert processes.rules_variables(rules) == ((b"CHECKENV", b""), (b"SMTPEXTFORK", b"/x"))
+
+
 @pytest.mark.parametrize("options", ["-x tcp.cdb", "-vRx tcp.cdb"])
 def test_a_hook_that_the_rules_switch_on_is_seen(installed: Installation, place: Path, options: str) -> None:
-    (place / "tcp.cdb").write_bytes(b"\0\0+RELAYCLIENT=\0+SMTPEXTFORK=/x\0")
+    (place / "tcp.cdb").write_bytes(compiled_rules(others=b"+RELAYCLIENT=\0+SMTPEXTFORK=/bin/true\0"))
     run(installed, 10, f"tcpserver {options} 0 smtp qmail-smtpd", environ={}, cwd=place)
     assert any("SMTPEXTFORK switched on" in one.found for one in service.look_at_services(installed))
     (place / "tcp.cdb").unlink()
@@ -888,7 +1030,7 @@ def test_rules_that_are_no_regular_file_are_not_waited_for(place: Path, kind: st
     rules = place / "rules"
     os.mkfifo(rules) if kind == "fifo" else rules.symlink_to("/dev/zero")
     (place / "cwd").symlink_to(place)
-    assert processes.rules_variables(place, [b"tcpserver", b"-x", os.fsencode(rules), b"qmail-smtpd"], ME) == ()
+    assert processes.rules_file(place, [b"tcpserver", b"-x", os.fsencode(rules), b"qmail-smtpd"], ME) == b""
 
 
 def test_of_a_strangers_process_nothing_but_its_user_is_told(place: Path) -> None:

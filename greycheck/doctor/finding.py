@@ -84,6 +84,11 @@ def safe(text: str) -> str:
     return log.quoted(text)[1:-1]
 
 
+def run(command: str) -> str:
+    """The advice to run COMMAND; none where others chose words of it that a terminal would not show as they are."""
+    return f"Run: {command}" if safe(command) == command else ""
+
+
 def milliseconds(seconds: float) -> str:
     """SECONDS as text."""
     return f"{seconds * 1000:.1f} ms"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import greycheck
 from greycheck.cli import access, files, install, launcher, native
-from greycheck.doctor.finding import Finding, Installation, is_ours, milliseconds
+from greycheck.doctor.finding import Finding, Installation, is_ours, milliseconds, safe
 from greycheck.store import schema
 
 # Which hook runs each program.
@@ -45,7 +45,7 @@ def look_at_launchers(installation: Installation) -> Iterator[Finding]:
             yield look_at_launcher(path, again, installation)
         else:
             hook = f"the hook {HOOKS[path.name]} cannot use it"
-            yield Finding("warning", "launchers", f"{path}: not there; {hook}", again)
+            yield Finding("fault", "launchers", f"{path}: not there; {hook}", again)
     for path in install.behind(compiled):
         if os.path.lexists(path):
             yield look_at_launcher(path, again, installation)
@@ -135,6 +135,9 @@ def look_at_resident(path: str, installation: Installation) -> Finding:
 
 def _foreign(path: Path, again: str) -> Finding:
     """A program that is not a launcher. It is not run: what it would do is not known."""
+    if is_dangling(path):
+        found = f"{path}: a link to {safe(str(path.readlink()))}, which is not there"
+        return Finding("fault", "launchers", found, again)
     if not os.access(path, os.R_OK):
         reason = access.describe(path)
         return Finding("warning", "launchers", f"{reason}: cannot be read by {schema.user_name(os.geteuid())}", again)
@@ -144,12 +147,32 @@ def _foreign(path: Path, again: str) -> Finding:
     return Finding("warning", "launchers", found, f"If it is not meant to be, move it away. {again}")
 
 
+def is_dangling(path: Path) -> bool:
+    """Whether PATH is a link to what is not there."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def lifts_limits(path: Path) -> bool:
     """Whether PATH is contrib/qmail-checkenv.sh, which lifts a soft limit that is too small."""
     try:
         return b"qmail-checkenv.sh" in files.read(path, 1024)
     except OSError:
         return False
+
+
+def run_by_script(path: Path) -> str:
+    """The launcher that PATH, a qmail-checkenv.sh, runs where the environment names none; nothing where that cannot be told."""
+    try:
+        found = re.search(rb"^PROGRAM=\$\{CHECKENV_PROGRAM:-(/[^}\n]+)\}", files.read(path, 4096), re.MULTILINE)
+    except OSError:
+        return ""
+    return os.fsdecode(found[1]) if found else ""
 
 
 PARTS = (

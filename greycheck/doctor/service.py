@@ -1,13 +1,15 @@
 """The qmail-smtpd that runs now: its memory, its user, its hooks, its settings."""
 
 import os
+import shlex
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from greycheck import settings
 from greycheck.cli import access, files
-from greycheck.doctor.finding import MB, Finding, Installation, safe
-from greycheck.doctor.launchers import lifts_limits
+from greycheck.doctor.finding import MB, Finding, Installation, run, safe
+from greycheck.doctor.launchers import HOOKS, lifts_limits, run_by_script
 from greycheck.doctor.processes import HOOK_VARIABLES, SESSION, Service, services
 from greycheck.store import schema
 
@@ -55,8 +57,8 @@ def look_at_services(installation: Installation) -> Iterator[Finding]:
             continue
         # Whoever started it chose the names: nobody else's rights are lent to them.
         with access.acting_as(acting):
-            told = [*look_at_hooks(service, dict(service.environ), installation)]
-            told += look_at_environment(service, dict(service.environ), installation)
+            told = [*look_at_hooks(service, installation), *look_at_relaying(service)]
+            told += look_at_environment(service, service.usual, installation)
         yield from told
 
 
@@ -88,10 +90,12 @@ def look_at_user(service: Service, installation: Installation) -> Iterator[Findi
     yield Finding("warning", "service", text, f"If it serves mail, run: greycheck doctor --user {user}")
 
 
-def look_at_hooks(service: Service, environ: dict[bytes, bytes], installation: Installation) -> Iterator[Finding]:
-    """Which hook SERVICE has switched on, and whether its program is there."""
-    names = [name.decode() for name in HOOK_VARIABLES if name in environ or name in service.rules]
-    names += ["qmail-spp"] * has_plugin(QMAIL_HOME)
+def look_at_hooks(service: Service, installation: Installation) -> Iterator[Finding]:
+    """Which hook SERVICE has switched on, for whatever clients, and whether its program is there."""
+    values = list(dict.fromkeys((*(service.environ or ()), *service.rule, *service.rules)))
+    names = [name.decode() for name in HOOK_VARIABLES if name in dict(values)]
+    plugins = plugins_of(QMAIL_HOME)
+    names += ["qmail-spp"] * any("greycheck-spp" in plugin for plugin in plugins)
     if not names and service.name == SESSION:
         return
     if not names:
@@ -99,37 +103,94 @@ def look_at_hooks(service: Service, environ: dict[bytes, bytes], installation: I
         yield Finding("warning", "service", text, "Switch one on, for tcpserver in the rules or with envdir.")
         return
     yield Finding("ok", "service", f"{service.shown}: {', '.join(names)} switched on")
-    listed = environ.get(b"SMTPEXTFORK", b"").split(b",", PROGRAMS)[:PROGRAMS]
-    programs = [os.fsdecode(program) for program in listed if program]
+    programs = [program for program in listed(service.usual.get(b"SMTPEXTFORK", b"")) if program]
     targets = set(map(os.path.realpath, installation.programs))
     if programs and not any(os.path.realpath(program) in targets for program in programs):
         text = f"{service.shown}: SMTPEXTFORK names {safe(', '.join(programs))}"
         yield Finding("warning", "service", text, f"Let it name {installation.programs[0]}, or name its place: --dir")
-    yield from (
-        Finding("fault", "service", f"{service.shown}: SMTPEXTFORK: {safe(program)}: no such program: accepts all mail")
-        for program in programs
-        if not is_there(program)
+    missing = [Missing("qmail-spp", each, "all mail is deferred") for each in plugins]
+    for name, value in values:
+        missing += programs_of(name.decode(), value, installation)
+    if b"CHECKENV" in dict(values):
+        missing += run_by_checkenv(service.usual.get(b"CHECKENV_PROGRAM", b""), installation)
+    gone = [one for one in dict.fromkeys(missing) if is_gone(one.program)]
+    for one in gone[:PROGRAMS]:
+        text = f"{service.shown}: {one.by}: {safe(one.program)}: no such program: {one.end}"
+        yield Finding("fault", "service", text, one.advice(installation))
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A PROGRAM that a hook runs BY a variable or a file, and what becomes of mail where it is not there."""
+
+    by: str
+    program: str
+    end: str
+
+    def advice(self, installation: Installation) -> str:
+        """What to do where it is not there."""
+        directory, _slash, name = self.program.rpartition("/")
+        if name in HOOKS and directory:
+            make = "" if Path(directory).is_dir() else f"mkdir -p {shlex.quote(directory)} && "
+            return run(f"{make}greycheck install {shlex.quote(directory)}")
+        launcher = next(name for name, hook in HOOKS.items() if self.by.startswith(hook))
+        return f"Let {self.by} name {installation.directory}/{launcher}"
+
+
+def listed(value: bytes) -> list[str]:
+    """The programs of the list VALUE, PROGRAMS at most."""
+    return [os.fsdecode(program) for program in value.split(b",", PROGRAMS)[:PROGRAMS]]
+
+
+def programs_of(hook: str, value: bytes, installation: Installation) -> list[Missing]:
+    """The programs of the HOOK whose variable is set to VALUE; none of other variables."""
+    if hook == "CHECKENV":
+        return [Missing(hook, str(checkenv_program(installation)), "all mail is stopped")]
+    if hook == "RCPTCHECK":
+        return [Missing(hook, os.fsdecode(value), "all mail is deferred")]
+    programs = listed(value) if hook.startswith("SMTPEXTFORK") else []
+    return [Missing(hook, program, "accepts all mail") for program in programs]
+
+
+def run_by_checkenv(named: bytes, installation: Installation) -> list[Missing]:
+    """What qmail-checkenv.sh runs, if that is CHECKENV's program: what is NAMED, or what it names itself."""
+    program = checkenv_program(installation)
+    if not lifts_limits(program):
+        return []
+    return [Missing("CHECKENV", os.fsdecode(named) or run_by_script(program), "nothing is checked")]
+
+
+def checkenv_program(installation: Installation) -> Path:
+    """The program that CHECKENV runs: in qmail's home where there is one, else among the launchers of INSTALLATION."""
+    directory = QMAIL_HOME / "bin"
+    return directory / "qmail-checkenv" if directory.is_dir() else installation.programs[1]
+
+
+def is_gone(program: str) -> bool:
+    """Whether a PROGRAM is named by its whole path, and is not there for whom this process acts as."""
+    is_path = program.startswith("/") and " " not in program
+    return is_path and not os.access(program, os.F_OK, effective_ids=True)
+
+
+def look_at_relaying(service: Service) -> Iterator[Finding]:
+    """Whether SERVICE takes everybody for a relay client. A session may be one's, and a server of this host alone serves no others."""
+    if b"RELAYCLIENT" not in service.usual or service.name == SESSION or service.is_local:
+        return
+    where = "the rule for everybody sets" if b"RELAYCLIENT" in dict(service.rule) else "its environment has"
+    text = (
+        f"{service.shown}: {where} RELAYCLIENT: nothing is checked, and anybody may send mail to anywhere by this host"
     )
-    program = os.fsdecode(environ.get(b"RCPTCHECK", b""))
-    if program and not is_there(program):
-        text = f"{service.shown}: RCPTCHECK: {safe(program)}: no such program: all mail is deferred"
-        yield Finding("fault", "service", text, f"Run: greycheck install {installation.directory}")
-    if b"CHECKENV" in environ and not is_there(str(installation.programs[1])):
-        text = f"{service.shown}: CHECKENV is set, and {installation.programs[1]} is not there: all mail is stopped"
-        yield Finding("fault", "service", text, f"Run: greycheck install {installation.directory}")
+    advice = 'Set it in rules for your own networks alone: 127.:allow,RELAYCLIENT=""'
+    yield Finding("fault", "service", text, advice)
 
 
-def is_there(program: str) -> bool:
-    """Whether PROGRAM is there for whom this process acts as."""
-    return os.access(program, os.F_OK, effective_ids=True)
-
-
-def has_plugin(home: Path) -> bool:
-    """Whether qmail-spp in the qmail HOME runs greycheck-spp."""
+def plugins_of(home: Path) -> list[str]:
+    """The programs that qmail-spp in the qmail HOME runs."""
     try:
-        return b"greycheck-spp" in files.read(home / "control" / "smtpplugins", PLUGINS)
+        lines = os.fsdecode(files.read(home / "control" / "smtpplugins", PLUGINS)).split("\n")
     except OSError:
-        return False
+        return []
+    return [line.strip() for line in lines if line.strip() and line[0] not in "#["]
 
 
 def look_at_environment(service: Service, environ: dict[bytes, bytes], installation: Installation) -> Iterator[Finding]:

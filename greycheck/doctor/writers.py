@@ -8,7 +8,7 @@ from pathlib import Path
 from greycheck import settings
 from greycheck.cli import install, launcher
 from greycheck.doctor import service
-from greycheck.doctor.finding import Finding, Installation, safe
+from greycheck.doctor.finding import Finding, Installation, run, safe
 from greycheck.doctor.launchers import is_compiled, named_interpreter, text_of
 from greycheck.store import rights
 from greycheck.store.lean import StoreError
@@ -35,7 +35,7 @@ def look_at_writers(installation: Installation) -> Iterator[Finding]:
     causes.pop("", None)
     for cause in causes:
         found, _colon, advice = cause.rpartition(": ")
-        yield Finding("warning", "writers", safe(found), f"Run: {safe(advice)}")
+        yield Finding("warning", "writers", safe(found), run(advice))
     if not causes and not places:
         yield Finding("ok", "writers", "nobody else may write the launchers, what they load, or the settings")
 
