@@ -855,7 +855,10 @@ def test_a_program_that_is_gone_is_installed_or_another_is_named(installed: Inst
 
 def test_no_command_is_advised_that_others_made_up(installed: Installation) -> None:
     run(installed, 10, TCPSERVER, environ={"SMTPEXTFORK": f"/gone';id;'/{launcher.PROGRAMS[0]}"})
-    assert [one.advice for one in service.look_at_services(installed) if one.level == "fault"] == [""]
+    assert [one.advice for one in service.look_at_services(installed) if one.level == "fault"] == [
+        f"Let SMTPEXTFORK name {installed.directory}/greycheck"
+    ]
+    assert finding.run("rm /x\x1b[2J") == ""
 
 
 def test_checkenv_of_the_rules_without_its_program_is_a_fault(installed: Installation) -> None:

@@ -35,8 +35,9 @@ STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "fault": "bold red
 def doctor(directory: Path, user: str | None, as_json: bool) -> None:
     """Look at everything between "installed" and "works", and say what to do.
 
-    Launchers, compiled modules, permissions, settings, store, disk, clock, cron, and the qmail-smtpd that runs now. It changes nothing.
-    root sees most; anybody else is told what could not be seen. Exits with 1 where something would stop mail or greylisting.
+    Launchers, compiled modules, permissions, settings, store, disk, clock, cron, and the qmail-smtpd that runs now. Without qmail,
+    whether Postfix and Exim ask the resident, and hear it. It changes nothing. root sees most; anybody else is told what could not be
+    seen. Exits with 1 where something would stop mail or greylisting.
     """
     found = settings.read(dict(os.environb))
     findings = examine(Installation(directory.absolute(), find_account(user), found, time()))

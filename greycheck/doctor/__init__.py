@@ -8,12 +8,13 @@ Interface: ``examine`` looks at an installation and gives findings; it changes n
 - ``fault``: stops mail or greylisting.
 
 Each file here looks at one thing: ``launchers``, ``configuration``, ``host``, ``store`` (an SQLite file), ``server``, ``service``,
-``resident``.
+``mailers`` (Postfix and Exim), ``resident``.
 
 Diagnostics: none but findings; what cannot be looked at becomes one.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -21,6 +22,7 @@ from greycheck.doctor.configuration import look_at_settings
 from greycheck.doctor.finding import Finding, Installation, safe
 from greycheck.doctor.host import look_at_clock, look_at_space
 from greycheck.doctor.launchers import look_at_launchers, look_at_modules, look_at_permissions
+from greycheck.doctor.mailers import find_mailers, look_at_mailers, served_as
 from greycheck.doctor.resident import look_at_program
 from greycheck.doctor.service import look_at_services
 from greycheck.doctor.store import look_at_store
@@ -44,10 +46,21 @@ EXAMINATIONS: tuple[tuple[str, Examination], ...] = (
 )
 
 
+# What is looked at where no qmail is, but a mail server that asks the resident.
+RESIDENTS: tuple[tuple[str, Examination], ...] = (
+    ("mail server", look_at_mailers),
+    *(pair for pair in EXAMINATIONS if pair[0] not in ("launchers", "modules", "permissions", "service")),
+)
+
+
 def examine(installation: Installation) -> list[Finding]:
     """Everything about INSTALLATION, in the order in which to mend it. Never raises for a fault of what it looks at."""
     findings: list[Finding] = []
-    for about, look in EXAMINATIONS:
+    examinations = EXAMINATIONS
+    if find_mailers(installation):
+        examinations = RESIDENTS
+        installation = replace(installation, account=installation.account or served_as(installation), is_qmails=False)
+    for about, look in examinations:
         try:
             for finding in look(installation):
                 findings.append(finding)

@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +36,7 @@ class Finding:
 class Installation:
     """What is examined: the DIRECTORY of the launchers, the ACCOUNT that qmail runs them as (or None), the SETTINGS of this process.
 
-    NOW is in seconds since 1970; PROC is where the kernel shows processes.
+    NOW is in seconds since 1970; PROC is where the kernel shows processes; IS_QMAILS is whether checks are made by qmail's hooks.
     """
 
     directory: Path
@@ -43,6 +44,7 @@ class Installation:
     settings: Settings
     now: float
     proc: Path = Path("/proc")
+    is_qmails: bool = True
 
     @property
     def launchers(self) -> list[Path]:
@@ -57,7 +59,14 @@ class Installation:
     @property
     def user(self) -> str:
         """Who runs checks, as far as known."""
-        return self.account.pw_name if self.account else "the user that qmail-smtpd runs as"
+        by = "qmail-smtpd runs as" if self.is_qmails else "greycheck serve runs as"
+        return self.account.pw_name if self.account else f"the user that {by}"
+
+    @property
+    def command(self) -> Path:
+        """The program that operators run: the launcher, or where there is none this one."""
+        launched = self.directory / "greycheck"
+        return launched if launched.exists() else Path(sys.executable).with_name("greycheck")
 
     @property
     def known_account(self) -> pwd.struct_passwd | None:
@@ -85,8 +94,8 @@ def safe(text: str) -> str:
 
 
 def run(command: str) -> str:
-    """The advice to run COMMAND; none where others chose words of it that a terminal would not show as they are."""
-    return f"Run: {command}" if safe(command) == command else ""
+    """The advice to run COMMAND, whose words are quoted; none where a terminal would not show it as it is."""
+    return f"Run: {command}" if command.isascii() and command.isprintable() else ""
 
 
 def milliseconds(seconds: float) -> str:

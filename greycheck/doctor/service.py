@@ -1,6 +1,7 @@
 """The qmail-smtpd that runs now: its memory, its user, its hooks, its settings."""
 
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ QMAIL_HOME = Path("/var/qmail")
 
 # How many programs of SMTPEXTFORK are looked at.
 PROGRAMS = 20
+
+# A directory that may stand in a command for root to paste.
+PLAIN = re.compile(r"/[A-Za-z0-9/._+-]+")
 
 # Bytes that are read of qmail-spp's list of programs.
 PLUGINS = 1_000_000
@@ -130,7 +134,8 @@ class Missing:
     def advice(self, installation: Installation) -> str:
         """What to do where it is not there."""
         directory, _slash, name = self.program.rpartition("/")
-        if name in HOOKS and directory:
+        # Whoever started the server chose it.
+        if name in HOOKS and PLAIN.fullmatch(directory):
             make = "" if Path(directory).is_dir() else f"mkdir -p {shlex.quote(directory)} && "
             return run(f"{make}greycheck install {shlex.quote(directory)}")
         launcher = next(name for name, hook in HOOKS.items() if self.by.startswith(hook))

@@ -193,7 +193,7 @@ def look_at_cron(engine: Engine, now: int, installation: Installation) -> Findin
         "warning",
         "cron",
         f"rows that expired more than {duration_text(LEFT_OVER)} ago are still there ({rows}): expire does not run",
-        f"Put into the crontab of {owner}:\n7 * * * * {installation.directory}/greycheck expire",
+        f"Put into the crontab of {owner}:\n7 * * * * {installation.command} expire",
     )
 
 
