@@ -146,8 +146,7 @@ def write(lines: bytes, code: int) -> None:
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGALRM,))
     _signal.setitimer(_signal.ITIMER_REAL, PATIENCE / 2, PATIENCE / 2)
     try:
-        for each in lines.splitlines(keepends=True):  # so that none is longer than a pipe takes at once
-            posix.write(2, each)
+        _put(lines)
     except OSError:
         pass
     _signal.setitimer(_signal.ITIMER_REAL, 0)
@@ -163,6 +162,32 @@ def write_beside(lines: bytes) -> None:
 
 def _write_and_tell(lines: bytes, written: _thread.LockType) -> None:
     try:
-        posix.write(2, lines)
+        _put(lines)
     finally:
         written.release()
+
+
+def _put(lines: bytes) -> None:
+    """Writes LINES to descriptor 2. Raises OSError."""
+    if posix.fstat(2).st_mode & 0o170000 == 0o100000:
+        _append(lines)
+        return
+    for each in lines.splitlines(keepends=True):  # so that none is longer than a pipe takes at once
+        posix.write(2, each)
+
+
+def _append(lines: bytes) -> None:
+    """Adds LINES to the file on descriptor 2 at once, wherever others have got to in it.
+
+    Who opened it without O_APPEND would write over what others wrote; from now on he does not, nor does who shares the descriptor. The
+    position in the file, and its lock, for which all who share it would wait, are left alone.
+    """
+    import fcntl
+
+    flags = fcntl.fcntl(2, fcntl.F_GETFL)
+    if not flags & posix.O_APPEND:
+        fcntl.fcntl(2, fcntl.F_SETFL, flags | posix.O_APPEND)
+    try:
+        posix.pwritev(2, [lines], 0, posix.RWF_APPEND)
+    except OSError:  # a file system that knows no such thing
+        posix.write(2, lines)

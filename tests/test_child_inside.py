@@ -408,6 +408,11 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, tuple[int, int
     ("script", "said"),
     [
         ("echo 'Error: disk full' >&2; exit 1", "the schema could not be made: disk full"),
+        (
+            "echo warning >&2; echo 'Traceback (most recent call last):' >&2; yes '  File x' | head -n 999 >&2;"
+            " printf 'ValueError: no such thing\\n' >&2; exit 1",
+            "the schema could not be made: ValueError: no such thing",
+        ),
         ("exit 3", "the schema could not be made: .*maker ended with status 768"),
         ("exit 0", "No such file"),
     ],

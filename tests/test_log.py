@@ -2,6 +2,9 @@
 
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from greycheck import log
 from greycheck.envelope import Envelope
 from greycheck.policy import ACCEPT, DEFER, Verdict
+from tests.support import ROOT
 
 
 def line(sender: bytes = b"a@example.org", recipient: bytes = b"b@example.net", verdict: Verdict | None = None) -> str:
@@ -132,6 +136,53 @@ def test_a_dead_log_is_no_fault(capfd: pytest.CaptureFixture[str]) -> None:
             os.dup2(saved, 2)
             for descriptor in (saved, writer):
                 os.close(descriptor)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("flags", [0, os.O_APPEND])
+def test_many_share_a_file_and_lose_no_line(tmp_path: Path, shared: bool, flags: int) -> None:
+    path = tmp_path / "log"
+    path.write_text("before\n")
+    common = os.open(path, os.O_WRONLY | flags)
+    children = []
+    for number in range(60):
+        child = os.fork()
+        if not child:
+            try:
+                os.dup2(common if shared else os.open(path, os.O_WRONLY | flags), 2)
+                said = b"%d first\n%d %s\n" % (number, number, b"x" * 900)
+                log.write(said, 1) if number % 2 else log.write_beside(said)
+            finally:
+                os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    os.close(common)
+    lines = path.read_text().splitlines()
+    assert lines[0] == "before"
+    expected = [f"{number} {text}" for number in range(60) for text in ("first", "x" * 900)]
+    assert sorted(lines[1:]) == sorted(expected)
+    # What one has to say stands together.
+    assert all(lines[at].split()[0] == lines[at + 1].split()[0] for at in range(1, len(lines), 2))
+
+
+def test_what_shares_the_descriptor_of_a_file_goes_on_behind_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    program = "import os, sys; from greycheck import log; os.write(2, b'one\\n'); log.write(b'two\\n', 1)"
+    with path.open("wb") as file:
+        subprocess.run([sys.executable, "-c", program], stderr=file, check=True, cwd=ROOT)
+        os.write(file.fileno(), b"three\n")
+    assert path.read_text() == "one\ntwo\nthree\n"
+
+
+def test_where_nothing_can_be_appended_it_is_written(tmp_path: Path) -> None:
+    program = (
+        "import posix, sys; from greycheck import log\ndef unknown(*_): raise OSError(95, 'unknown')\n"
+        "posix.pwritev = unknown; log.write(b'two\\n', 1); posix.write(2, b'three\\n')"
+    )
+    with (tmp_path / "log").open("wb") as file:
+        subprocess.run([sys.executable, "-c", program], stderr=file, check=True, cwd=ROOT)
+    assert (tmp_path / "log").read_text() == "two\nthree\n"
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\x1b[2J", " ", "\u2028", "\u202e", "\x9b", "\udc9b"])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from greycheck.settings import Settings
     from greycheck.store.lean import Connected
 
-# What the program may print about its failure, in bytes.
+# What is kept of what the program prints about its failure, in bytes.
 COMPLAINT = 1024
 
 
@@ -84,12 +84,33 @@ def _run(operator: tuple[str, ...], settings: "Settings", lock: int) -> None:
     except OSError as error:
         raise StoreError(f"the schema could not be made: {operator[0]}: {error.strerror}") from None
     posix.close(writer)
-    complaint = posix.read(reader, COMPLAINT)
+    complaint = _read_all(reader)
     posix.close(reader)
     _maker, status = posix.waitpid(maker, 0)
     if status:
-        said = complaint.decode("utf-8", "surrogateescape").partition("\n")[0].removeprefix("Error: ")
+        said = _cause(complaint.decode("utf-8", "surrogateescape"))
         raise StoreError(f"the schema could not be made: {said or f'{operator[0]} ended with status {status}'}")
+
+
+def _read_all(reader: int) -> bytes:
+    """What comes from READER until its end: the first COMPLAINT bytes and the last."""
+    first, last = b"", b""
+    while part := posix.read(reader, COMPLAINT):
+        first = (first + part)[:COMPLAINT]
+        last = (last + part)[-COMPLAINT:]
+    return last if TRACEBACK.encode() in first else first
+
+
+# How Python's account begins of an error that nobody foresaw; its last line says which.
+TRACEBACK = "Traceback (most recent call last):"
+
+
+def _cause(complaint: str) -> str:
+    """What went wrong, by a COMPLAINT: its first line, or the last one of a traceback."""
+    lines = [line for line in complaint.split("\n") if line.strip()]
+    if not lines:
+        return ""
+    return lines[-1] if TRACEBACK in complaint or lines[0][:1].isspace() else lines[0].removeprefix("Error: ")
 
 
 def _environ(settings: "Settings") -> dict[bytes, bytes]:
