@@ -25,6 +25,9 @@ CUT = "\\..."
 # How long a stuck log pipe may hold the verdict, in seconds.
 PATIENCE = 0.2
 
+# How long a file may: it takes a line at once, and only a process that is not let run, one of hundreds, comes to its end by the clock.
+PATIENCE_OF_FILE = 4.0
+
 # What has a meaning in a line, and the bytes that have none and are printed as they are.
 _SPECIAL = frozenset(' <>"\\')
 _PLAIN = bytes(range(0x21, 0x7F)).translate(None, b'<>"\\')
@@ -142,11 +145,16 @@ def write(lines: bytes, code: int) -> None:
     def remind(_number: int, _frame: object) -> None:
         _signal.signal(_signal.SIGALRM, lambda _number, _frame: posix._exit(code))
 
+    try:
+        is_file = _is_file()  # before the clock runs
+    except OSError:
+        return
+    patience = PATIENCE_OF_FILE if is_file else PATIENCE
     _signal.signal(_signal.SIGALRM, remind)
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGALRM,))
-    _signal.setitimer(_signal.ITIMER_REAL, PATIENCE / 2, PATIENCE / 2)
+    _signal.setitimer(_signal.ITIMER_REAL, patience / 2, patience / 2)
     try:
-        _put(lines)
+        _put(lines, is_file)
     except OSError:
         pass
     _signal.setitimer(_signal.ITIMER_REAL, 0)
@@ -162,32 +170,30 @@ def write_beside(lines: bytes) -> None:
 
 def _write_and_tell(lines: bytes, written: _thread.LockType) -> None:
     try:
-        _put(lines)
+        _put(lines, _is_file())
     finally:
         written.release()
 
 
-def _put(lines: bytes) -> None:
-    """Writes LINES to descriptor 2. Raises OSError."""
-    if posix.fstat(2).st_mode & 0o170000 == 0o100000:
-        _append(lines)
-        return
-    for each in lines.splitlines(keepends=True):  # so that none is longer than a pipe takes at once
-        posix.write(2, each)
+def _is_file() -> bool:
+    """Whether descriptor 2 is a file. From now on it is appended to. Raises OSError.
 
-
-def _append(lines: bytes) -> None:
-    """Adds LINES to the file on descriptor 2 at once, wherever others have got to in it.
-
-    Who opened it without O_APPEND would write over what others wrote; from now on he does not, nor does who shares the descriptor. The
-    position in the file, and its lock, for which all who share it would wait, are left alone.
+    Who opened it without O_APPEND would write over what others wrote; now he does not, nor does who shares the descriptor.
     """
+    if posix.fstat(2).st_mode & 0o170000 != 0o100000:
+        return False
     import fcntl
 
     flags = fcntl.fcntl(2, fcntl.F_GETFL)
     if not flags & posix.O_APPEND:
         fcntl.fcntl(2, fcntl.F_SETFL, flags | posix.O_APPEND)
-    try:
-        posix.pwritev(2, [lines], 0, posix.RWF_APPEND)
-    except OSError:  # a file system that knows no such thing
+    return True
+
+
+def _put(lines: bytes, is_file: bool) -> None:
+    """Writes LINES to descriptor 2. Raises OSError."""
+    if is_file:
         posix.write(2, lines)
+        return
+    for each in lines.splitlines(keepends=True):  # so that none is longer than a pipe takes at once
+        posix.write(2, each)

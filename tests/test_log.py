@@ -175,16 +175,6 @@ def test_what_shares_the_descriptor_of_a_file_goes_on_behind_a_line(tmp_path: Pa
     assert path.read_text() == "one\ntwo\nthree\n"
 
 
-def test_where_nothing_can_be_appended_it_is_written(tmp_path: Path) -> None:
-    program = (
-        "import posix, sys; from greycheck import log\ndef unknown(*_): raise OSError(95, 'unknown')\n"
-        "posix.pwritev = unknown; log.write(b'two\\n', 1); posix.write(2, b'three\\n')"
-    )
-    with (tmp_path / "log").open("wb") as file:
-        subprocess.run([sys.executable, "-c", program], stderr=file, check=True, cwd=ROOT)
-    assert (tmp_path / "log").read_text() == "two\nthree\n"
-
-
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\x1b[2J", " ", "\u2028", "\u202e", "\x9b", "\udc9b"])
 def test_no_rule_of_the_store_forges_a_line_or_a_pair(end: str) -> None:
     verdict = Verdict(ACCEPT, "rule", detail=f"rule=x@example.org{end}reason=forged")
