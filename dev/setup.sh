@@ -17,7 +17,7 @@ missing() {
 
 # Installs those of the named Debian packages that are not there yet. What services they bring is neither started nor enabled.
 packages() {
-    missing=$(missing "$@" | tr '\n' ' ')
+    missing=$(missing "$@" | sort -u | tr '\n' ' ')
     [ -n "$missing" ] || return 0
     echo "Installing $missing"
     may_run "apt-get install $missing"
