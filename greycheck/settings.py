@@ -424,10 +424,16 @@ def no_such(name: str) -> str:
     return f"{name}: no such setting" + (f": did you mean {near}?" if near else "")
 
 
+def _is_seen(text: str) -> bool:
+    from greycheck.unseen import UNSEEN
+
+    return UNSEEN.isdisjoint(text)
+
+
 def _take(settings: Settings, setting: Setting, text: str, source: str) -> None:
     try:
         value = setting.parse(text)
-        if not text.isprintable():
+        if not text.isprintable() or not (text.isascii() or _is_seen(text)):
             raise ValueError("not a line of printable characters")  # noqa: TRY301
         settings.set(setting, value, source)
     except ValueError as error:

@@ -27,23 +27,7 @@ from rich.cells import set_cell_size as set_cell_size
 from rich.segment import Segment
 
 from greycheck.spelling import nearest
-
-# Printable for Unicode, and seen by nobody: fillers, variation selectors, the empty pattern of Braille.
-_UNSEEN = frozenset(
-    chr(code)
-    for first, last in (
-        (0x034F, 0x034F),
-        (0x115F, 0x1160),
-        (0x17B4, 0x17B5),
-        (0x180B, 0x180F),
-        (0x2800, 0x2800),
-        (0x3164, 0x3164),
-        (0xFE00, 0xFE0F),
-        (0xFFA0, 0xFFA0),
-        (0xE0100, 0xE01EF),
-    )
-    for code in range(first, last + 1)
-)
+from greycheck.unseen import UNSEEN
 
 # By what numbers an output says, without a file's name, that it takes nothing more.
 OUTPUT = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT, errno.EPIPE)
@@ -75,7 +59,7 @@ def shown(text: str) -> str:
     """TEXT fit for one line: with every character escaped that is not there to be read, line ends too."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(char if char.isprintable() and char not in _UNSEEN else _escaped(char) for char in text)
+    return "".join(char if char.isprintable() and char not in UNSEEN else _escaped(char) for char in text)
 
 
 def _lines(text: str) -> str:

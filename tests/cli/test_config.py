@@ -83,6 +83,12 @@ def test_what_it_prints_of_any_value_is_read_as_the_same(
     assert [row["name"] for row in as_json["settings"]] == [each.name for each in settings.TABLE]
 
 
+@pytest.mark.parametrize("unseen", ["\u00ad", "\u2800", "\ufe0f", "\U000e0100"])
+def test_a_value_that_nobody_could_read_is_none(unseen: str) -> None:
+    found = settings.read({b"GREYCHECK_CONFIG": b"/dev/null", b"GREYCHECK_DEFER_TEXT": f"a{unseen}b".encode()})
+    assert "not a line of printable characters" in found.problems[0]
+
+
 @pytest.mark.parametrize("setting", settings.TABLE, ids=lambda setting: setting.name)
 def test_a_default_is_shown_as_it_is_written(setting: settings.Setting) -> None:
     if setting.name != "database":
