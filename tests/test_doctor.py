@@ -138,7 +138,9 @@ def test_no_launchers_are_a_fault(installed: Installation) -> None:
 )
 def test_one_launcher_that_is_missing_costs_its_hook(installed: Installation, name: str, hook: str) -> None:
     (installed.directory / name).unlink()
-    assert f"not there; the hook {hook} cannot use it" in only(launchers.look_at_launchers, installed, "fault").found
+    assert (
+        f"not there: where {hook} runs it, all mail is " in only(launchers.look_at_launchers, installed, "fault").found
+    )
 
 
 def test_a_link_to_a_launcher_that_is_gone_is_a_fault(installed: Installation) -> None:
@@ -282,8 +284,9 @@ def test_a_launcher_in_c_that_differs_is_told_how(compiled: Installation, place:
     found = [one for one in launchers.look_at_launchers(replace(compiled, settings=other)) if one.level == "warning"]
     assert found[0].found == (
         f"{compiled.directory}/greycheck: compiled, runs, but its socket is {place}/socket, and would be /other now;"
-        " its patience is 1, and would be 2 now"
+        " its patience is 1, and would be 2 now (and so qmail-checkenv, greycheck-rcptcheck, greycheck-spp)"
     )
+    assert len(found) == 2, "the resident besides"
     assert found[0].advice == f"Run: greycheck install --native {compiled.directory}"
 
 
@@ -301,8 +304,9 @@ def test_a_launcher_in_c_without_the_one_in_python_is_a_fault(compiled: Installa
     behind = compiled.directory / native.BEHIND / "greycheck-spp"
     behind.unlink()
     faults = [one.found for one in launchers.look_at_launchers(compiled) if one.level == "fault"]
-    assert faults[0].startswith(f"{compiled.directory}/greycheck-spp: does not run as {ME.pw_name}: exit code 0: ")
-    assert faults[1:] == [f"{behind}: not there; no check is made where the resident fails"]
+    assert faults[0] == f"{behind}: not there; no check is made where the resident fails"
+    assert faults[1].startswith(f"{compiled.directory}/greycheck-spp: does not run as {ME.pw_name}: exit code 0: ")
+    assert len(faults) == 2
 
 
 def test_permissions_of_launchers_in_python_count_too(compiled: Installation) -> None:
@@ -406,7 +410,7 @@ def test_who_is_not_root_is_told(installed: Installation, monkeypatch: pytest.Mo
 def test_what_the_user_cannot_write_is_a_fault(installed: Installation) -> None:
     found = list(launchers.look_at_permissions(replace(installed, account=NOBODY)))
     assert {one.level for one in found} == {"fault"}
-    assert any(f"nobody cannot write {database(installed)} (mode 0600" in one.found for one in found)
+    assert [one.found.partition(" (mode")[0] for one in found] == [f"nobody cannot write {database(installed).parent}"]
 
 
 def test_a_log_of_the_store_that_the_user_cannot_write_is_a_fault(installed: Installation) -> None:
@@ -829,8 +833,8 @@ def faults(found: list[Finding]) -> list[str]:
 @pytest.mark.parametrize(
     ("rule", "says"),
     [
-        (b"+SMTPEXTFORK=/bin/true,/gone/x\0", "SMTPEXTFORK: /gone/x: no such program: accepts all mail"),
-        (b"+SMTPEXTFORKR=/gone/x\0", "SMTPEXTFORKR: /gone/x: no such program: accepts all mail"),
+        (b"+SMTPEXTFORK=/bin/true,/gone/x\0", "SMTPEXTFORK: /gone/x: no such program: all mail is accepted"),
+        (b"+SMTPEXTFORKR=/gone/x\0", "SMTPEXTFORKR: /gone/x: no such program: all mail is accepted"),
         (b"+RCPTCHECK=/gone/x\0", "RCPTCHECK: /gone/x: no such program: all mail is deferred"),
     ],
 )
@@ -1064,9 +1068,7 @@ def test_without_a_user_root_runs_no_launcher_and_reads_nothing_that_a_process_n
     installed.programs[0].write_text(f"#!/bin/sh\n{launcher.MARK} 1, \ntouch {place}/ran\n")
     alone = replace(installed, account=None)
     found = list(launchers.look_at_launchers(alone))
-    assert [(one.level, one.advice) for one in found] == [
-        ("note", "Say which user qmail-smtpd runs as: --user NAME")
-    ] * len(launcher.PROGRAMS)
+    assert [(one.level, one.advice) for one in found] == [("note", "Say which user qmail-smtpd runs as: --user NAME")]
     assert not (place / "ran").exists()
     (place / "secret").write_text("delay = not to be shown\n")
     run(installed, 10, TCPSERVER, environ={"CHECKENV": "", "GREYCHECK_CONFIG": f"{place}/secret"})
@@ -1078,9 +1080,56 @@ def test_without_a_user_root_runs_no_launcher_and_reads_nothing_that_a_process_n
 def test_a_launcher_that_the_user_cannot_reach_is_one_fault(installed: Installation) -> None:
     (installed.directory / "greycheck").chmod(0o700)
     found = doctor.examine(replace(installed, account=NOBODY))
-    told = [one for one in found if f"{installed.directory}/greycheck " in one.found and one.level == "fault"]
-    assert [one.about for one in told] == ["permissions"]
-    assert "not run: nobody cannot, see permissions below" in repr(found)
+    told = [one for one in found if f"{installed.directory}/greycheck " in one.found]
+    assert [(one.about, one.advice) for one in told] == [
+        ("permissions", f"Run: chmod go+rx {installed.directory}/greycheck")
+    ]
+
+
+@as_root
+@pytest.mark.parametrize("what", ["all", "launchers", "store"])
+def test_a_directory_that_the_user_cannot_pass_is_one_finding(installed: Installation, place: Path, what: str) -> None:
+    (place / "state").mkdir()
+    moved = replace(installed, settings=read(place / "state" / "greycheck.db"), account=NOBODY)
+    schema.upgrade(moved.settings.database)
+    for path in (place / "state", *(place / "state").iterdir()):
+        os.chown(path, NOBODY.pw_uid, -1)
+    assert [one for one in doctor.examine(moved) if one.level == "fault"] == []
+    closed = {"all": place, "launchers": place / "bin", "store": place / "state"}[what]
+    if what == "store":
+        os.chown(closed, 0, 0)
+    closed.chmod(0o700)
+    try:
+        found = [one for one in doctor.examine(moved) if one.level != "ok" and one.about not in ("settings", "service")]
+    finally:
+        closed.chmod(0o755)
+    command = f"chown -R nobody {closed}" if what == "store" else f"chmod o+x {closed}"
+    assert [(one.level, one.about, one.advice) for one in found] == [("fault", "permissions", f"Run: {command}")]
+    assert what == "store" or f"nobody cannot pass {closed} (mode 0700, owner root) on the way to" in found[0].found
+
+
+@as_root
+def test_a_store_among_other_files_is_to_be_elsewhere(installed: Installation, place: Path) -> None:
+    [found] = [one for one in doctor.examine(replace(installed, account=NOBODY)) if one.level == "fault"]
+    assert found.advice.startswith(
+        "Run: install -d -o nobody -m 0700 /var/lib/greycheck && echo 'database = /var/lib/gr"
+    )
+
+
+def test_a_program_that_is_gone_is_told_once(installed: Installation) -> None:
+    path = installed.programs[0]
+    path.unlink()
+    run(installed, 10, TCPSERVER, environ={"SMTPEXTFORK": str(path)})
+    assert [one.found for one in doctor.examine(installed) if one.level == "fault"] == [
+        f"{path}: not there: where SMTPEXTFORK runs it, all mail is accepted"
+    ]
+
+
+def test_what_is_wrong_with_all_launchers_is_told_once(installed: Installation) -> None:
+    for path in installed.programs:
+        path.write_text(path.read_text().replace(launcher.interpreter(), "/nonexistent/python", 1))
+    found = only(launchers.look_at_launchers, installed, "fault").found
+    assert found.endswith("No such file or directory (and so qmail-checkenv, greycheck-rcptcheck, greycheck-spp)")
 
 
 @as_root

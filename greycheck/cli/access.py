@@ -4,8 +4,9 @@ import grp
 import os
 import pwd
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from greycheck.store import schema
@@ -58,13 +59,49 @@ def named(account: pwd.struct_passwd | None) -> str:
 
 def barrier(path: Path, wanted: int, user: str) -> str:
     """What stands between the effective USER and PATH: the first directory that cannot be passed, or PATH itself; empty for nothing."""
+    place = barred(path, wanted)
+    return Barrier(place, ((path, wanted),)).said(user) if place else ""
+
+
+def barred(path: Path, wanted: int) -> Path | None:
+    """The first directory on the way to PATH that the effective user cannot pass, or PATH itself if he cannot do as WANTED; else None."""
     for parent in reversed(path.parents):
         if not os.access(parent, os.X_OK, effective_ids=True):
-            return f"{user} may not enter {describe(parent)} on the way to {path}"
-    if not os.access(path, wanted, effective_ids=True):
-        what = "write" if wanted & os.W_OK else "read"
-        return f"{user} cannot {what} {describe(path)}"
-    return ""
+            return parent
+    return None if os.access(path, wanted, effective_ids=True) else path
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """A PLACE that is closed to somebody, and what he NEEDED behind it or of it: paths, and what he wants of each."""
+
+    place: Path
+    needed: tuple[tuple[Path, int], ...]
+
+    @property
+    def wanted(self) -> int:
+        """What he wants of the place itself; nothing where it is on the way alone."""
+        return next((wanted for path, wanted in self.needed if path == self.place), 0)
+
+    def said(self, user: str) -> str:
+        """That it is closed to USER."""
+        if self.wanted:
+            return f"{user} cannot {'write' if self.wanted & os.W_OK else 'read'} {describe(self.place)}"
+        more = f" and {len(self.needed) - 1} more" if len(self.needed) > 1 else ""
+        return f"{user} may not enter {describe(self.place)} on the way to {self.needed[0][0]}{more}"
+
+
+def barriers(needed: Iterable[tuple[Path, int]], account: pwd.struct_passwd) -> list[Barrier]:
+    """What keeps ACCOUNT from the paths NEEDED, from what he wants of each; once each."""
+    found: dict[Path, list[tuple[Path, int]]] = {}
+    with acting_as(account):
+        for path, wanted in needed:
+            place = barred(path, wanted)
+            if place:
+                found.setdefault(place, []).append((path, wanted))
+    every = [Barrier(place, tuple(behind)) for place, behind in found.items()]
+    # Who may not write a directory may not write what is in it.
+    return [one for one in every if not (one.wanted & os.W_OK and one.place.parent in found)]
 
 
 def describe(path: Path) -> str:

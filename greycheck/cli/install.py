@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from greycheck.cli import apart, native, server, terminal
-from greycheck.cli.access import acting_as, barrier, can_act_as, named
+from greycheck.cli.access import acting_as, barriers, can_act_as, named
 from greycheck.cli.common import foreseen, read_settings
 from greycheck.cli.launcher import PROGRAMS, interpreter, launcher, package
 from greycheck.resident import program
@@ -306,20 +306,19 @@ def check_as(account: pwd.struct_passwd, paths: list[Path], found: Settings) -> 
 
 def unreachable(account: pwd.struct_passwd, paths: list[Path], found: Settings) -> list[str]:
     """What ACCOUNT, as whom this process can act, cannot reach of what a check by the launchers PATHS needs."""
-    complaints = []
-    needed = [(path, os.R_OK | os.X_OK) for path in (Path(interpreter()), Path(sys.executable), *paths)]
-    needed += [(package() / "child.py", os.R_OK), *server.needed(found)]
+    return [one.said(account.pw_name) for one in barriers(needed(paths, found), account)]
+
+
+def needed(paths: list[Path], found: Settings) -> list[tuple[Path, int]]:
+    """What a check by the launchers PATHS needs, and how."""
+    every = [(path, os.R_OK | os.X_OK) for path in (Path(interpreter()), Path(sys.executable), *paths)]
+    every += [(package() / "child.py", os.R_OK), *server.needed(found)]
     store = schema.sqlite_path(found.database)
     if store:
-        needed += [(store.parent, os.R_OK | os.W_OK | os.X_OK)]
+        every += [(store.parent, os.R_OK | os.W_OK | os.X_OK)]
         files = [store.with_name(store.name + suffix) for suffix in ("", "-wal", "-shm")]
-        needed += [(file, os.R_OK | os.W_OK) for file in files if os.access(file, os.F_OK)]
-    with acting_as(account):
-        for path, wanted in needed:
-            complaint = barrier(path, wanted, account.pw_name)
-            if complaint and complaint not in complaints:
-                complaints.append(complaint)
-    return complaints
+        every += [(file, os.R_OK | os.W_OK) for file in files if os.access(file, os.F_OK)]
+    return every
 
 
 def try_database(path: Path, account: pwd.struct_passwd | None, found: Settings) -> list[str]:

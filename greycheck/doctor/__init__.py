@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from greycheck.doctor.configuration import look_at_settings
 from greycheck.doctor.finding import Finding, Installation, safe
 from greycheck.doctor.host import look_at_clock, look_at_space
-from greycheck.doctor.launchers import look_at_launchers, look_at_modules, look_at_permissions
+from greycheck.doctor.launchers import closed_places, look_at_launchers, look_at_modules, look_at_permissions
 from greycheck.doctor.mailers import find_mailers, look_at_mailers, served_as
 from greycheck.doctor.resident import look_at_program
 from greycheck.doctor.service import look_at_services
@@ -61,15 +61,31 @@ def examine(installation: Installation) -> list[Finding]:
         examinations = RESIDENTS
         installation = replace(installation, account=installation.account or served_as(installation), is_qmails=False)
     for about, look in examinations:
+        if about == "store" and is_closed(installation):
+            continue
         try:
             for finding in look(installation):
-                findings.append(finding)
+                if not follows(finding, findings):
+                    findings.append(finding)
         except (schema.SchemaError, StoreError, SQLAlchemyError) as error:
             said = str(getattr(error, "orig", None) or error)
             findings.append(Finding("fault", about, safe(said), _advice(installation)))
         except OSError as error:
             findings.append(Finding("note", about, f"could not be looked at: {error}"))
     return findings
+
+
+def is_closed(installation: Installation) -> bool:
+    """Whether the user of checks cannot reach the store, which permissions have told: of what is in it nothing else is to be said."""
+    path = schema.sqlite_path(installation.settings.database)
+    closed = [one.place for one in closed_places(installation)] if path and installation.is_qmails else []
+    return path is not None and any(place in (path, *path.parents) for place in closed)
+
+
+def follows(finding: Finding, earlier: list[Finding]) -> bool:
+    """Whether FINDING is about a path of which one of the EARLIER ones has told what is wrong."""
+    told = [one.found.partition(": ")[0] for one in earlier if one.level == "fault" and one.found.startswith("/")]
+    return any(f": {path}: " in finding.found for path in told)
 
 
 def _advice(installation: Installation) -> str:

@@ -6,9 +6,10 @@ import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
-from greycheck import child, log
+from greycheck import child, log, settings
 from greycheck.cli import access, launcher, native, server
 from greycheck.settings import Settings, duration_text
 
@@ -96,6 +97,23 @@ def safe(text: str) -> str:
 def run(command: str) -> str:
     """The advice to run COMMAND, whose words are quoted; none where a terminal would not show it as it is."""
     return f"Run: {command}" if command.isascii() and command.isprintable() else ""
+
+
+# Where the store is if no setting says where.
+DEFAULT_STORE = f"{settings.SYSTEM_DIRECTORY}/{settings.DATABASE_FILE}"
+
+
+def make_directory(account: pwd.struct_passwd) -> str:
+    """The command that makes the directory of the store for ACCOUNT."""
+    return f"install -d -o {quote(account.pw_name)} -m 0700 {settings.SYSTEM_DIRECTORY}"
+
+
+def set_to(name: str, value: str, found: Settings) -> str:
+    """The command that sets NAME to VALUE in the file of the settings FOUND."""
+    file = quote(os.environ.get("GREYCHECK_CONFIG", settings.CONFIG_FILE))
+    if found.sources[name].startswith("/"):
+        return f"sed -i {quote(f's|^ *{name} *=.*|{name} = {value}|')} {file}"
+    return f"echo {quote(f'{name} = {value}')} >> {file}"
 
 
 def milliseconds(seconds: float) -> str:

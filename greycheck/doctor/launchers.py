@@ -10,12 +10,23 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import MAGIC_NUMBER, source_hash
 from pathlib import Path
 
 import greycheck
 from greycheck.cli import access, files, install, launcher, native
-from greycheck.doctor.finding import Finding, Installation, is_ours, milliseconds, safe
+from greycheck.doctor.finding import (
+    DEFAULT_STORE,
+    Finding,
+    Installation,
+    is_ours,
+    make_directory,
+    milliseconds,
+    run,
+    safe,
+    set_to,
+)
 from greycheck.store import schema
 
 # Which hook runs each program.
@@ -24,6 +35,15 @@ HOOKS = {
     "qmail-checkenv": "CHECKENV",
     "greycheck-rcptcheck": "RCPTCHECK",
     "greycheck-spp": "qmail-spp",
+}
+
+
+# What becomes of mail where a hook's program is not there.
+ENDS = {
+    "SMTPEXTFORK": "all mail is accepted",
+    "CHECKENV": "all mail is stopped",
+    "RCPTCHECK": "all mail is deferred",
+    "qmail-spp": "all mail is deferred",
 }
 
 
@@ -40,19 +60,37 @@ def look_at_launchers(installation: Installation) -> Iterator[Finding]:
         return
     compiled = [path for path in there if is_compiled(path)]
     again = _again(directory, bool(compiled))
+    looked = []
     for path in installation.programs:
         if path in there:
-            yield look_at_launcher(path, again, installation)
+            looked.append(path)
         else:
-            hook = f"the hook {HOOKS[path.name]} cannot use it"
-            yield Finding("fault", "launchers", f"{path}: not there; {hook}", again)
+            hook = HOOKS[path.name]
+            yield Finding("fault", "launchers", f"{path}: not there: where {hook} runs it, {ENDS[hook]}", again)
     for path in install.behind(compiled):
         if os.path.lexists(path):
-            yield look_at_launcher(path, again, installation)
+            looked.append(path)
         else:
             yield Finding("fault", "launchers", f"{path}: not there; no check is made where the resident fails", again)
+    account = installation.known_account
+    # What he cannot reach is told with the permissions.
+    looked = [path for path in looked if account is None or not is_ours(path) or not is_barred(path, account)]
+    yield from once([(path, look_at_launcher(path, again, installation)) for path in looked])
     if compiled:
         yield look_at_resident(native.marks_of(compiled[0]).get("socket", ""), installation)
+
+
+def once(found: list[tuple[Path, Finding]]) -> Iterator[Finding]:
+    """What was FOUND of launchers, each with its path; what is wrong with several in the same way is told with the first of them."""
+    alike: dict[tuple[str, str], list[tuple[Path, Finding]]] = {}
+    for path, one in found:
+        alike.setdefault((one.level, one.found.replace(str(path), "")), []).append((path, one))
+    for (path, one), *others in alike.values():
+        if one.level == "ok":
+            yield from [one, *(other for _path, other in others)]
+            continue
+        names = ", ".join(other.name if other.parent == path.parent else str(other) for other, _one in others)
+        yield replace(one, found=f"{one.found} (and so {names})") if others else one
 
 
 def _again(directory: Path, in_c: bool = False) -> str:
@@ -76,8 +114,6 @@ def look_at_launcher(path: Path, again: str, installation: Installation) -> Find
     if account is None and os.geteuid() == 0:
         found = f"{path}: not run: root runs it as the user of checks alone"
         return Finding("note", "launchers", found, "Say which user qmail-smtpd runs as: --user NAME")
-    if account and is_barred(path, account):
-        return Finding("note", "launchers", f"{path}: not run: {account.pw_name} cannot, see permissions below")
     complaint = install.try_run(path, account)
     if complaint:
         return Finding("fault", "launchers", complaint, again)
@@ -298,21 +334,58 @@ def look_at_permissions(installation: Installation) -> Iterator[Finding]:
         found = f"not looked at: {schema.user_name(os.geteuid())} cannot tell what {account.pw_name} may do"
         yield Finding("note", "permissions", found, f"Run greycheck doctor as root, or as {account.pw_name}.")
         return
-    compiled = [path for path in installation.launchers if is_compiled(path)]
-    in_python = [path for path in install.behind(compiled) if path.exists()]
-    complaints = install.unreachable(account, installation.launchers + in_python, installation.settings)
-    advice = f"Change owner or mode, so that {account.pw_name} may."
-    yield from (Finding("fault", "permissions", complaint, advice) for complaint in complaints)
-    unreadable = unreadable_modules(account, installation)
+    closed = closed_places(installation)
+    yield from (Finding("fault", "permissions", one.said(account.pw_name), mend(one, installation)) for one in closed)
+    unreadable = unreadable_modules(account)
+    advice = run(f"chmod -R go+rX {shlex.quote(str(launcher.package()))}")
     yield from (Finding("warning", "permissions", complaint, advice) for complaint in unreadable)
-    if not complaints and not unreadable:
+    if not closed and not unreadable:
         yield Finding("ok", "permissions", f"{account.pw_name} can run the launchers and use the store")
 
 
-def unreadable_modules(account: pwd.struct_passwd, installation: Installation) -> list[str]:
+def closed_places(installation: Installation) -> list[access.Barrier]:
+    """What keeps the user that runs checks from what they need; nothing where this process cannot tell.
+
+    A directory for the store that is not there is told with the store.
+    """
+    account = installation.known_account
+    if account is None:
+        return []
+    compiled = [path for path in installation.launchers if is_compiled(path)]
+    in_python = [path for path in install.behind(compiled) if path.exists()]
+    needed = install.needed(installation.launchers + in_python, installation.settings)
+    return [one for one in access.barriers(needed, account) if os.path.lexists(one.place)]
+
+
+def mend(closed: access.Barrier, installation: Installation) -> str:
+    """The command that opens what is CLOSED to the user that runs checks."""
+    account, store = installation.account, schema.sqlite_path(installation.settings.database)
+    assert account is not None
+    user, place = shlex.quote(account.pw_name), shlex.quote(str(closed.place))
+    is_his = closed.place.stat().st_uid == account.pw_uid
+    if store and closed.place == store.parent:
+        if is_his:
+            return run(f"chmod u+rwx {place}")
+        if all(path.name.startswith(store.name) for path in closed.place.iterdir()):
+            # Another user may have put links there to what is not his.
+            return run(f"chown {'-h' if closed.place.stat().st_uid else '-R'} {user} {place}")
+        return run(f"{make_directory(account)} && {set_to('database', DEFAULT_STORE, installation.settings)}")
+    if not closed.wanted:
+        return run(f"chmod o+x {place}")
+    if is_his:
+        return run(f"chmod u+rw {place}")
+    if store and closed.wanted & os.W_OK:
+        return run(f"chown -h {user} {place}")
+    if closed.wanted & os.X_OK:
+        return run(f"chmod go+rx {place}")
+    if launcher.package() in closed.place.parents:
+        return run(f"chmod -R go+rX {shlex.quote(str(launcher.package()))}")
+    return run(f"chgrp {shlex.quote(access.group_name(account.pw_gid))} {place} && chmod g+r {place}")
+
+
+def unreadable_modules(account: pwd.struct_passwd) -> list[str]:
     """Compiled modules that ACCOUNT cannot read, and so compiles anew at every mail."""
-    sources = modules() | driver_modules(installation)
-    compiled = [path for source in sources.values() if (path := compiled_path(source)).exists()]
-    with access.acting_as(account):
-        complaints = [access.barrier(path, os.R_OK, account.pw_name) for path in compiled]
-    return [complaint for complaint in complaints if complaint][:3]
+    compiled = [path for source in modules().values() if (path := compiled_path(source)).exists()]
+    closed = access.barriers(((path, os.R_OK) for path in compiled), account)
+    # What lies above the package was told already.
+    return [one.said(account.pw_name) for one in closed if one.place not in launcher.package().parents][:3]

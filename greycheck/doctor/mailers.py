@@ -15,7 +15,7 @@ from pathlib import Path
 from greycheck import settings
 from greycheck.cli import access, files
 from greycheck.doctor import processes, service
-from greycheck.doctor.finding import Finding, Installation, run
+from greycheck.doctor.finding import Finding, Installation, run, set_to
 from greycheck.resident import program
 from greycheck.settings import Settings
 from greycheck.store import schema
@@ -51,9 +51,6 @@ READ_SOCKET = re.compile(r"\$\{readsocket\s*\{\s*((?:inet:)?[A-Za-z0-9/._:\[\]-]
 # An address of this host, and one that needs no look-up.
 HERE = re.compile(r"127\.[0-9.]+|::1|localhost")
 ADDRESS = re.compile(r"[0-9.]+|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*|localhost")
-
-# The directory that access.barrier names.
-BARRED = re.compile(r" cannot pass (.+) \(mode [0-7]+, owner [^()]+\) on the way to ")
 
 SYSTEMD = Path("/run/systemd/system")
 
@@ -299,7 +296,7 @@ def _unanswered(mailer: Mailer, asks: Asks, said: str, installation: Installatio
         and _answers(found.socket, found)
     ):
         listen = _shown(*asks.place)
-        return Finding("fault", "mail server", text, run(f"{_set('listen', listen, found)} && {restart()}"))
+        return Finding("fault", "mail server", text, run(f"{set_to('listen', listen, found)} && {restart()}"))
     here = f"unix:{found.socket}" if mailer.switch else found.socket
     if asks.place != found.socket and _answers(found.socket, found):
         text += f"; greycheck listens at {found.socket}"
@@ -325,16 +322,16 @@ def _ask_port(mailer: Mailer, asks: Asks, found: Settings) -> str:
 def _at_port(found: Settings) -> tuple[list[str], str]:
     """The commands that have the resident listen at a port, if it does not, and that port."""
     at = [each for each in found.listen if each[0] not in settings.ANY_ADDRESS and _answers(each, found)]
-    return ([], _shown(*at[0])) if at else ([_set("listen", PORT, found), restart()], PORT)
+    return ([], _shown(*at[0])) if at else ([set_to("listen", PORT, found), restart()], PORT)
 
 
 def _closed(mailer: Mailer, place: str, text: str, found: Settings) -> Finding:
     """The user of MAILER may not open the socket at PLACE."""
     with access.acting_as(_account(mailer.user)):
-        barrier = access.barrier(Path(place), os.W_OK, mailer.user)
-    directory = BARRED.search(barrier)
-    if directory:
-        return Finding("fault", "mail server", f"{text}: {barrier}", run(f"chmod o+x {shlex.quote(directory[1])}"))
+        barred = access.barred(Path(place), os.W_OK)
+    if barred and barred != Path(place):
+        text += f": {mailer.user} cannot pass {access.describe(barred)}"
+        return Finding("fault", "mail server", text, run(f"chmod o+x {shlex.quote(str(barred))}"))
     account = _account(mailer.user)
     group = access.group_name(account.pw_gid) if account else mailer.user
     try:
@@ -342,16 +339,8 @@ def _closed(mailer: Mailer, place: str, text: str, found: Settings) -> Finding:
     except OSError:
         owner = 0
     join = f"usermod -aG {group} {shlex.quote(schema.user_name(owner))} && " if owner else ""
-    command = f"{join}{_set('socket_owner', f':{group}', found)} && {restart()}"
+    command = f"{join}{set_to('socket_owner', f':{group}', found)} && {restart()}"
     return Finding("fault", "mail server", f"{text}: {access.describe(Path(place))}", run(command))
-
-
-def _set(name: str, value: str, found: Settings) -> str:
-    """The command that sets NAME to VALUE in the settings' file."""
-    file = shlex.quote(os.environ.get("GREYCHECK_CONFIG", settings.CONFIG_FILE))
-    if found.sources[name].startswith("/"):
-        return f"sed -i {shlex.quote(f's|^ *{name} *=.*|{name} = {value}|')} {file}"
-    return f"echo {shlex.quote(f'{name} = {value}')} >> {file}"
 
 
 def _rewrite(mailer: Mailer, old: str, new: str) -> str:

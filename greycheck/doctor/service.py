@@ -10,7 +10,7 @@ from pathlib import Path
 from greycheck import settings
 from greycheck.cli import access, files
 from greycheck.doctor.finding import MB, Finding, Installation, run, safe
-from greycheck.doctor.launchers import HOOKS, lifts_limits, run_by_script
+from greycheck.doctor.launchers import ENDS, HOOKS, lifts_limits, run_by_script
 from greycheck.doctor.processes import HOOK_VARIABLES, SESSION, Service, services
 from greycheck.store import schema
 
@@ -112,7 +112,7 @@ def look_at_hooks(service: Service, installation: Installation) -> Iterator[Find
     if programs and not any(os.path.realpath(program) in targets for program in programs):
         text = f"{service.shown}: SMTPEXTFORK names {safe(', '.join(programs))}"
         yield Finding("warning", "service", text, f"Let it name {installation.programs[0]}, or name its place: --dir")
-    missing = [Missing("qmail-spp", each, "all mail is deferred") for each in plugins]
+    missing = [Missing("qmail-spp", each, ENDS["qmail-spp"]) for each in plugins]
     for name, value in values:
         missing += programs_of(name.decode(), value, installation)
     if b"CHECKENV" in dict(values):
@@ -150,11 +150,11 @@ def listed(value: bytes) -> list[str]:
 def programs_of(hook: str, value: bytes, installation: Installation) -> list[Missing]:
     """The programs of the HOOK whose variable is set to VALUE; none of other variables."""
     if hook == "CHECKENV":
-        return [Missing(hook, str(checkenv_program(installation)), "all mail is stopped")]
+        return [Missing(hook, str(checkenv_program(installation)), ENDS[hook])]
     if hook == "RCPTCHECK":
-        return [Missing(hook, os.fsdecode(value), "all mail is deferred")]
+        return [Missing(hook, os.fsdecode(value), ENDS[hook])]
     programs = listed(value) if hook.startswith("SMTPEXTFORK") else []
-    return [Missing(hook, program, "accepts all mail") for program in programs]
+    return [Missing(hook, program, ENDS["SMTPEXTFORK"]) for program in programs]
 
 
 def run_by_checkenv(named: bytes, installation: Installation) -> list[Missing]:
