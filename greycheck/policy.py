@@ -32,6 +32,10 @@ REFRESH = 3600
 # How soon, in seconds, somebody who is not refused for his haste may be told that an address that many share is not made known once more.
 TOLD = 3600
 
+# How many early attempts a triplet may have for a client that the store does not know to get a row for its haste. Each address of a network
+# retries the same triplets: of an IPv6 network there are more addresses than any table has room for.
+HASTE = 16
+
 # Attempts this many seconds apart are one attempt seen twice: both hooks may be on, and RCPT may be repeated (contract.md section 1).
 SAME_ATTEMPT = 1
 
@@ -294,7 +298,9 @@ def _early(
     counted = Change(row, TripletRow(first, now, row.early + 1), first + terms.retry_window)
     if not settings.strikes or found.shared:
         return verdict, [counted]
-    hammering = now - row.last <= settings.strike_interval
+    if client is None and row.early >= HASTE:
+        return verdict, [counted]
+    hammering = now - row.last <= settings.strike_interval and _is_own(client, settings, now)
     strikes = (client.strikes if client else 0) + 1 if hammering else 0
     if strikes == (client.strikes if client else 0):
         return verdict, [counted]
@@ -303,13 +309,22 @@ def _early(
     return verdict, [counted, _struck(client, strikes, 0, settings, now)]
 
 
+def _is_own(client: ClientRow | None, settings: "Settings", now: int) -> bool:
+    """Whether the last attempt may have been CLIENT's own, as far as that is known: a triplet's may be another address's of its network.
+
+    Of a client that never passed, the row says when its last strike was. Of others, and of the first strike, nothing is known.
+    """
+    return client is None or not client.strikes or bool(client.passes) or now - client.last <= settings.strike_interval
+
+
 def _struck(client: ClientRow | None, strikes: int, until: int, settings: "Settings", now: int) -> Change:
-    """The client's row with STRIKES in a row, refused UNTIL (0: it is not)."""
+    """The client's row with STRIKES in a row, refused UNTIL (0: it is not). Where it never passed, ``last`` is its last strike."""
     expires = until or now + settings.retry_window
     if client is None:
         return Change(None, ClientRow(now, now, 0, strikes, until), expires)
-    if client.passes:
-        expires = max(expires, client.last + settings.lifetime)
+    if not client.passes:
+        return Change(client, ClientRow(client.first, now, 0, strikes, until), expires)
+    expires = max(expires, client.last + settings.lifetime)
     return Change(client, ClientRow(client.first, client.last, client.passes, strikes, until), expires)
 
 

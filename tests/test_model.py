@@ -164,9 +164,14 @@ class Model:
         struck = None
         shared = client.startswith(SHARED)
         if row and not (row["first"] <= now and abs(now - row["last"]) <= 1) and v["strikes"] and not shared:
-            before = self.clients.get(client, {}).get("strikes", 0)
-            strikes = before + 1 if now - row["last"] <= v["strike_interval"] else 0
-            if strikes >= v["strikes"] and strikes != before:
+            known = self.clients.get(client, {"passes": 0, "last": now})
+            before = known.get("strikes", 0)
+            # The triplet's last attempt may be another address's.
+            own = not before or known["passes"] or now - known["last"] <= v["strike_interval"]
+            strikes = before + 1 if now - row["last"] <= v["strike_interval"] and own else 0
+            if client not in self.clients and row["early"] >= 16:
+                pass
+            elif strikes >= v["strikes"] and strikes != before:
                 struck = {"strikes": 0, "struck": now + v["strike_time"], "expires": now + v["strike_time"]}
                 verdict = "reject", "strikes"
             elif strikes != before:
@@ -198,14 +203,16 @@ class Model:
             if not row and v["pending_limit"] and waiting >= v["pending_limit"]:
                 return "accept", "full"
         if not row:
-            self.triplets[key] = {"first": now, "last": now, "passed": False, "expires": now + window}
+            self.triplets[key] = {"first": now, "last": now, "early": 0, "passed": False, "expires": now + window}
         elif not (row["first"] <= now and abs(now - row["last"]) <= 1):
             first = min(row["first"], now)
-            row.update(first=first, last=now, expires=first + window)
+            row.update(first=first, last=now, early=row["early"] + 1, expires=first + window)
         if struck:
             known = self.clients.setdefault(client, {"passes": 0, "last": now})
             if known["passes"]:
                 struck["expires"] = max(struck["expires"], known["last"] + v["lifetime"])
+            else:
+                known["last"] = now
             known.update(struck)
         return verdict
 

@@ -321,9 +321,9 @@ def test_a_hasty_retry_is_a_strike() -> None:
 
 
 def test_the_last_strike_refuses_the_client_for_a_time() -> None:
-    verdict, [_counted, struck] = early(ClientRow(NOW - 90, NOW - 90, 0, strikes=2))
+    verdict, [_counted, struck] = early(ClientRow(NOW - 90, NOW - 10, 0, strikes=2))
     assert (verdict.action, verdict.reason) == (REJECT, "strikes")
-    assert state(struck.new) == {"first": NOW - 90, "last": NOW - 90, "passes": 0, "strikes": 0, "struck": NOW + 86400}
+    assert state(struck.new) == {"first": NOW - 90, "last": NOW, "passes": 0, "strikes": 0, "struck": NOW + 86400}
     assert struck.expires == NOW + 86400
 
 
@@ -348,6 +348,27 @@ def test_a_patient_retry_ends_the_row_of_strikes() -> None:
 
 def test_the_same_attempt_seen_twice_is_no_strike() -> None:
     assert early(ClientRow(0, 0, 0, strikes=2), since=1)[1] == []
+
+
+def test_what_another_address_of_the_network_tried_is_no_strike() -> None:
+    """It knows sender and recipient, and tries between this client's retries, which are as patient as any."""
+    honest: ClientRow | None = None
+    noted = []
+    for now in range(NOW + 71, NOW + DELAY, 71):
+        found = Found(TripletRow(NOW, now - 2, 2), honest)
+        verdict, changes = policy.decide(found, cast(Settings, STRIKES), now)
+        assert (verdict.action, verdict.reason) == (DEFER, "early")
+        honest = next((change.new for change in changes if isinstance(change.new, ClientRow)), honest)
+        noted.append(honest.strikes if honest else 0)
+    assert max(noted) == 1
+
+
+def test_who_is_hasty_from_one_address_after_another_gets_no_row_for_each() -> None:
+    row = TripletRow(NOW - 100, NOW - 3, early=policy.HASTE)
+    verdict, [counted] = decide(row, None, STRIKES)
+    assert (verdict.action, verdict.reason) == (DEFER, "early")
+    assert isinstance(counted.new, TripletRow)
+    assert len(decide(row, ClientRow(NOW - 3, NOW - 3, 0, strikes=1), STRIKES)[1]) == 2
 
 
 def test_a_pass_ends_the_row_of_strikes() -> None:
