@@ -1105,7 +1105,7 @@ def test_a_directory_that_the_user_cannot_pass_is_one_finding(installed: Install
         closed.chmod(0o755)
     command = f"chown -R nobody {closed}" if what == "store" else f"chmod o+x {closed}"
     assert [(one.level, one.about, one.advice) for one in found] == [("fault", "permissions", f"Run: {command}")]
-    assert what == "store" or f"nobody cannot pass {closed} (mode 0700, owner root) on the way to" in found[0].found
+    assert what == "store" or f"nobody may not enter {closed} (mode 0700, owner root) on the way to" in found[0].found
 
 
 @as_root

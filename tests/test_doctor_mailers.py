@@ -234,7 +234,7 @@ def test_a_directory_that_postfix_may_not_pass_is_opened(host: Installation, pla
     postfix(place, f"check_policy_service unix:{place}/run/socket")
     with resident(place / "run" / "socket"):
         found = look(host)
-    assert f"nobody cannot pass {place}/run (mode 0700, owner root)" in found.found
+    assert f"nobody may not enter {place}/run (mode 0700, owner root)" in found.found
     assert found.advice == f"Run: chmod o+x {place}/run"
 
 

@@ -330,7 +330,7 @@ def _closed(mailer: Mailer, place: str, text: str, found: Settings) -> Finding:
     with access.acting_as(_account(mailer.user)):
         barred = access.barred(Path(place), os.W_OK)
     if barred and barred != Path(place):
-        text += f": {mailer.user} cannot pass {access.describe(barred)}"
+        text += f": {mailer.user} may not enter {access.describe(barred)}"
         return Finding("fault", "mail server", text, run(f"chmod o+x {shlex.quote(str(barred))}"))
     account = _account(mailer.user)
     group = access.group_name(account.pw_gid) if account else mailer.user
