@@ -300,7 +300,7 @@ def _early(
         return verdict, [counted]
     if client is None and row.early >= HASTE:
         return verdict, [counted]
-    hammering = now - row.last <= settings.strike_interval and _is_own(client, settings, now)
+    hammering = _is_hasty(row.last, settings, now) and _is_own(client, settings, now)
     strikes = (client.strikes if client else 0) + 1 if hammering else 0
     if strikes == (client.strikes if client else 0):
         return verdict, [counted]
@@ -309,12 +309,17 @@ def _early(
     return verdict, [counted, _struck(client, strikes, 0, settings, now)]
 
 
+def _is_hasty(last: int, settings: "Settings", now: int) -> bool:
+    """Whether an attempt NOW follows the LAST one too soon. After one in the future, before a clock was set back, nobody knows."""
+    return 0 <= now - last <= settings.strike_interval
+
+
 def _is_own(client: ClientRow | None, settings: "Settings", now: int) -> bool:
     """Whether the last attempt may have been CLIENT's own, as far as that is known: a triplet's may be another address's of its network.
 
     Of a client that never passed, the row says when its last strike was. Of others, and of the first strike, nothing is known.
     """
-    return client is None or not client.strikes or bool(client.passes) or now - client.last <= settings.strike_interval
+    return client is None or not client.strikes or bool(client.passes) or _is_hasty(client.last, settings, now)
 
 
 def _struck(client: ClientRow | None, strikes: int, until: int, settings: "Settings", now: int) -> Change:

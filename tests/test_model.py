@@ -167,8 +167,8 @@ class Model:
             known = self.clients.get(client, {"passes": 0, "last": now})
             before = known.get("strikes", 0)
             # The triplet's last attempt may be another address's.
-            own = not before or known["passes"] or now - known["last"] <= v["strike_interval"]
-            strikes = before + 1 if now - row["last"] <= v["strike_interval"] and own else 0
+            own = not before or known["passes"] or 0 <= now - known["last"] <= v["strike_interval"]
+            strikes = before + 1 if 0 <= now - row["last"] <= v["strike_interval"] and own else 0
             if client not in self.clients and row["early"] >= 16:
                 pass
             elif strikes >= v["strikes"] and strikes != before:

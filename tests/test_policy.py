@@ -363,6 +363,15 @@ def test_what_another_address_of_the_network_tried_is_no_strike() -> None:
     assert max(noted) == 1
 
 
+@pytest.mark.parametrize("ahead", [2, 3600])
+def test_a_retry_after_the_clock_was_set_back_is_no_strike(ahead: int) -> None:
+    """Else each mail that a client has waiting counts against it, and is refused for good."""
+    verdict, changes = early(ClientRow(0, NOW + ahead, 0, strikes=2), since=-ahead)
+    assert (verdict.action, verdict.reason) == (DEFER, "early")
+    assert [change.new.strikes for change in changes if isinstance(change.new, ClientRow)] == [0]
+    assert len(early(None, since=-ahead)[1]) == 1
+
+
 def test_who_is_hasty_from_one_address_after_another_gets_no_row_for_each() -> None:
     row = TripletRow(NOW - 100, NOW - 3, early=policy.HASTE)
     verdict, [counted] = decide(row, None, STRIKES)
