@@ -105,11 +105,11 @@ def look_at_marks(asked: Server, seen: Sequence[Seen], found: Settings) -> Itera
     """Which hosts checks leave out, because one of them waited in vain."""
     breaker = Breaker(found.state_directory, asked)
     for one in seen:
-        for kind, what in ((DOWN, "asked nothing"), (STUCK, "asked for no writes")):
+        for kind, what in ((DOWN, "checks leave it out"), (STUCK, "checks write nothing there")):
             since = breaker.since(one.host, kind)
             if since is None:
                 continue
-            text = f"{one.host}: {what} for {duration_text(int(since))} but now and then, since it did not answer"
+            text = f"{one.host}: did not answer; {what} since {duration_text(int(since))}, and try it again now and then"
             if one.is_usable:
                 yield Finding("note", "marks", f"{text}; it does now, and one of the next checks finds out")
             else:
