@@ -109,7 +109,7 @@ def look_at_marks(asked: Server, seen: Sequence[Seen], found: Settings) -> Itera
             since = breaker.since(one.host, kind)
             if since is None:
                 continue
-            text = f"{one.host}: did not answer; {what} since {duration_text(int(since))}, and try it again now and then"
+            text = f"{one.host}: did not answer {duration_text(int(since))} ago; {what}, and try again now and then"
             if one.is_usable:
                 yield Finding("note", "marks", f"{text}; it does now, and one of the next checks finds out")
             else:
