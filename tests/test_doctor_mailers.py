@@ -73,7 +73,7 @@ def resident(path: Path, answer: bytes = program.ANSWER) -> Iterator[None]:
 
 @contextmanager
 def at_port(port: int) -> Iterator[None]:
-    """One answer of greycheck's at PORT, to each who asks."""
+    """What greycheck answers by TCP at PORT, to each who asks: it does not tell there who it is."""
     with socket.create_server(("127.0.0.1", port)) as listening:
 
         def serve() -> None:
@@ -84,7 +84,7 @@ def at_port(port: int) -> Iterator[None]:
                     return
                 with connection:
                     connection.recv(4096)
-                    connection.sendall(program.ANSWER)
+                    connection.sendall(b"action=DUNNO\n\n")
 
         thread = threading.Thread(target=serve)
         thread.start()

@@ -42,7 +42,7 @@ COMPILING_TIME = 60
 SEARCHED = 2_000_000
 ELF = b"\x7fELF"
 
-INSTALL = "apt-get install musl-tools (or gcc and libc6-dev, or the like of your system)"
+INSTALL = "apt-get install gcc musl-tools (or gcc and libc6-dev, or the like of your system)"
 
 
 def source() -> Path:

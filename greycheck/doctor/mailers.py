@@ -267,9 +267,18 @@ def _ask(asks: Asks, mailer: Mailer, found: Settings) -> str | None:
             answer = asking.recv(program.LIMIT)
     except OSError as error:
         return error.strerror or str(error) or "no answer"
-    return (
-        None if answer.startswith(b"action=DUNNO\nversion=") else "" if answer.startswith(b"action=") else "no answer"
-    )
+    if not answer.startswith(b"action="):
+        return "no answer"
+    # By TCP the resident does not tell who it is: it is the one that answers at its socket, where it listens by its settings.
+    known = _answers(found.socket, found) if _listens(place, found) else answer.startswith(b"action=DUNNO\nversion=")
+    return None if known else ""
+
+
+def _listens(place: str | tuple[str, int], found: Settings) -> bool:
+    """Whether the setting listen has PLACE, a host and port, or all of its hosts."""
+    if isinstance(place, str):
+        return False
+    return any(port == place[1] and host in (place[0], *settings.ANY_ADDRESS) for host, port in found.listen)
 
 
 def _family(place: str | tuple[str, int]) -> socket.AddressFamily:

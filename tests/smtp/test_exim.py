@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become 
 
 OK = "250 Accepted"
 DEFERRED = "451 4.2.0 greylisted, please try again later"
-REJECTED = "550 refused by local policy"
+REJECTED = "550 5.7.1 refused by local policy"
 
 
 class Host:
