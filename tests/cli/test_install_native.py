@@ -226,7 +226,7 @@ def test_where_musl_fails_it_is_cc(qmail: Path, compilers: Compilers) -> None:  
 def test_without_a_compiler_it_says_what_to_install(qmail: Path, compilers: Compilers) -> None:  # noqa: F811
     compilers()
     stderr = install_native(qmail, code=1).stderr
-    assert stderr.startswith("Error: no C compiler: neither musl-gcc nor cc is there: apt-get install musl-tools ")
+    assert stderr.startswith("Error: no C compiler: neither musl-gcc nor cc is there: apt-get install gcc musl-tools ")
     assert names(qmail) == []
 
 
