@@ -7,6 +7,7 @@ import os
 import pwd
 import re
 import shlex
+import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -305,7 +306,7 @@ def _unanswered(mailer: Mailer, asks: Asks, said: str, installation: Installatio
         and _answers(found.socket, found)
     ):
         listen = _shown(*asks.place)
-        return Finding("fault", "mail server", text, run(f"{set_to('listen', listen, found)} && {restart()}"))
+        return Finding("fault", "mail server", text, run(" && ".join([set_to("listen", listen, found), *restart()])))
     here = f"unix:{found.socket}" if mailer.switch else found.socket
     if asks.place != found.socket and _answers(found.socket, found):
         text += f"; greycheck listens at {found.socket}"
@@ -331,7 +332,7 @@ def _ask_port(mailer: Mailer, asks: Asks, found: Settings) -> str:
 def _at_port(found: Settings) -> tuple[list[str], str]:
     """The commands that have the resident listen at a port, if it does not, and that port."""
     at = [each for each in found.listen if each[0] not in settings.ANY_ADDRESS and _answers(each, found)]
-    return ([], _shown(*at[0])) if at else ([set_to("listen", PORT, found), restart()], PORT)
+    return ([], _shown(*at[0])) if at else ([set_to("listen", PORT, found), *restart()], PORT)
 
 
 def _closed(mailer: Mailer, place: str, text: str, found: Settings) -> Finding:
@@ -348,7 +349,7 @@ def _closed(mailer: Mailer, place: str, text: str, found: Settings) -> Finding:
     except OSError:
         owner = 0
     join = f"usermod -aG {group} {shlex.quote(schema.user_name(owner))} && " if owner else ""
-    command = f"{join}{set_to('socket_owner', f':{group}', found)} && {restart()}"
+    command = " && ".join([join + set_to("socket_owner", f":{group}", found), *restart()])
     return Finding("fault", "mail server", f"{text}: {access.describe(Path(place))}", run(command))
 
 
@@ -359,11 +360,13 @@ def _rewrite(mailer: Mailer, old: str, new: str) -> str:
     return f"{change} && {mailer.reload}" if mailer.reload else change
 
 
-def restart() -> str:
-    """The command that starts the resident anew, as its supervisor does it here."""
+def restart() -> list[str]:
+    """The command that starts the resident anew, as its supervisor does it here; none where there is no supervisor to be seen."""
     if SYSTEMD.is_dir():
-        return "systemctl restart greycheck"
-    return "svc -t /service/greycheck" if Path("/service/greycheck").is_dir() else "sv restart greycheck"
+        return ["systemctl restart greycheck"]
+    if Path("/service/greycheck").is_dir():
+        return ["svc -t /service/greycheck"]
+    return ["sv restart greycheck"] if shutil.which("sv") else []
 
 
 def start(installation: Installation) -> str:
