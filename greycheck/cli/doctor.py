@@ -51,18 +51,33 @@ def doctor(directory: Path, user: str | None, as_json: bool) -> None:
 
 
 def show(findings: list[Finding]) -> None:
-    """Prints FINDINGS as a table, and a line that sums them up."""
+    """Prints FINDINGS as a table, and a line that sums them up. A command that is too long for its column stands on a line by itself."""
     console = Console()
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    widths = [max(len(finding.level) for finding in findings), max(len(finding.about) for finding in findings)]
+    room = console.width - sum(widths) - 2 * len(widths)
+    table = grid(widths)
     for finding in findings:
         table.add_row(Text(finding.level, STYLES[finding.level]), finding.about, finding.found)
-        if finding.advice:
+        command = finding.advice.removeprefix("Run: ")
+        if command != finding.advice and len(finding.advice) > room:
+            table.add_row("", "", Text("Run:", "bold"))
+            console.print(table)
+            console.print(Text(command, "bold"), soft_wrap=True)
+            table = grid(widths)
+        elif finding.advice:
             table.add_row("", "", Text(finding.advice, "bold"))
-    console.print(table)
+    if table.row_count:
+        console.print(table)
     console.print(f"\n{summary(findings)}")
+
+
+def grid(widths: list[int]) -> Table:
+    """A table of a level and what it is about, of these WIDTHS, and of what was found."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for width in widths:
+        table.add_column(no_wrap=True, min_width=width)
+    table.add_column(overflow="fold")
+    return table
 
 
 def summary(findings: list[Finding]) -> str:

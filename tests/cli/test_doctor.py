@@ -115,6 +115,13 @@ def test_it_fits_a_terminal_of_80_columns(database: Path, launchers: Path) -> No
     assert "/nonexistent" * 9 in "".join("".join(lines).split())
 
 
+def test_a_command_is_not_broken(database: Path, launchers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GREYCHECK_DATABASE", f"/tmp{'/nonexistent' * 9}/greycheck.db")
+    lines = doctor("--dir", launchers, "--user", ME, code=1).stdout.splitlines()
+    assert f"install -d -m 0700 -o {ME} /tmp{'/nonexistent' * 9}" in lines
+    assert [line.split() for line in lines].count(["Run:"]) == 1
+
+
 def in_terminal(command: list[str]) -> str:
     """What COMMAND prints to a terminal of 80 columns."""
     leader, follower = pty.openpty()
