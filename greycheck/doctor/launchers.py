@@ -257,8 +257,15 @@ def look_at_modules(installation: Installation) -> Iterator[Finding]:
         "warning",
         "modules",
         f"{len(stale)} of {len(sources)} must be compiled at every mail: {some}{more}",
-        f"Run, as the owner of {launcher.package()}: greycheck install {shlex.quote(str(installation.directory))}",
+        again_as_owner(installation),
     )
+
+
+def again_as_owner(installation: Installation) -> str:
+    """The advice to install once more, as who may write compiled modules."""
+    owner = launcher.package().stat().st_uid
+    other = "" if os.geteuid() in (0, owner) else f"sudo -u {shlex.quote(schema.rights.user_name(owner))} "
+    return run(f"{other}greycheck install {shlex.quote(str(installation.directory))}")
 
 
 def modules() -> dict[str, Path]:
