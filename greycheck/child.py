@@ -127,7 +127,8 @@ class Check:
         try:
             verdict = self.ask_store()
         except Exception as error:
-            verdict = self.error(str(error) if is_foreseen(error) else f"{type(error).__name__}: {error}")
+            said = str(error) if is_foreseen(error) else f"{type(error).__name__}: {error}"
+            verdict = self.error(f"too little memory: raise softlimit -m: {said}" if "failed to map" in said else said)
         verdict = policy.observe(verdict, self.envelope, self.settings)
         guard.settle(self.hook.ANSWERS[verdict.action])
         self.tell(verdict)

@@ -655,7 +655,9 @@ def test_rows_that_expired_long_ago_tell_that_cron_does_not_run(installed: Insta
     if level == "warning":
         assert "(client: 1)" in found.found
         assert (
-            found.advice == f"Put into the crontab of {ME.pw_name}:\n7 * * * * {installed.directory}/greycheck expire"
+            found.advice
+            == f"Run: (crontab -u {ME.pw_name} -l; echo '7 * * * * {installed.directory}/greycheck expire')"
+            f" | crontab -u {ME.pw_name} -"
         )
 
 
@@ -1112,8 +1114,47 @@ def test_a_directory_that_the_user_cannot_pass_is_one_finding(installed: Install
 def test_a_store_among_other_files_is_to_be_elsewhere(installed: Installation, place: Path) -> None:
     [found] = [one for one in doctor.examine(replace(installed, account=NOBODY)) if one.level == "fault"]
     assert found.advice.startswith(
-        "Run: install -d -o nobody -m 0700 /var/lib/greycheck && echo 'database = /var/lib/gr"
+        "Run: install -d -o nobody -m 0700 /var/lib/greycheck && export GREYCHECK_DATABASE=/"
     )
+
+
+def test_a_store_that_is_a_directory_is_told_so(installed: Installation, place: Path) -> None:
+    (place / "state").mkdir()
+    [found] = [
+        one for one in doctor.examine(replace(installed, settings=read(place / "state"))) if one.level == "fault"
+    ]
+    assert found.found == f"{place}/state: is a directory: database names no file"
+    assert found.advice == f"Run: export GREYCHECK_DATABASE={place}/state/greycheck.db"
+
+
+def test_a_store_in_a_directory_that_is_not_there_is_one_command(installed: Installation, place: Path) -> None:
+    found = [
+        one for one in doctor.examine(replace(installed, settings=read(place / "no" / "x.db"))) if one.level == "fault"
+    ]
+    assert [one.advice for one in found] == [f"Run: install -d -m 0700 -o {ME.pw_name} {place}/no"]
+
+
+@pytest.mark.parametrize(
+    ("full", "says"), [(True, "the disk is full: df -h "), (False, "is mounted read-only: mount -o rem")]
+)
+def test_a_disk_that_takes_nothing_is_the_cause(
+    installed: Installation, monkeypatch: pytest.MonkeyPatch, full: bool, says: str
+) -> None:
+    real = os.statvfs(installed.directory)
+    fields = list(real)
+    fields[4], fields[8] = (0, fields[8]) if full else (fields[4], fields[8] | os.ST_RDONLY)
+    monkeypatch.setattr(os, "statvfs", lambda _path: os.statvfs_result(fields))
+    assert says in schema.trouble(database(installed))
+    found = [one for one in doctor.examine(installed) if one.level == "fault"]
+    assert [one.about for one in found] == ["disk"]
+    assert ("df -h" if full else "Run: mount -o remount,rw /") in found[0].advice
+
+
+def test_a_file_that_is_no_database_is_told_with_a_command(installed: Installation) -> None:
+    path = database(installed)
+    path.write_text("no database" * 100)
+    [found] = [one for one in doctor.examine(installed) if one.level == "fault"]
+    assert found.advice == f"Run: mv {path} {path}.broken"
 
 
 def test_a_program_that_is_gone_is_told_once(installed: Installation) -> None:

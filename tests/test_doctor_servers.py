@@ -21,7 +21,7 @@ from greycheck.doctor.finding import Finding, Installation
 from greycheck.store import hosts, schema
 from greycheck.store.breaker import DOWN, STUCK, Breaker
 from greycheck.store.hosts import Seen
-from greycheck.store.server import Host, parse, with_hosts
+from greycheck.store.server import Fault, Host, parse, with_hosts
 from tests import servers
 from tests.servers import Galera, MariaDB, Postgres, free_port
 from tests.support import ServerDatabase, on_every_server
@@ -121,7 +121,8 @@ def test_without_a_driver_every_check_fails(home: Path, monkeypatch: pytest.Monk
     found = only(look(home, url), "fault", "driver")
     assert f"no driver for {parse(url).dialect}" in found.found
     assert "No module named" in found.found
-    assert "pip install 'greycheck[" in found.found
+    assert "pip install 'greycheck[" in found.advice
+    assert found.advice.endswith(f"&& greycheck install {home}/bin")
 
 
 def test_a_driver_that_is_missing_is_named_where_a_slower_one_is_used() -> None:
@@ -178,8 +179,32 @@ def test_a_host_that_is_down_is_a_warning_while_another_one_answers(database: Se
 @on_both
 def test_no_host_is_a_fault(database: ServerDatabase, home: Path) -> None:
     found = look(home, at_ports(database.url, free_port()))
-    assert [one.about for one in found if one.level == "fault"] == ["server", "store"]
-    assert "every check answers by on_error (accept)" in only(found, "fault", "store").found
+    said = only(found, "fault", "server")
+    assert ": no server listens there: " in said.found
+    assert said.found.endswith(": every check answers by on_error (accept)")
+    name = "postgresql" if "postgresql" in database.url else "mariadb"
+    assert said.advice == f"Run: systemctl start {name}"
+    assert [one.about for one in found if one.level == "fault"] == ["server"]
+
+
+@on_both
+def test_a_database_that_is_not_there_is_told_first(database: ServerDatabase, home: Path) -> None:
+    said = only(look(home, f"{database.url.rpartition('/')[0]}/nosuch"), "fault")
+    assert ": there is no database nosuch: " in said.found or "denied" in said.found
+    assert said.advice
+
+
+@pytest.mark.parametrize(
+    "words", ["password authentication failed for user", "Access denied for user 'u' (using password: YES)"]
+)
+def test_a_wrong_password_is_told_first(words: str) -> None:
+    fault = Fault("gone", f'connection to server at "h", port 1 failed: FATAL:  {words}')
+    looked = Installation(Path("/x"), None, settings.read({b"GREYCHECK_DATABASE": b"postgresql://u:x@h/d"}), 0)
+    found = server.look_at_host(Seen(Host("h", 1), fault), [], parse("postgresql://u:x@h/d"), looked)
+    assert found.found.startswith("h:1: the password of u is wrong: ")
+    assert found.advice.startswith(
+        "Write the right password into GREYCHECK_DATABASE; or set it there: ssh h sudo -u post"
+    )
 
 
 @on_every_server
@@ -202,7 +227,7 @@ def test_a_standby_is_a_note_and_alone_a_fault(on_postgresql: ServerDatabase, st
     assert only(found, "note", "server").found.endswith("takes no writes")
     assert doctor.is_sound(found)
     alone = look(home, standby.url(on_postgresql.name))
-    assert only(alone, "fault", "server").found.endswith("takes no writes")
+    assert "takes no writes: every check answers by on_error" in only(alone, "fault", "server").found
 
 
 def test_a_mariadb_that_takes_no_writes_is_a_fault(on_mariadb: ServerDatabase, home: Path) -> None:
@@ -211,7 +236,7 @@ def test_a_mariadb_that_takes_no_writes_is_a_fault(on_mariadb: ServerDatabase, h
         found = look(home, on_mariadb.url)
     finally:
         on_mariadb.server.sql("SET GLOBAL read_only = 0", "")
-    assert only(found, "fault", "server").found.endswith("takes no writes")
+    assert "takes no writes: every check answers by on_error" in only(found, "fault", "server").found
 
 
 def test_a_node_that_is_cut_off_is_passed_over(galera: Galera, home: Path) -> None:
@@ -251,7 +276,8 @@ SEEN = Seen(Host("db1", None), product="MariaDB", version="10.6.1-MariaDB", revi
 )
 def test_hosts_are_told_by_what_they_are(changes: dict[str, object], level: str, says: str) -> None:
     seen = replace(SEEN, **changes)  # type: ignore[arg-type]
-    found = server.look_at_host(seen, [SEEN] if level == "warning" else [])
+    looked = Installation(Path("/x"), None, settings.read({}), 0)
+    found = server.look_at_host(seen, [SEEN] if level == "warning" else [], parse("mariadb://u@db1/d"), looked)
     assert (found.level, says in found.found) == (level, True), found
     assert found.advice or level == "ok"
 
@@ -408,7 +434,8 @@ def test_a_schema_that_is_missing_or_unknown_is_a_fault(name: str, home: Path, r
     asked.create("schemata")
     url = asked.url("schemata")
     try:
-        assert "there is no schema yet: run greycheck db upgrade" in only(look(home, url), "fault").found
+        assert "there is no schema yet: every check answers by" in only(look(home, url), "fault").found
+        assert only(look(home, url), "fault").advice == "Run: greycheck db upgrade"
         schema.upgrade(url)
         asked.sql("UPDATE alembic_version SET version_num = '9999'", "schemata")
         assert "newer than this program's" in only(look(home, url), "fault").found

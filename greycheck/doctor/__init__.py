@@ -13,13 +13,15 @@ Each file here looks at one thing: ``launchers``, ``configuration``, ``host``, `
 Diagnostics: none but findings; what cannot be looked at becomes one.
 """
 
+import re
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from greycheck.doctor.configuration import look_at_settings
-from greycheck.doctor.finding import Finding, Installation, safe
+from greycheck.doctor.finding import Finding, Installation, run, safe
 from greycheck.doctor.host import look_at_clock, look_at_space
 from greycheck.doctor.launchers import closed_places, look_at_launchers, look_at_modules, look_at_permissions
 from greycheck.doctor.mailers import find_mailers, look_at_mailers, served_as
@@ -61,7 +63,7 @@ def examine(installation: Installation) -> list[Finding]:
         examinations = RESIDENTS
         installation = replace(installation, account=installation.account or served_as(installation), is_qmails=False)
     for about, look in examinations:
-        if about == "store" and is_closed(installation):
+        if about == "store" and (is_closed(installation) or has_fault(findings, "disk")):
             continue
         try:
             for finding in look(installation):
@@ -69,7 +71,9 @@ def examine(installation: Installation) -> list[Finding]:
                     findings.append(finding)
         except (schema.SchemaError, StoreError, SQLAlchemyError) as error:
             said = str(getattr(error, "orig", None) or error)
-            findings.append(Finding("fault", about, safe(said), _advice(installation)))
+            cause, command = split(said)
+            advice = run(command) if command else _advice(installation)
+            findings.append(Finding("fault", about, safe(cause), advice))
         except OSError as error:
             findings.append(Finding("note", about, f"could not be looked at: {error}"))
     return findings
@@ -82,6 +86,21 @@ def is_closed(installation: Installation) -> bool:
     return path is not None and any(place in (path, *path.parents) for place in closed)
 
 
+# How a command begins that stands at the end of an error.
+COMMAND = re.compile(r": ((?:chmod|chown|df|fuser|install|mount|mv|rm|runuser) [^:]+)$")
+
+
+def split(said: str) -> tuple[str, str]:
+    """An error as it is SAID, and the command at its end, if there is one."""
+    found = COMMAND.search(said)
+    return (said[: found.start()], found[1]) if found else (said, "")
+
+
+def has_fault(findings: list[Finding], about: str) -> bool:
+    """Whether one of FINDINGS is a fault of what they are ABOUT."""
+    return any((one.level, one.about) == ("fault", about) for one in findings)
+
+
 def follows(finding: Finding, earlier: list[Finding]) -> bool:
     """Whether FINDING is about a path of which one of the EARLIER ones has told what is wrong."""
     told = [one.found.partition(": ")[0] for one in earlier if one.level == "fault" and one.found.startswith("/")]
@@ -91,7 +110,9 @@ def follows(finding: Finding, earlier: list[Finding]) -> bool:
 def _advice(installation: Installation) -> str:
     """What to do about a database that cannot be looked into."""
     if schema.sqlite_path(installation.settings.database):
-        return "Look at the file; a copy of it may be sound."
+        return run(
+            f"sqlite3 {shlex.quote(str(schema.sqlite_path(installation.settings.database)))} 'PRAGMA integrity_check'"
+        )
     return "Until then every check may be answered by on_error: see the server's log too."
 
 

@@ -89,6 +89,14 @@ def is_ours(path: Path) -> bool:
         return False
 
 
+def is_directory(path: Path) -> bool:
+    """Whether PATH can be seen, and is a directory."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def safe(text: str) -> str:
     """TEXT that others wrote, fit for a terminal."""
     return log.quoted(text)[1:-1]
@@ -111,6 +119,8 @@ def make_directory(account: pwd.struct_passwd) -> str:
 def set_to(name: str, value: str, found: Settings) -> str:
     """The command that sets NAME to VALUE in the file of the settings FOUND."""
     file = quote(os.environ.get("GREYCHECK_CONFIG", settings.CONFIG_FILE))
+    if found.sources[name].startswith("GREYCHECK_"):
+        return f"export {found.sources[name]}={quote(value)}"
     if found.sources[name].startswith("/"):
         return f"sed -i {quote(f's|^ *{name} *=.*|{name} = {value}|')} {file}"
     return f"echo {quote(f'{name} = {value}')} >> {file}"

@@ -20,6 +20,7 @@ from greycheck.doctor.finding import (
     DEFAULT_STORE,
     Finding,
     Installation,
+    is_directory,
     is_ours,
     make_directory,
     milliseconds,
@@ -180,7 +181,9 @@ def _foreign(path: Path, again: str) -> Finding:
     if lifts_limits(path):
         return Finding("note", "launchers", f"{path}: the script qmail-checkenv.sh; the launcher it names is not tried")
     found = f"{path}: not written by greycheck install"
-    return Finding("warning", "launchers", found, f"If it is not meant to be, move it away. {again}")
+    word = shlex.quote(str(path))
+    advice = run(f"mv {word} {word}.old && {again.removeprefix('Run: ')}")
+    return Finding("warning", "launchers", found, f"If it is not meant to be: {advice}")
 
 
 def is_dangling(path: Path) -> bool:
@@ -361,6 +364,10 @@ def closed_places(installation: Installation) -> list[access.Barrier]:
     compiled = [path for path in installation.launchers if is_compiled(path)]
     in_python = [path for path in install.behind(compiled) if path.exists()]
     needed = install.needed(installation.launchers + in_python, installation.settings)
+    store = schema.sqlite_path(installation.settings.database)
+    if store and (is_directory(store) or schema.trouble(store)):
+        # That is told with the disk, or with the store.
+        needed = [each for each in needed if not each[1] & os.W_OK]
     return [one for one in access.barriers(needed, account) if os.path.lexists(one.place)]
 
 

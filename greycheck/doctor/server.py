@@ -1,15 +1,18 @@
 """A server database: the driver, each host, the marks of those that do not answer, passwords, what is in it, and how fast it answers."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib import import_module
+from shlex import quote
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from greycheck import child
-from greycheck.cli import access, server
-from greycheck.doctor.finding import LOOK_UPS, Finding, Installation, Level, milliseconds, safe, weigh
+from greycheck.cli import access, launcher, server
+from greycheck.doctor.finding import LOOK_UPS, Finding, Installation, Level, milliseconds, run, safe, weigh
 from greycheck.settings import Settings, duration_text
 from greycheck.store import drivers, lean_server, schema
 from greycheck.store.breaker import DOWN, STUCK, Breaker
@@ -44,20 +47,22 @@ def look_at_server(asked: Server, installation: Installation) -> Iterator[Findin
     """The server database ASKED. Raises StoreError where its driver is not installed for this command."""
     driver = installation.driver
     assert driver is not None
-    yield look_at_driver(asked, driver)
+    yield look_at_driver(asked, driver, f"greycheck install {quote(str(installation.directory))}")
     yield from look_at_secrets(installation)
     if not driver.name:
         return
     seen = server.look(asked, driver.name, installation.known_account)
     for one in seen:
-        yield look_at_host(one, seen)
+        found = look_at_host(one, seen, asked, installation)
+        if found.level == "fault" and one is seen[-1]:
+            end = f"{found.found}: every check answers by on_error ({installation.settings.on_error})"
+            found = replace(found, found=end)
+        yield found
         if one.fault is None:
             yield from look_at_connection(one, asked)
     yield from look_at_marks(asked, seen, installation.settings)
     usable = next((one for one in seen if one.is_usable), None)
     if usable is None:
-        answer = f"no host can be used: every check answers by on_error ({installation.settings.on_error})"
-        yield Finding("fault", "store", answer, "Start one, or let database name one that takes writes.")
         return
     yield (schema_finding := look_at_schema(usable, installation.settings))
     if schema_finding.level == "fault":
@@ -71,12 +76,15 @@ def look_at_server(asked: Server, installation: Installation) -> Iterator[Findin
 # --- driver, passwords, marks -----------------------------------------------------------------------------------------
 
 
-def look_at_driver(asked: Server, driver: server.Found) -> Finding:
+def look_at_driver(asked: Server, driver: server.Found, again: str = "greycheck install DIR") -> Finding:
     """The driver that checks use, and whether there is a quicker one."""
     if not driver.name:
-        return Finding(
-            "fault", "driver", server.no_driver(asked, driver), "Until then every check answers by on_error."
+        extra = drivers.EXTRAS[asked.driver or DRIVERS[asked.dialect][0]]
+        command = f"{launcher.interpreter()} -m pip install 'greycheck[{extra}]' && {again}"
+        found = (
+            f"no driver for {asked.dialect} that launchers find: every check answers by on_error ({safe(driver.why)})"
         )
+        return Finding("fault", "driver", found, run(command))
     quickest = DRIVERS[asked.dialect][0]
     if driver.name == quickest:
         return Finding("ok", "driver", f"{PACKAGES[driver.name]}, the quickest here")
@@ -93,12 +101,16 @@ def look_at_driver(asked: Server, driver: server.Found) -> Finding:
 def look_at_secrets(installation: Installation) -> Iterator[Finding]:
     """Passwords that others can read, and the directory of the marks."""
     account = installation.known_account
+    group = access.group_name(account.pw_gid) if account else "qmail"
     for exposure in server.exposures(installation.settings, account):
-        advice = f"Let {installation.user} own it, with mode 0600; or root, with that user's group and mode 0640."
+        file = quote(exposure.partition(" password in ")[2].rpartition(" (mode")[0])
+        advice = run(f"chgrp {quote(group)} {file} && chmod 0640 {file}")
         yield Finding("warning", "password", exposure, advice)
     complaint = server.state_complaint(installation.settings, account)
     if complaint:
-        yield Finding("warning", "marks", complaint, f"Let {installation.user} own it, with mode 0700.")
+        directory = quote(installation.settings.state_directory)
+        owner = f"-o {quote(account.pw_name)} " if account else ""
+        yield Finding("warning", "marks", complaint, run(f"install -d -m 0700 {owner}{directory}"))
 
 
 def look_at_marks(asked: Server, seen: Sequence[Seen], found: Settings) -> Iterator[Finding]:
@@ -114,14 +126,17 @@ def look_at_marks(asked: Server, seen: Sequence[Seen], found: Settings) -> Itera
                 yield Finding("note", "marks", f"{text}; it does now, and one of the next checks finds out")
             else:
                 yield Finding(
-                    "warning", "marks", text, f"Mend it. The mark, {breaker.path(one.host, kind)}, goes by itself."
+                    "warning",
+                    "marks",
+                    text,
+                    f"The mark, {breaker.path(one.host, kind)}, goes by itself once it answers.",
                 )
 
 
 # --- hosts ------------------------------------------------------------------------------------------------------------
 
 
-def look_at_host(one: Seen, seen: Sequence[Seen]) -> Finding:
+def look_at_host(one: Seen, seen: Sequence[Seen], asked: Server, installation: Installation) -> Finding:
     """Whether a check can use the host ONE of those SEEN."""
     others = any(other.is_usable for other in seen)
     worst: Level = "warning" if others else "fault"
@@ -129,7 +144,8 @@ def look_at_host(one: Seen, seen: Sequence[Seen]) -> Finding:
         alone = f"{one.host}: {safe(one.cluster.status)}: it is cut off from its cluster"
         return Finding(worst, "server", alone, "Mend the network between the nodes, or see wsrep_cluster_address.")
     if one.fault is not None:
-        return Finding(worst, "server", f"{one.host}: {safe(str(one.fault))}", _mend(one.fault))
+        why, advice = _cause(one, asked, installation)
+        return Finding(worst, "server", f"{one.host}: {why}", advice)
     text = f"{one.host}: {one.product} {safe(one.version)}, connects in {milliseconds(one.connecting)}"
     if one.cluster is not None:
         text += f", {safe(one.cluster.state)} in a cluster of {one.cluster.size}"
@@ -146,10 +162,46 @@ def look_at_host(one: Seen, seen: Sequence[Seen]) -> Finding:
     return Finding("ok", "server", text)
 
 
-def _mend(fault: Fault) -> str:
-    if fault.kind == SILENT:
-        return "It takes connections and does not answer, or packets are dropped: see whether it is stopped."
-    return "See whether it runs, whether a firewall or its own rules keep this host out, and the password."
+# What stands before the cause in what libpq says.
+BEFORE = re.compile(r"^connection to server (at|on) .*? failed: |^FATAL:\s+")
+
+# What servers say to who does not know the password.
+NO_PASSWORD = re.compile(r"password authentication failed|no password supplied|Access denied for user.*using password")
+
+# What they say of a database that is not there; and what is said where nobody listens.
+NO_DATABASE = re.compile(r"database .*does not exist|Unknown database")
+NOBODY = re.compile(r"Connection refused|No such file or directory|Can't connect")
+
+
+def _cause(one: Seen, asked: Server, installation: Installation) -> tuple[str, str]:
+    """Why the host ONE cannot be used, and what to do: one command, where that is known."""
+    assert one.fault is not None
+    said = BEFORE.sub("", BEFORE.sub("", str(one.fault)))
+    on_host = "" if is_here(one) else f"ssh {quote(one.host.name)} "
+    postgresql = asked.dialect == "postgresql"
+    if one.fault.kind == SILENT:
+        stopped = "It takes connections and does not answer, or packets are dropped: see whether it is stopped."
+        return safe(said), stopped
+    if NO_PASSWORD.search(said):
+        source = installation.settings.sources["database"]
+        where = f"Write the right password into {source}"
+        admin = (
+            f"sudo -u postgres psql -c '\\password {asked.user}'"
+            if postgresql
+            else f"mariadb -e 'SHOW GRANTS FOR {asked.user}'"
+        )
+        return f"the password of {asked.user} is wrong: {safe(said)}", f"{where}; or set it there: {on_host}{admin}"
+    if NO_DATABASE.search(said):
+        made = "mariadb-admin create"
+        if postgresql:
+            made = f"sudo -u postgres createdb -O {quote(asked.user or 'greycheck')} -T template0 -E UTF8"
+        why = f"there is no database {asked.database}: {safe(said)}"
+        return why, run(f"{on_host}{made} {quote(asked.database)}")
+    if NOBODY.search(said):
+        name = "postgresql" if postgresql else "mariadb"
+        refused = safe(said.partition(" Is the server running")[0])
+        return f"no server listens there: {refused}", run(f"{on_host}systemctl start {name}")
+    return safe(said), "See whether its own rules or a firewall keep this host out."
 
 
 def look_at_connection(one: Seen, asked: Server) -> Iterator[Finding]:
@@ -188,7 +240,9 @@ def look_at_schema(one: Seen, found: Settings) -> Finding:
     url = schema.shown(found.database)
     wrong = server.misfit(one.revision)
     if wrong:
-        return Finding("fault", "store", f"{url}: {wrong}", "Until then every check answers by on_error.")
+        said, _colon, command = wrong.rpartition(": run ")
+        until = "every check answers by on_error until then"
+        return Finding("fault", "store", f"{url}: {said or wrong}: {until}", run(command) if said else "")
     if one.revision == schema.head():
         return Finding("ok", "store", f"{url}: schema at {one.revision}")
     return Finding("note", "store", f"{url}: the schema is {schema.standing(one.revision)}")

@@ -53,7 +53,7 @@ def look_at_services(installation: Installation) -> Iterator[Finding]:
         yield look_at_memory(service, installation)
         if service.environ is None:
             unknown = f"{service.shown}: its environment cannot be read by {schema.user_name(os.geteuid())}"
-            yield Finding("note", "service", unknown, "Run greycheck doctor as root.")
+            yield Finding("note", "service", unknown, "Run: sudo greycheck doctor" if os.geteuid() else "")
             continue
         if acting is None and os.geteuid() == 0:
             unread = f"{service.shown}: what it names is not looked at: root reads it as the user of checks alone"

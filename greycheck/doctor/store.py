@@ -13,7 +13,19 @@ from sqlalchemy.exc import OperationalError
 
 from greycheck import child, normalise
 from greycheck.cli import access, apart, server
-from greycheck.doctor.finding import LEVELS, LOOK_UPS, Finding, Installation, Level, milliseconds, safe, weigh
+from greycheck.doctor.finding import (
+    LEVELS,
+    LOOK_UPS,
+    Finding,
+    Installation,
+    Level,
+    is_directory,
+    milliseconds,
+    run,
+    safe,
+    set_to,
+    weigh,
+)
 from greycheck.doctor.server import look_at_server
 from greycheck.settings import Settings, duration_text
 from greycheck.store import expiry, rights, schema, statements
@@ -45,6 +57,10 @@ def look_at_store(installation: Installation) -> Iterator[Finding]:
         yield from look_at_server(asked, installation)
         return
     path = schema.sqlite_path(found.database)
+    if path is not None and is_directory(path):
+        advice = run(set_to("database", f"{path}/greycheck.db", found))
+        yield Finding("fault", "store", f"{path}: is a directory: database names no file", advice)
+        return
     if path is None:
         answer = f"there is no store: every check answers by on_error ({found.on_error})"
         yield Finding("fault", "store", answer, "Mend database, database_file or database_hosts: see settings above.")
@@ -101,15 +117,16 @@ def _before_opening(path: Path, installation: Installation) -> Finding | None:
     except FileNotFoundError as error:
         if error.filename == str(path):
             return Finding("note", "store", f"{path}: not there yet: the first mail makes it")
-        advice = f"Run greycheck install {shlex.quote(str(installation.directory))} as root, or make it for {installation.user}."
+        owner = installation.account.pw_name if installation.account else schema.checker()
+        advice = run(f"install -d -m 0700 -o {shlex.quote(owner)} {shlex.quote(str(path.parent))}")
         return Finding("fault", "store", f"{path.parent}: no such directory", advice)
     except OSError as error:
-        return Finding("note", "store", f"{path}: {me} cannot see it: {error.strerror}", "Run as root or its owner.")
+        return Finding("note", "store", f"{path}: {me} cannot see it: {error.strerror}", "Run: sudo greycheck doctor")
     if os.access(path, os.R_OK | os.W_OK) and os.access(path.parent, os.R_OK | os.W_OK | os.X_OK):
         return None
     owner = schema.user_name(status.st_uid)
     return Finding(
-        "note", "store", f"{path}: {me} cannot look into it", f"Run greycheck doctor as root, or as {owner}."
+        "note", "store", f"{path}: {me} cannot look into it", f"Run: sudo -u {shlex.quote(owner)} greycheck doctor"
     )
 
 
@@ -188,13 +205,28 @@ def look_at_cron(engine: Engine, now: int, installation: Installation) -> Findin
         return Finding("ok", "cron", f"nothing that expired is older than {duration_text(LEFT_OVER)}")
     rows = ", ".join(f"{table}: {count}" for table, count in left.items() if count)
     path = schema.sqlite_path(installation.settings.database)
-    owner = schema.user_name(path.stat().st_uid) if path else f"{installation.user}, on one host or on each"
+    line = f"7 * * * * {installation.command} expire"
+    if path:
+        advice = crontab(schema.user_name(path.stat().st_uid), line)
+    else:
+        advice = f"Put into the crontab of {installation.user}, on one host or on each:\n{line}"
     return Finding(
         "warning",
         "cron",
         f"rows that expired more than {duration_text(LEFT_OVER)} ago are still there ({rows}): expire does not run",
-        f"Put into the crontab of {owner}:\n7 * * * * {installation.command} expire",
+        advice,
     )
+
+
+def crontab(owner: str, line: str) -> str:
+    """The advice to put LINE into the crontab of OWNER."""
+    whose = shlex.quote(owner)
+    return run(f"(crontab -u {whose} -l; echo {shlex.quote(line)}) | crontab -u {whose} -")
+
+
+def holder(found: Settings) -> str:
+    """The advice to see who holds the SQLite file of the settings FOUND."""
+    return run(f"fuser -v {shlex.quote(str(schema.sqlite_path(found.database)))}")
 
 
 def look_at_shared(engine: Engine) -> Iterator[Finding]:
@@ -223,7 +255,7 @@ def look_at_latency(engine: Engine, found: Settings) -> Finding:
             "fault",
             "latency",
             f"no write within {patience:.1f}s: {error.orig}: a new triplet is answered by on_error ({found.on_error})",
-            "Find out who holds the store: fuser -v FILE, lslocks",
+            holder(found),
         )
     text = f"a look-up takes {milliseconds(read)} (the slowest of {LOOK_UPS}: {milliseconds(slowest)}),"
     text += f" a write {milliseconds(written)}"

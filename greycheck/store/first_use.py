@@ -12,7 +12,7 @@ import posix
 from greycheck import settings as names
 from greycheck.envelope import Envelope, triplet
 from greycheck.store import connect
-from greycheck.store.lean import MAKE_IT, Asked, NoSchema, StoreError
+from greycheck.store.lean import Asked, NoSchema, StoreError, make_it
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def make(settings: "Settings", operator: tuple[str, ...], patience: float) -> "C
         lock = posix.open(directory, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
         fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:
-        raise StoreError(f"{directory}: {error.strerror}: {MAKE_IT}") from None
+        raise StoreError(f"{directory}: {error.strerror}: {make_it(directory)}") from None
     try:
         return _looked_at(settings, patience)
     except NoSchema:

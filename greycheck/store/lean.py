@@ -103,8 +103,25 @@ class WrongSchema(StoreError):
     """The schema is one of another program's, older or newer."""
 
 
-# What to do about a missing directory.
-MAKE_IT = "make it, and let the user that qmail runs greycheck as own it"
+def _word(path: str) -> str:
+    """PATH as one word of a shell."""
+    return path if path.replace("/", "").replace(".", "").replace("-", "").replace("_", "").isalnum() else _quoted(path)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\"'\"'") + "'"
+
+
+def make_it(directory: str) -> str:
+    """What to do about a missing DIRECTORY of the store."""
+    return f"make it, as root: install -d -m 0700 -o {posix.geteuid()} {_word(directory)}"
+
+
+def not_a_database(path: str) -> str:
+    """What to do about a PATH that is no SQLite file, behind the cause."""
+    if not path.endswith(".db"):
+        return ": let database name another file"
+    return f": move it away, and the next mail makes a new one: mv {_word(path)} {_word(path + '.broken')}"
 
 
 # Bytes of a digest, and of how much of it a pair's rows have in common: others may too, if seldom.

@@ -12,7 +12,6 @@ import sys
 from greycheck.policy import Change, Found, RuleRow, Waiting
 from greycheck.store import compiled_sqlite as compiled
 from greycheck.store.lean import (
-    MAKE_IT,
     Asked,
     Busy,
     NoSchema,
@@ -20,6 +19,8 @@ from greycheck.store.lean import (
     StoreError,
     check_revision,
     imported,
+    make_it,
+    not_a_database,
     pair_keys,
     parameters,
     pool_parameters,
@@ -209,9 +210,11 @@ class Store:
         if name == "SQLITE_CANTOPEN" or name.startswith("SQLITE_READONLY"):
             return _cannot_open(self._path, message)
         if name == "SQLITE_NOTADB":
-            return StoreError(f"{self._path}: {message}: move it away, and the next mail makes a new one")
+            return StoreError(f"{self._path}: {message}{not_a_database(self._path)}")
         if name.startswith("SQLITE_BUSY"):
             return Busy(f"{self._path}: locked by another process for {self._patience:.1f}s")
+        if name.startswith("SQLITE_IOERR"):
+            message = _full(self._path) or message
         return StoreError(f"{self._path}: {message}" + (f" ({name})" if name else ""))
 
 
@@ -222,12 +225,21 @@ def uri(path: str) -> str:
     return f"file://{path}?mode=rw"
 
 
+def _full(path: str) -> str:
+    """That the disk of PATH is full, if it is."""
+    try:
+        room = posix.statvfs(path.rpartition("/")[0] or "/")
+    except OSError:
+        return ""
+    return "the disk is full" if room.f_bavail == 0 or (room.f_files and room.f_favail == 0) else ""
+
+
 def _cannot_open(path: str, message: str) -> StoreError:
     directory = path.rpartition("/")[0] or "/"
     try:
         owner = posix.stat(directory).st_uid
     except FileNotFoundError as error:
-        return NoSchema(f"{directory}: {error.strerror}: {MAKE_IT}")
+        return NoSchema(f"{directory}: {error.strerror}: {make_it(directory)}")
     except OSError as error:
         return StoreError(f"{directory}: {error.strerror}")
     if posix.statvfs(directory).f_flag & posix.ST_RDONLY:

@@ -169,6 +169,8 @@ def _check_file(path: str, directory: "posix.stat_result", shared: bool) -> None
     if kind == LINK:
         raise StoreError(f"{path}: is a symbolic link, which root does not follow: {_run('rm', path)}")
     if kind != REGULAR:
+        if kind == DIRECTORY:
+            raise StoreError(f"{path}: is a directory: set database to a file in it: {path}/greycheck.db")
         told = _run("rm", path) if kind in (FIFO, SOCKET) else "name a file"
         raise StoreError(f"{path}: is no regular file: {told}")
     if status.st_uid == directory.st_uid or (shared and status.st_uid and status.st_gid == directory.st_gid):

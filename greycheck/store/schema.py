@@ -12,6 +12,7 @@ import pwd
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from time import monotonic, sleep
 from typing import TypeVar
 
@@ -25,9 +26,10 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.schema import CreateTable
 
+from greycheck.settings import SYSTEM_DIRECTORY
 from greycheck.store import faults, rights, server, steps, upgrade_lock
 from greycheck.store.engine import PATIENCE, autocommitting_engine, open_engine
-from greycheck.store.lean import StoreError, fits
+from greycheck.store.lean import StoreError, fits, not_a_database
 from greycheck.store.upgrade_lock import Tell
 
 T = TypeVar("T")
@@ -96,7 +98,11 @@ def require(url: str) -> None:
     """Raises SchemaError where this program cannot use the schema of the database at URL."""
     found = current(url)
     if found is None:
-        raise SchemaError(f"{shown(url)}: there is no schema yet: run greycheck db upgrade")
+        path = sqlite_path(url)
+        why = "no such file: " if path is not None and not is_there(path) else ""
+        if why and (cause := trouble(path)):
+            raise SchemaError(cause)
+        raise SchemaError(f"{shown(url)}: {why}there is no schema yet: run greycheck db upgrade")
     if not fits(found, head()):
         raise SchemaError(f"{shown(url)}: the schema is {standing(found)}")
 
@@ -199,7 +205,8 @@ def _connect(url: str) -> Iterator[Connection]:
         with _opened(url) as connection:
             yield connection
     except DBAPIError as error:
-        raise SchemaError(f"{shown(url)}: {faults.of(error)}{advice(error)}") from None
+        path = sqlite_path(url)
+        raise SchemaError(trouble(path) or f"{shown(url)}: {faults.of(error)}{advice(error, path)}") from None
     except (SchemaError, StoreError, CommandError, steps.ForeignTable, upgrade_lock.Waited) as error:
         raise SchemaError(f"{shown(url)}: {error}") from None
 
@@ -217,15 +224,45 @@ def _opened(url: str) -> Iterator[Connection]:
         engine.dispose()
 
 
-def advice(error: DBAPIError) -> str:
-    """What to do about an ERROR of the database, where that is known."""
+def trouble(path: Path | None) -> str:
+    """Why the SQLite file PATH cannot be used, as far as its place or its disk tell: the cause, then one command. Else nothing."""
+    if path is None:
+        return ""
+    try:
+        if path.is_dir():
+            return f"{path}: is a directory: set database to a file in it: {path}/greycheck.db"
+        room = os.statvfs(path.parent)
+    except FileNotFoundError:
+        maker = f"install -d -m 0700 -o {quote(checker())} {quote(str(path.parent))}"
+        return f"{path.parent}: no such directory: {maker}"
+    except OSError:
+        return ""
+    mount = next(place for place in (path.parent, *path.parent.parents) if place.is_mount())
+    if room.f_flag & os.ST_RDONLY:
+        return f"{mount}: is mounted read-only: mount -o remount,rw {quote(str(mount))}"
+    if room.f_bavail == 0 or (room.f_files and room.f_favail == 0):
+        return f"{mount}: the disk is full: df -h {quote(str(mount))}"
+    return ""
+
+
+def checker() -> str:
+    """Who is to own a store that is not there: who this is, or for root whoever checks run as here."""
+    if os.geteuid() != 0:
+        return rights.user_name(os.geteuid())
+    names = [each.pw_name for each in pwd.getpwall()]
+    return next((name for name in ("qmaild", "greycheck") if name in names), "qmaild")
+
+
+def advice(error: DBAPIError, path: Path | None = None) -> str:
+    """What to do about an ERROR of the database, of the SQLite file PATH if it is one, where that is known."""
     words = str(error.orig)
     if upgrade_lock.code_of(error) in NOT_ALLOWED:
         return ": greycheck's user must own the database, or have all rights in it"
     if "locked" in words:
-        return f": another process writes, and did for {PATIENCE:g}s: see who it is with fuser"
+        who = f"fuser -v {quote(str(path))}" if path else "see who it is with fuser"
+        return f": another process writes, and did for {PATIENCE:g}s: {who}"
     if "not a database" in words:
-        return ": move it away, and the next mail makes a new one"
+        return not_a_database(str(path)) if path else ": move it away, and the next mail makes a new one"
     if "readonly" in words or "unable to open" in words:
         return f": {user_name(os.geteuid())} may not write it, or its directory"
     return ""
@@ -330,10 +367,12 @@ def make_file(path: Path, mode: int) -> None:
 
 
 def _not_ours(directory: Path, owner: int) -> str:
-    return (
-        f"{directory}: {user_name(os.geteuid())} cannot make a store here, its owner is {user_name(owner)}:"
-        " chown it to the user that qmail runs greycheck as"
-    )
+    me = user_name(os.geteuid())
+    # Of another directory than one of its own he is not to become the owner.
+    place = str(directory) if directory.name == "greycheck" else SYSTEM_DIRECTORY
+    command = f"install -d -m 0700 -o {quote(rights.user_name(os.geteuid()))} {quote(place)}"
+    move = "" if place == str(directory) else f", and set database to {place}/greycheck.db"
+    return f"{directory}: {me} cannot make a store here, its owner is {user_name(owner)}: {command}{move}"
 
 
 def user_name(uid: int) -> str:

@@ -195,7 +195,8 @@ def test_db_tells_what_is_wrong_in_one_line(store: Path) -> None:
     store.write_bytes(b"nonsense" * 1000)
     for command in ("upgrade", "current"):
         assert run("db", command, code=1).stderr == (
-            f"Error: sqlite:///{store}: file is not a database: move it away, and the next mail makes a new one\n"
+            f"Error: sqlite:///{store}: file is not a database: move it away, and the next mail makes a new one:"
+            f" mv {store} {store}.broken\n"
         )
 
 
@@ -306,7 +307,7 @@ def test_expire_before_the_first_mail_has_nothing_to_do(store: Path) -> None:
 
 def test_expire_tells_where_the_directory_is_missing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GREYCHECK_DATABASE", str(store.parent / "none" / "greycheck.db"))
-    assert "there is no schema yet: run greycheck db upgrade" in run("expire", code=1).stderr
+    assert "none: no such directory: install -d -m 0700 -o " in run("expire", code=1).stderr
 
 
 def test_expire_tells_what_the_database_says(store: Path) -> None:

@@ -161,7 +161,10 @@ def test_a_directory_of_somebody_else_is_named_with_its_owner(url: str, monkeypa
 
     monkeypatch.setattr(schema.os, "open", refuse)
     monkeypatch.setattr(schema.os, "geteuid", lambda: 123456)
-    with pytest.raises(SchemaError, match=r"user 123456 cannot make a store here, its owner is .*: chown it"):
+    with pytest.raises(
+        SchemaError,
+        match=r"user 123456 cannot make a store here, its owner is .*: install -d -m 0700 -o 123456 /var/lib",
+    ):
         schema.upgrade(url)
 
 
@@ -175,7 +178,7 @@ def test_a_store_is_not_made_where_somebody_else_could_take_it_away(url: str, mo
 
     monkeypatch.setattr(Path, "stat", stat)
     monkeypatch.setattr(schema.os, "geteuid", lambda: 123456)
-    with pytest.raises(SchemaError, match="its owner is user 4711: chown it"):
+    with pytest.raises(SchemaError, match="its owner is user 4711: install -d"):
         schema.upgrade(url)
 
 

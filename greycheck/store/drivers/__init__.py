@@ -50,6 +50,8 @@ def load(server: Server) -> "tuple[str, Driver]":
             return name, __import__(f"greycheck.store.drivers.{name}", fromlist=[name])
         except ImportError as error:
             reason = error
+        if "failed to map" in str(reason) or "annot allocate memory" in str(reason):
+            raise StoreError(f"too little memory for {name} ({reason}): raise softlimit -m")
     raise StoreError(
         f"no driver for {server.dialect} ({reason}): pip install greycheck[{EXTRAS[names[0]]}], then greycheck install"
     )
