@@ -127,8 +127,13 @@ class Check:
         try:
             verdict = self.ask_store()
         except Exception as error:
-            said = str(error) if is_foreseen(error) else f"{type(error).__name__}: {error}"
-            verdict = self.error(f"too little memory: raise softlimit -m: {said}" if "failed to map" in said else said)
+            if is_foreseen(error):
+                said = str(error)
+            elif "failed to map" in str(error):
+                said = f"too little memory ({error}): softlimit -m 20000000"
+            else:
+                said = f"{type(error).__name__}: {error}"
+            verdict = self.error(said)
         verdict = policy.observe(verdict, self.envelope, self.settings)
         guard.settle(self.hook.ANSWERS[verdict.action])
         self.tell(verdict)

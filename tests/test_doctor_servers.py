@@ -18,7 +18,7 @@ from greycheck.cli import launcher
 from greycheck.cli import server as needs
 from greycheck.doctor import launchers, server, service, store
 from greycheck.doctor.finding import Finding, Installation
-from greycheck.store import hosts, schema
+from greycheck.store import drivers, hosts, schema
 from greycheck.store.breaker import DOWN, STUCK, Breaker
 from greycheck.store.hosts import Seen
 from greycheck.store.server import Fault, Host, parse, with_hosts
@@ -194,14 +194,24 @@ def test_a_database_that_is_not_there_is_told_first(database: ServerDatabase, ho
     assert said.advice
 
 
+def test_a_limit_that_a_check_is_told_to_have_is_what_doctor_advises() -> None:
+    assert {name: advised + 2_000_000 for name, (_needed, advised) in service.MEMORY.items() if name} == drivers.LIMITS
+
+
+def test_a_host_that_there_is_not_is_told_first(home: Path) -> None:
+    said = only(look(home, "postgresql://u@nosuch.invalid/d"), "fault", "server").found
+    assert said.startswith("nosuch.invalid: there is no such host: ")
+
+
 @pytest.mark.parametrize(
     "words", ["password authentication failed for user", "Access denied for user 'u' (using password: YES)"]
 )
 def test_a_wrong_password_is_told_first(words: str) -> None:
-    fault = Fault("gone", f'connection to server at "h", port 1 failed: FATAL:  {words}')
+    said = f'connection to server at "h", port 1 failed: FATAL:  {words}'
+    fault = Fault("gone", f"{said} {said}")
     looked = Installation(Path("/x"), None, settings.read({b"GREYCHECK_DATABASE": b"postgresql://u:x@h/d"}), 0)
     found = server.look_at_host(Seen(Host("h", 1), fault), [], parse("postgresql://u:x@h/d"), looked)
-    assert found.found.startswith("h:1: the password of u is wrong: ")
+    assert found.found == f"h:1: the password of u is wrong: {words}"
     assert found.advice.startswith(
         "Write the right password into GREYCHECK_DATABASE; or set it there: ssh h sudo -u post"
     )

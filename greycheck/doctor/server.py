@@ -14,7 +14,7 @@ from greycheck import child
 from greycheck.cli import access, launcher, server
 from greycheck.doctor.finding import LOOK_UPS, Finding, Installation, Level, milliseconds, run, safe, weigh
 from greycheck.settings import Settings, duration_text
-from greycheck.store import drivers, lean_server, schema
+from greycheck.store import drivers, faults, lean_server, schema
 from greycheck.store.breaker import DOWN, STUCK, Breaker
 from greycheck.store.engine import open_engine
 from greycheck.store.hosts import OLDEST, PRIMARY, SYNCED, Seen
@@ -162,21 +162,19 @@ def look_at_host(one: Seen, seen: Sequence[Seen], asked: Server, installation: I
     return Finding("ok", "server", text)
 
 
-# What stands before the cause in what libpq says.
-BEFORE = re.compile(r"^connection to server (at|on) .*? failed: |^FATAL:\s+")
-
 # What servers say to who does not know the password.
 NO_PASSWORD = re.compile(r"password authentication failed|no password supplied|Access denied for user.*using password")
 
 # What they say of a database that is not there; and what is said where nobody listens.
 NO_DATABASE = re.compile(r"database .*does not exist|Unknown database")
+NO_HOST = re.compile(r"could not translate host name|Unknown .*host|[Nn]ame or service not known")
 NOBODY = re.compile(r"Connection refused|No such file or directory|Can't connect")
 
 
 def _cause(one: Seen, asked: Server, installation: Installation) -> tuple[str, str]:
     """Why the host ONE cannot be used, and what to do: one command, where that is known."""
     assert one.fault is not None
-    said = BEFORE.sub("", BEFORE.sub("", str(one.fault)))
+    said = faults.cause(str(one.fault)).removeprefix("FATAL:").strip().replace('"', "")
     on_host = "" if is_here(one) else f"ssh {quote(one.host.name)} "
     postgresql = asked.dialect == "postgresql"
     if one.fault.kind == SILENT:
@@ -197,6 +195,9 @@ def _cause(one: Seen, asked: Server, installation: Installation) -> tuple[str, s
             made = f"sudo -u postgres createdb -O {quote(asked.user or 'greycheck')} -T template0 -E UTF8"
         why = f"there is no database {asked.database}: {safe(said)}"
         return why, run(f"{on_host}{made} {quote(asked.database)}")
+    if NO_HOST.search(said):
+        where = installation.settings.sources["database"]
+        return f"there is no such host: {safe(said)}", f"Write the right one into {where}"
     if NOBODY.search(said):
         name = "postgresql" if postgresql else "mariadb"
         refused = safe(said.partition(" Is the server running")[0])

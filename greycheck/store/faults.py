@@ -4,6 +4,7 @@ On Galera a transaction learns only at COMMIT that another node has changed the 
 other, and the database ends one of them. Either way nothing was written, and it can begin again.
 """
 
+import re
 from collections.abc import Callable
 from random import uniform
 from time import sleep
@@ -15,6 +16,9 @@ from greycheck.store import server
 from greycheck.store.lean import StoreError
 
 T = TypeVar("T")
+
+# What libpq says before the cause: the host, which is named anyway.
+BEFORE = re.compile(r"connection to server (?:at|on) .{1,200}? failed: ")
 
 # How often a transaction is tried, and how long to rest before it begins again, in seconds at most.
 TRIES = 5
@@ -30,8 +34,14 @@ def of(error: DBAPIError) -> StoreError:
     # What psycopg2 and psycopg call an SQLSTATE.
     for name in ("pgcode", "sqlstate"):
         if hasattr(said, name):
-            return server.postgresql_fault(getattr(said, name), str(said))
-    return StoreError(server.one_line(str(said)))
+            return server.postgresql_fault(getattr(said, name), cause(str(said)))
+    return StoreError(server.one_line(cause(str(said))))
+
+
+def cause(said: str) -> str:
+    """What is SAID by libpq without the hosts, each cause once: it may have tried a host with TLS and without."""
+    parts = (part.strip() for part in BEFORE.split(said))
+    return " ".join(dict.fromkeys(part for part in parts if part))
 
 
 def is_conflict(error: DBAPIError) -> bool:

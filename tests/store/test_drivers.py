@@ -349,6 +349,20 @@ def is_waiting(found: Server) -> bool:
     return found.sql("SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'", "") != [("0",)]
 
 
+def test_a_driver_for_which_there_is_too_little_memory_is_not_said_to_be_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Short:
+        def find_spec(self, name: str, *_more: object) -> None:
+            if name.endswith("drivers.psycopg2"):
+                raise ImportError("libpq.so.5: failed to map segment from shared object")
+
+    monkeypatch.delitem(sys.modules, "greycheck.store.drivers.psycopg2", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Short(), *sys.meta_path])
+    with pytest.raises(StoreError, match=r"too little memory for psycopg2 \(libpq.* object\): softlimit -m 36000000"):
+        drivers.load(server.parse("postgresql://h/g"))
+
+
 def test_the_quickest_driver_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert drivers.load(server.parse("postgresql://h/g"))[0] == "psycopg2"
     assert drivers.load(server.parse("mariadb://h/g"))[0] == "mysqldb"

@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 EXTRAS = {"psycopg2": "postgresql", "psycopg": "psycopg", "mysqldb": "mysql", "pymysql": "pymysql"}
 
 
+# The softlimit -m of a qmail-smtpd whose checks use a driver, as doctor advises it.
+LIMITS = {"mysqldb": 26000000, "pymysql": 30000000, "psycopg2": 36000000, "psycopg": 55000000}
+
+
 def load(server: Server) -> "tuple[str, Driver]":
     """The name and the file of SERVER's driver. Raises StoreError where none is installed."""
     names = (server.driver,) if server.driver else DRIVERS[server.dialect]
@@ -51,7 +55,7 @@ def load(server: Server) -> "tuple[str, Driver]":
         except ImportError as error:
             reason = error
         if "failed to map" in str(reason) or "annot allocate memory" in str(reason):
-            raise StoreError(f"too little memory for {name} ({reason}): raise softlimit -m")
+            raise StoreError(f"too little memory for {name} ({reason}): softlimit -m {LIMITS[name]}")
     raise StoreError(
         f"no driver for {server.dialect} ({reason}): pip install greycheck[{EXTRAS[names[0]]}], then greycheck install"
     )
