@@ -514,3 +514,15 @@ def test_a_service_with_another_server_is_told_without_its_password(home: Path) 
     wrong = list(service.look_at_environment(running, dict(lost), installation(home, "/x.db")))
     assert any("uses no store, this command" in one.found for one in wrong)
     assert not any("secret" in one.found for one in wrong)
+
+
+def test_commands_and_checks_name_a_wrong_password_once(on_postgresql: ServerDatabase) -> None:
+    url = on_postgresql.url.replace("//greycheck:", "//greycheck:not-")
+    with pytest.raises(schema.SchemaError) as told:
+        schema.require(url)
+    assert str(told.value).count("password authentication failed") == 1
+    assert "connection to server" not in str(told.value)
+    asked = parse(url)
+    with pytest.raises(Fault) as said:
+        drivers.load(asked)[1].Connection(asked, asked.hosts[0], 5.0, 1)
+    assert str(said.value).count("password authentication failed") == 1

@@ -15,7 +15,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from greycheck.store import compiled_mysql, drivers, rights, server
+from greycheck.store import compiled_mysql, drivers, faults, rights, server
 from greycheck.store.lean import StoreError
 from greycheck.store.server import Fault, Host, Server
 
@@ -75,7 +75,7 @@ def _first_usable(asked: Server, driver: "Driver") -> DBAPIConnection:
 
 
 def _why(host: Host, error: Exception) -> str:
-    return f"{host}: {server.one_line(str(error.args[-1] if error.args else error))}"
+    return f"{host}: {server.one_line(faults.cause(str(error.args[-1] if error.args else error)))}"
 
 
 def _takes_writes(connection: DBAPIConnection, driver: "Driver") -> bool:

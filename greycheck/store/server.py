@@ -340,7 +340,9 @@ def postgresql_fault(code: str | None, message: str) -> Fault:
         return Fault(SCHEMA, NO_SCHEMA)
     if code is None:
         kind = BUSY if any(words in message for words in TOO_MANY) else GONE
-        return Fault(OURS if _is_short_of_memory(message) and "FATAL" not in message else kind, one_line(message))
+        # Where libpq has tried with TLS and without, the second line says the same.
+        said = one_line(message.partition("\nconnection to server ")[0])
+        return Fault(OURS if _is_short_of_memory(message) and "FATAL" not in message else kind, said)
     kind = GONE if code.startswith("08") else POSTGRESQL_KINDS.get(code, OTHER)
     return Fault(kind, f"{one_line(message)} ({code})")
 
