@@ -80,6 +80,18 @@ def test_a_network_that_is_crowded_does_not_make_the_table_full(child: Child) ->
     assert flood(child, range(1), "198.51.100.1") == [(DEFERRED, "new")]
 
 
+def test_a_site_of_many_networks_is_one_where_the_prefix_says_so(child: Child) -> None:
+    child.make_store()
+    child.settings |= {"GREYCHECK_NETWORK_LIMIT": "2", "GREYCHECK_PENDING_LIMIT": "4", "GREYCHECK_IPV6_PREFIX": "48"}
+
+    def hop(site: str) -> list[tuple[int, str]]:
+        return [flood(child, range(1), f"{site}:{number:x}::1")[0] for number in range(4)]
+
+    assert hop("2001:db8:1") == [(DEFERRED, "new")] + [(DEFERRED, "early")] * 3
+    del child.settings["GREYCHECK_IPV6_PREFIX"]
+    assert hop("2001:db8:2") == [(DEFERRED, "new")] * 3 + [(ACCEPTED, "full")]
+
+
 # --- pools ----------------------------------------------------------------------------------------------------------------
 
 
