@@ -239,7 +239,11 @@ def ssl_mode(server: Server) -> str:
 
 
 def libpq_dsn(server: Server, host: Host, seconds: float, patience: int | None = None) -> str:
-    """What libpq is told, as it wants to be told it. With PATIENCE, statements end after SECONDS, and wait so long for a lock."""
+    """What libpq is told, as it wants to be told it. With PATIENCE, statements end after SECONDS, and wait so long for a lock.
+
+    Each statement of a check has an index that gives its rows in the order in which it wants the first few. A server that does not know
+    yet how many there are (a flood is quicker than its statistics) might read all of them by a bitmap, and sort them.
+    """
     options = dict(server.options)
     given = {
         "host": host.name,
@@ -257,6 +261,7 @@ def libpq_dsn(server: Server, host: Host, seconds: float, patience: int | None =
     session = options.pop("options", "")
     if patience is not None:
         limits = {"statement": seconds, "lock": patience, "idle_in_transaction_session": IDLE}
+        session = "-c enable_bitmapscan=off " + session
         session += "".join(f" -c {name}_timeout={int(limit * 1000)}" for name, limit in limits.items())
     given |= {"options": session.strip(), **options}
     return " ".join(f"{name}={_quoted(str(value))}" for name, value in given.items() if value not in (None, ""))

@@ -1,18 +1,20 @@
 """What a question costs, whatever the table holds: the rows that each database reads for it, and the index that it finds them by."""
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+import pytest
 from sqlalchemy import Connection, insert, text
 
 from greycheck.envelope import Envelope, Triplet
 from greycheck.settings import read
 from greycheck.store import compiled_mysql, compiled_postgresql, compiled_sqlite, lean, tables
 from greycheck.store.lean import Asked
-from tests.support import Database, in_every_store, on_every_database
+from tests.support import Database, ServerDatabase, in_every_store, on_every_database
 
 COMPILED: dict[str, ModuleType] = {
     "sqlite": compiled_sqlite,
@@ -53,8 +55,10 @@ SERIES = {
 }
 
 
-def flood(database: Database, many: int, passes: int, network: str = "'n' || n", pair: bytes = PAIR) -> None:
-    """MANY rows of a PAIR, each from a NETWORK of its own, that wait (PASSES 0) or have passed."""
+def flood(
+    database: Database, many: int, passes: int, network: str = "'n' || n", pair: bytes = PAIR, knows: bool = True
+) -> None:
+    """MANY rows of a PAIR, each from a NETWORK of its own, that wait (PASSES 0) or have passed. The database KNOWS how many."""
     with database.begin() as connection:
         before, key, series = SERIES[connection.dialect.name]
         network = "CONCAT('n', n)" if connection.dialect.name == "mysql" and "||" in network else network
@@ -67,7 +71,8 @@ def flood(database: Database, many: int, passes: int, network: str = "'n' || n",
             ),
             {"pair": pair, "many": many},
         )
-    settle(database)
+    if knows:
+        settle(database)
 
 
 def settle(database: Database) -> None:
@@ -150,6 +155,24 @@ def test_a_question_about_a_pair_from_many_networks_reads_a_bounded_number_of_ro
         many = MANY[connection.dialect.name]
     flood(database, many, 1)
     assert read_rows(database) < MOST
+
+
+@pytest.mark.parametrize("database", ["postgresql", "postgresql+psycopg"], indirect=True)
+def test_a_flood_that_the_server_has_no_statistics_of_is_not_read_as_a_whole(database: Database) -> None:
+    with database.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE triplet SET (autovacuum_enabled = off)")
+    assert isinstance(database, ServerDatabase)
+    database.server.sql("DELETE FROM pg_statistic WHERE starelid = 'triplet'::regclass", database.name)
+    flood(database, 30_000, 0, knows=False)
+    sql, names = compiled_postgresql.WAITING
+    values = question()
+    store: Any = database.connect(20)
+    [[plan]] = store._run(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", [values[name] for name in names])
+    store.close()
+    with database.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE triplet RESET (autovacuum_enabled)")
+    found = json.loads(plan) if isinstance(plan, str) else plan
+    assert scanned(found[0]["Plan"]) < MOST
 
 
 @in_every_store

@@ -132,7 +132,8 @@ def test_libpq_is_told_what_it_understands() -> None:
     assert said == (
         "host='h' port='1' user='us\\'er' password='p\\\\\\'w' dbname='g' client_encoding='UTF8' connect_timeout='2'"
         " gssencmode='prefer' target_session_attrs='read-write' application_name='greycheck'"
-        " options='-c geqo=off -c statement_timeout=1500 -c lock_timeout=1000 -c idle_in_transaction_session_timeout=10000'"
+        " options='-c enable_bitmapscan=off -c geqo=off"
+        " -c statement_timeout=1500 -c lock_timeout=1000 -c idle_in_transaction_session_timeout=10000'"
         " sslmode='verify-full'"
     )
 
