@@ -80,6 +80,20 @@ def test_a_network_that_is_crowded_does_not_make_the_table_full(child: Child) ->
     assert flood(child, range(1), "198.51.100.1") == [(DEFERRED, "new")]
 
 
+def test_who_shares_a_crowded_network_waits_unless_the_prefix_keeps_them_apart(child: Child) -> None:
+    child.make_store()
+    child.settings["GREYCHECK_NETWORK_LIMIT"] = "2"
+    assert flood(child, range(3)) == [(DEFERRED, "new")] * 2 + [(DEFERRED, "crowded")]
+    honest = range(9, 10), "192.0.2.200"
+    assert flood(child, *honest) == [(DEFERRED, "crowded")]
+    child.age(WINDOW - 60)
+    assert flood(child, *honest) == [(DEFERRED, "crowded")]
+    child.settings["GREYCHECK_IPV4_PREFIX"] = "32"
+    assert flood(child, *honest) == [(DEFERRED, "new")]
+    child.age(300)
+    assert flood(child, *honest) == [(ACCEPTED, "retry")]
+
+
 def test_a_site_of_many_networks_is_one_where_the_prefix_says_so(child: Child) -> None:
     child.make_store()
     child.settings |= {"GREYCHECK_NETWORK_LIMIT": "2", "GREYCHECK_PENDING_LIMIT": "4", "GREYCHECK_IPV6_PREFIX": "48"}
