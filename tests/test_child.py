@@ -72,7 +72,7 @@ def test_with_checkenv_ten_new_recipients_are_through_at_the_second_attempt(chil
 @on_every_database
 def test_a_retry_after_the_window_is_new(child: Child) -> None:
     child.smtpextfork()
-    child.age(86402)
+    child.age(2 * 86400 + 2)
     assert child.smtpextfork().verdict == (DEFERRED, "new")
 
 

@@ -83,7 +83,7 @@ def test_a_network_whose_clients_are_ipv4_here_says_so(written: str) -> None:
 def test_a_senders_tag_is_taken_as_it_is_written_and_that_is_said() -> None:
     pattern = parse("from:list-return-1234-bob=example.net@lists.example.org")
     assert pattern.text == "from:list-return-1234-bob=example.net@lists.example.org"
-    assert "matches this address alone" in pattern.note
+    assert "matches this one address" in pattern.note
     assert (
         "from:list-return-#-bob=example.net@lists.example.org, from:lists.example.org, or the client's" in pattern.note
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from greycheck.store import schema
-from tests.resident.resident import ACCEPTED, DEFERRED, REJECTED, Closed, Value, request
+from tests.resident.resident import ACCEPTED, DEFERRED, REJECTED, WITH_WAIT, Closed, Value, request
 from tests.resident.spawned import PROGRAM, Spawned
 from tests.servers import wait_until
 from tests.support import CLIENT, ROOT, Database, SQLiteFile, on_every_database
@@ -270,7 +270,8 @@ def test_it_needs_both_descriptors(database: Database, closed: tuple[int, ...]) 
 
 def test_it_needs_no_log(database: Database) -> None:
     database.make()
-    environ = dict(os.environ) | {"GREYCHECK_CONFIG": "/dev/null", **database.environ}
+    settings = {"GREYCHECK_CONFIG": "/dev/null", "GREYCHECK_DEFER_TEXT": WITH_WAIT}
+    environ = dict(os.environ) | settings | database.environ
     ran = subprocess.run(
         PROGRAM,
         env=environ,
