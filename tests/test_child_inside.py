@@ -8,11 +8,12 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from greycheck import child, log, settings
+from greycheck import child, log, settings, store
 from greycheck.hooks import rcptcheck, smtpextfork, spp
 from greycheck.policy import Verdict
 from greycheck.store import first_use, lean, lean_sqlite, schema
@@ -85,11 +86,21 @@ def test_a_fault_of_any_kind_ends_in_a_verdict(
     assert f'greycheck: {action} reason=error error="MemoryError: no more"\n' == capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ZeroDivisionError("oops"), b'error="ZeroDivisionError: oops"'),
+        (
+            ImportError("lib.so: failed to map segment"),
+            b'"too little memory (lib.so: failed to map segment): softlimit',
+        ),
+    ],
+)
 def test_what_a_driver_raises_is_named_with_its_kind(
-    environ: dict[bytes, bytes], monkeypatch: pytest.MonkeyPatch
+    environ: dict[bytes, bytes], monkeypatch: pytest.MonkeyPatch, error: Exception, said: bytes
 ) -> None:
     def fail(*_arguments: object) -> NoReturn:
-        raise ZeroDivisionError("oops")
+        raise error
 
     logged: list[bytes] = []
     monkeypatch.setattr(child.Check, "ask_store", fail)
@@ -101,7 +112,7 @@ def test_what_a_driver_raises_is_named_with_its_kind(
     check.read([b"greycheck"])
     check.run()
     assert check.code == 0
-    assert b'error="ZeroDivisionError: oops"' in logged[0]
+    assert said in logged[0]
 
 
 def test_a_command_whose_program_is_gone_is_no_verdict(
@@ -452,3 +463,65 @@ def test_who_comes_second_finds_the_store_made(tmp_path: Path) -> None:
 
     schema.upgrade(f"sqlite:///{tmp_path}/greycheck.db")
     first_use.make(found_in(tmp_path), ("/nonexistent",), 1).close()
+
+
+# --- what rarely goes wrong -------------------------------------------------------------------------------------------
+
+
+def test_a_warning_stands_before_the_verdict(environ: dict[bytes, bytes]) -> None:
+    check = child.Check(smtpextfork, ("/nonexistent",))
+    check.read([b"greycheck"])
+    verdict = Verdict("accept", "retry")
+    verdict.warning = "many clients share 10.0.0.1"
+    warning, line = check.lines(verdict).splitlines()
+    assert warning == b"greycheck: warning many clients share 10.0.0.1"
+    assert line.startswith(b"greycheck: accept reason=retry ")
+
+
+def test_half_a_character_is_logged_as_bytes() -> None:
+    assert log.quoted("\ud800x") == '"\\xed\\xa0\\x80x"'
+
+
+def test_a_log_that_cannot_be_looked_at_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> NoReturn:
+        raise OSError
+
+    monkeypatch.setattr(log, "_is_file", fail)
+    log.write(b"x\n", 1)
+
+
+def test_another_user_than_root_becomes_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "greycheck.db"
+    schema.upgrade(f"sqlite:///{path}")
+    monkeypatch.setattr(child.posix, "geteuid", lambda: 65534)
+    found = settings.read({b"GREYCHECK_CONFIG": b"/dev/null", b"GREYCHECK_DATABASE": bytes(path)})
+    connected = store.connect(found, 1)
+    assert isinstance(connected, lean_sqlite.Store)
+    connected.close()
+
+
+def test_a_store_without_a_schema_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "greycheck.db"
+    path.touch(0o600)
+    found = settings.read({b"GREYCHECK_CONFIG": b"/dev/null", b"GREYCHECK_DATABASE": bytes(path)})
+    with pytest.raises(NoSchema):
+        first_use._looked_at(found, 1)
+
+
+def test_a_path_is_one_word_of_a_shell() -> None:
+    assert lean._word("/var/lib/greycheck/a-b_c.db") == "/var/lib/greycheck/a-b_c.db"
+    assert lean._word("/a b/it's") == "'/a b/it'\"'\"'s'"
+
+
+def test_a_disk_that_fails_is_full_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "greycheck.db"
+    schema.upgrade(f"sqlite:///{path}")
+    found = lean_sqlite.Store(str(path), 1)
+    error = lean_sqlite._sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorname = "SQLITE_IOERR_WRITE"
+    assert str(found._fault(error)) == f"{path}: disk I/O error (SQLITE_IOERR_WRITE)"
+    monkeypatch.setattr(lean_sqlite.posix, "statvfs", lambda _path: SimpleNamespace(f_bavail=0, f_files=0, f_favail=0))
+    assert str(found._fault(error)) == f"{path}: the disk is full (SQLITE_IOERR_WRITE)"
+    found.close()
+    monkeypatch.undo()
+    assert lean_sqlite._full("/nonexistent/greycheck.db") == ""

@@ -134,6 +134,13 @@ def test_what_has_no_tags_is_asked_for_once(sender: bytes) -> None:
     assert len(store.asked) == 1
 
 
+def test_what_is_not_there_either_way_is_new() -> None:
+    store = Counting({})
+    settings = read({b"GREYCHECK_CONFIG": b"/dev/null", b"GREYCHECK_POOL_NETWORKS": b"0"})
+    assert check.decide(store, asked_of(SENDER), settings, NOW)[0].reason == "new"  # type: ignore[arg-type]
+    assert len(store.asked) == 2
+
+
 def test_what_is_known_as_it_is_folded_now_is_asked_for_once() -> None:
     asked = asked_of(SENDER)
     store = Counting({asked.key: TripletRow(NOW - 900, NOW - 10, 0, 1, NOW - 10)})

@@ -58,7 +58,6 @@ def test_help_lists_each_command_once_in_a_line_of_its_section(monkeypatch: pyte
         (["list", "refused"], "struck"),
         (["list", "--sort", "frist"], "first"),
         (["explain", "--hook", "sp", "192.0.2.1", "a@b", "c@d"], "spp"),
-        (["--halp"], "'--help'"),
     ],
 )
 def test_what_may_have_been_meant_is_said(arguments: list[str], meant: str) -> None:
