@@ -1,12 +1,14 @@
 """``greycheck install --native``: launchers in C, with those in Python behind them."""
 
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -86,10 +88,15 @@ def test_a_resident_is_asked(child: Child) -> None:
 
 
 def test_what_a_resident_took_counts_for_the_deadline(child: Child) -> None:
-    with Resident(child.programs.parent / "socket", Resident.hang):
-        ran = child.smtpextfork(GREYCHECK_DEADLINE="1s", GREYCHECK_SOCKET_PATIENCE="2s")
+    """Nothing is left of it then: a store that has to be waited for is not."""
+    child.make_store()
+    with closing(sqlite3.connect(child.database, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with Resident(child.programs.parent / "socket", Resident.hang):
+            ran = child.smtpextfork(GREYCHECK_DEADLINE="1s", GREYCHECK_SOCKET_PATIENCE="2s")
     assert "no answer in time" in ran.lines[0]
-    assert ran.verdict == (ACCEPTED, "error")
+    assert ran.verdict == (ACCEPTED, "error"), ran.log
+    assert 'error="no answer within 1s"' in ran.log
 
 
 def test_commands_go_to_python(child: Child) -> None:
