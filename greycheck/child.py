@@ -129,7 +129,7 @@ class Check:
         except Exception as error:
             if is_foreseen(error):
                 said = str(error)
-            elif "failed to map" in str(error):
+            elif isinstance(error, ImportError) and "failed to map" in str(error):
                 said = f"too little memory ({error}): softlimit -m 20000000"
             else:
                 said = f"{type(error).__name__}: {error}"

@@ -10,7 +10,7 @@ Diagnostics: ``SchemaError`` with what to do, in one line and never with a passw
 import os
 import pwd
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from shlex import quote
 from time import monotonic, sleep
@@ -245,12 +245,18 @@ def trouble(path: Path | None) -> str:
     return ""
 
 
+# Whom checks run as: on hosts with qmail, and on others, as the README has it.
+CHECKERS = ("qmaild", "greycheck")
+
+
 def checker() -> str:
     """Who is to own a store that is not there: who this is, or for root whoever checks run as here."""
     if os.geteuid() != 0:
         return rights.user_name(os.geteuid())
-    names = [each.pw_name for each in pwd.getpwall()]
-    return next((name for name in ("qmaild", "greycheck") if name in names), "qmaild")
+    for name in CHECKERS:
+        with suppress(KeyError):
+            return pwd.getpwnam(name).pw_name
+    return CHECKERS[0]
 
 
 def advice(error: DBAPIError, path: Path | None = None) -> str:

@@ -417,17 +417,13 @@ def test_the_script_tells_every_failure_in_one_line(by_script: Child, kind: str,
     assert f' reason=error error="{named}: ' in ran.lines[-1]
 
 
+def without_log(child: Child) -> list[Path | bytes | str]:
+    """The command line of CHILD's qmail-checkenv, whose descriptor 2 is closed."""
+    return ["sh", "-c", 'exec "$@" 2>&-', "sh", child.programs / "qmail-checkenv", "a", "b"]
+
+
 def test_the_script_checks_where_the_log_is_closed(by_script: Child) -> None:
-    argv: list[Path | bytes | str] = [
-        "sh",
-        "-c",
-        'exec "$@" 2>&-',
-        "sh",
-        by_script.programs / "qmail-checkenv",
-        "a",
-        "b",
-    ]
-    assert by_script.run(argv, by_script.environ()).code == DEFERRED
+    assert by_script.run(without_log(by_script), by_script.environ()).code == DEFERRED
     assert by_script.checkenv(sender="a", recipient="b").verdict == (DEFERRED, "early")
 
 
@@ -437,13 +433,4 @@ def test_the_script_ends_in_a_verdict_where_the_log_is_closed(
     by_script: Child, kind: str, on_error: str, code: int
 ) -> None:
     environ = by_script.environ(CHECKENV_PROGRAM=broken(by_script.programs, kind), GREYCHECK_ON_ERROR=on_error)
-    argv: list[Path | bytes | str] = [
-        "sh",
-        "-c",
-        'exec "$@" 2>&-',
-        "sh",
-        by_script.programs / "qmail-checkenv",
-        "a",
-        "b",
-    ]
-    assert by_script.run(argv, environ).code == code
+    assert by_script.run(without_log(by_script), environ).code == code
