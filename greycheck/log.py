@@ -16,6 +16,9 @@ from greycheck.policy import Verdict
 # What an address may take of a line or a table, in bytes: its local part, and its domain, of which DNS knows no longer one.
 LOCAL, DOMAIN = 450, 256
 
+# No part of so short an address is longer, though each byte be escaped.
+SHORT = min(LOCAL, DOMAIN) // len("\\xNN")
+
 # What an error may take of a line, and further text: with an envelope's two addresses they stay below PIPE_BUF, so that lines never mix.
 QUOTED, DETAIL = 900, 1000
 
@@ -54,6 +57,8 @@ def show_address(address: bytes) -> str:
 
     Of a local part the beginning is shown, of a domain the end. The digest of what the part is keeps it apart from others.
     """
+    if len(address) <= SHORT:
+        return show(address)
     local, at, domain = address.rpartition(b"@")
     if not at:
         local, domain = address, b""

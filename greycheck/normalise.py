@@ -55,7 +55,9 @@ PRIVATE = (*_PRIVATE_IPV4, "::1", *_PRIVATE_IPV6)
 def is_private(address: str) -> bool:
     """Whether many clients may share a client ADDRESS (as client_address gives it): it is private, loopback, link-local or a carrier's."""
     if ":" not in address:
-        return address.startswith(_PRIVATE_IPV4)
+        return address.startswith("1") and address.startswith(
+            _PRIVATE_IPV4
+        )  # as they all do: four of five are told by that
     # Groups are written without leading zeros: fc:: is 00fc::.
     return address == "::1" or (address.startswith(_PRIVATE_IPV6) and address.index(":") == 4)
 

@@ -465,7 +465,7 @@ def look_around(
     Where too much of one network waits, what is new from there is deferred and not recorded: what waits already passes at its retry, and
     makes its client known. Where too many triplets wait in all, somebody is filling the table, and new ones are let through.
     """
-    if is_pool(asked, waiting, Terms(settings, deciding(found.rules, settings)), settings, now):
+    if waiting.others and is_pool(asked, waiting, Terms(settings, deciding(found.rules, settings)), settings, now):
         return _passing(Verdict(ACCEPT, "pool", detail=verdict.detail), found, settings, now)
     if verdict.reason == "new" and settings.network_limit and waiting.crowd >= settings.network_limit:
         return Verdict(DEFER, "crowded", verdict.wait, verdict.detail), []

@@ -100,9 +100,7 @@ class Store:
         if not self._is_alone(asked):
             sql, names = compiled.POOL
             others, oldest, newest, gap = self._execute(sql, names, pool_parameters(asked, since)).fetchone()
-        crowd = 0
-        if settings.network_limit:
-            crowd = self._run(compiled.CROWD[0], (asked.triplet.network, now, settings.network_limit)).fetchone()[0]
+        crowd = self._crowd(asked.triplet.network, settings.network_limit, now) if settings.network_limit else 0
         in_all = self._estimate(settings.pending_limit, now) if settings.pending_limit else 0
         return Waiting(others, oldest, newest, gap, crowd, in_all)
 
@@ -112,6 +110,11 @@ class Store:
             return True
         pair_low, pair_high = pair_keys(asked.key)
         return self._run(compiled.OTHERS[0], (pair_low, pair_high, asked.key)).fetchone() is None
+
+    def _crowd(self, network: str, limit: int, now: int) -> int:
+        """How many of NETWORK wait, up to LIMIT."""
+        crowd: int = self._run(compiled.CROWD[0], (network, now, limit)).fetchone()[0]
+        return crowd
 
     def _estimate(self, limit: int, now: int) -> int:
         """How many wait in all, as far as LIMIT wants to know."""

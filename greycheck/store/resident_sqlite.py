@@ -37,6 +37,9 @@ REREAD, TIMES = 0.05, 20
 # How long an estimate of all that waits is good for, in seconds; where somebody has written, so many TIMES longer than it took.
 ESTIMATE = 1.0
 
+# What part of a network's limit is let in uncounted, at first and from one count to the next, and of how many networks that is remembered.
+UNCOUNTED, NETWORKS = 64, 10_000
+
 # Bytes by which the write-ahead log may grow before it is written back.
 LOG_STEP = 4 << 20
 
@@ -80,6 +83,8 @@ class Store(lean_sqlite.Store):
         self._total = self._counted_at = self._counted_now = 0
         self._counted_when = float("-inf")
         self._counting_took = 0.0
+        # How many new triplets of a network are let in before it is counted how many wait.
+        self._room: dict[str, int] = {}
 
     def is_replaced(self) -> bool:
         """Whether the file at the path is no longer the one that is open."""
@@ -169,6 +174,18 @@ class Store(lean_sqlite.Store):
 
     def _is_alone(self, asked: Asked) -> bool:
         return asked is self._alone
+
+    def _crowd(self, network: str, limit: int, now: int) -> int:
+        """How many of NETWORK wait, up to LIMIT: looked for once in so many questions; until then as few as to let all of them in."""
+        room = self._room.get(network, limit // UNCOUNTED)
+        crowd = 0
+        if room <= 0:
+            crowd = super()._crowd(network, limit, now)
+            room = min(limit // UNCOUNTED, limit - crowd)
+        if len(self._room) >= NETWORKS:
+            self._room.clear()
+        self._room[network] = room - 1
+        return crowd
 
     def _estimate(self, limit: int, now: int) -> int:
         """How many wait in all, as others had it a moment ago, with what was added here since."""

@@ -435,3 +435,26 @@ def test_a_rule_is_what_it_was_in_the_table(store: Store, other: sqlite3.Connect
     assert [getattr(in_table, name) for name in RuleRow.__slots__] == [
         getattr(in_memory, name) for name in RuleRow.__slots__
     ]
+
+
+# --- what waits of one network ------------------------------------------------------------------------------------------
+
+
+def test_a_network_is_counted_once_in_a_part_of_its_limit(store: Store, other: sqlite3.Connection) -> None:
+    few = read({b"GREYCHECK_CONFIG": b"/dev/null", b"GREYCHECK_NETWORK_LIMIT": b"320"})
+
+    def crowds(times: int) -> list[int]:
+        return [store.waiting(ASKED, 0, NOW, few).crowd for _ in range(times)]
+
+    def put(first: int, last: int) -> None:
+        other.executemany(
+            "INSERT INTO triplet VALUES (?, '192.0.2.0/24', 's', 'r', ?, ?, 0, 0, NULL, ?)",
+            [(number.to_bytes(16, "big"), NOW, NOW, NOW + 9) for number in range(first, last)],
+        )
+
+    put(0, 316)
+    assert crowds(12) == [0] * 5 + [316] + [0] * 3 + [316] + [0] * 2  # four more are let in, or what there is room for
+    put(316, 400)
+    assert crowds(3) == [0, 320, 320]
+    other.execute("DELETE FROM triplet WHERE triplet_key >= ?", [(100).to_bytes(16, "big")])
+    assert crowds(6) == [100] + [0] * 4 + [100]
