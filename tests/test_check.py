@@ -481,9 +481,9 @@ def test_what_is_over_or_has_passed_does_not_count(stores: Stores) -> None:
             row, expires = TripletRow(NOW - 9, NOW, 0, 1, NOW), NOW + 9
         there = Asked(ASKED.envelope, Triplet("", "192.0.2.0/24", b"%d@example.org" % number, b"b@example.net"))
         assert stores.open().save(there, [Change(None, row, expires)], patient=True)
-    waiting = stores.open().waiting(ASKED, 0, NOW, limits(100))
+    waiting = stores.open().waiting(ASKED, 0, NOW, limits(100, 60))
     assert (waiting.crowd, waiting.total) == (5, 5)
-    waiting = stores.open().waiting(asked("198.51.100.0/24"), 0, NOW, limits(100))
+    waiting = stores.open().waiting(asked("198.51.100.0/24"), 0, NOW, limits(100, 60))
     assert (waiting.crowd, waiting.total) == (0, 5)
 
 
