@@ -357,7 +357,8 @@ def test_a_path_that_cannot_be_looked_at_is_explained(tmp_path: Path) -> None:
 
 
 def test_a_file_below_the_root_directory_has_a_directory_too() -> None:
-    assert "/greycheck-none.db" in str(lean_sqlite._cannot_open("/greycheck-none.db", "text"))
+    said = str(lean_sqlite._cannot_open("/greycheck-none.db", "text"))
+    assert said.startswith("/greycheck-none.db: " if os.access("/", os.W_OK) else "/: user ")
 
 
 def test_a_revision_that_cannot_be_read_explains_nothing(tmp_path: Path) -> None:
