@@ -9,13 +9,14 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from time import sleep
 
 import click
 
-from greycheck.cli import apart, native, server, terminal
+from greycheck.cli import apart, files, native, server, terminal
 from greycheck.cli.access import acting_as, barriers, can_act_as, named
 from greycheck.cli.common import foreseen, read_settings
-from greycheck.cli.launcher import PROGRAMS, interpreter, launcher, package
+from greycheck.cli.launcher import PROGRAMS, interpreter, launcher, package, passing
 from greycheck.resident import program
 from greycheck.settings import SYSTEM_DIRECTORY, Settings
 from greycheck.store import rights, schema
@@ -64,6 +65,10 @@ def install(directory: Path, user: str | None, in_c: bool, uninstall: bool) -> N
 
 # What ends a program's name in SMTPEXTFORK's list, or a value in the rules of tcprules.
 UNQUOTABLE = ',"'
+
+
+# How long a check may take from its start until Python has opened what it runs, in seconds.
+REST = 1.0
 
 
 def behind(paths: list[Path]) -> list[Path]:
@@ -133,8 +138,19 @@ def put_native(paths: list[Path], program: bytes) -> None:
     directory.chmod(0o755)
     for path in behind(paths):
         write(path, launcher(path.name).encode())
+    in_python = [(path, other) for path, other in zip(paths, behind(paths), strict=True) if is_in_python(path)]
+    passing_on = [(path, text) for path, other in in_python if (text := passing(path.name, other))]
+    for path, text in passing_on:
+        write(path, text.encode())
+    if passing_on:
+        sleep(REST)
     for path in paths:
         write(path, native.for_python_too(program, launcher(path.name)))
+
+
+def is_in_python(path: Path) -> bool:
+    """Whether a program in Python, or a link to one, is at PATH."""
+    return path.is_file() and files.read(path, 2) == b"#!"
 
 
 def remove(paths: list[Path]) -> None:

@@ -4,6 +4,8 @@ It starts the interpreter in its fastest way, without its site, and goes straigh
 where not even the package can be read, it still ends in a verdict and a log line.
 """
 
+import os
+import re
 import shlex
 import site
 import sys
@@ -24,8 +26,8 @@ LAST_RESORTS = {
 
 MARK = "# A launcher of greycheck"
 
-# What older kernels take of a first line, in bytes.
-SHEBANG = 127
+# What older kernels take of a first line, in bytes, and what they do from 5.1 on.
+SHEBANG, LONGER_SHEBANG = 127, 255
 
 # Where drivers are comes last, so that nothing else is looked for there first.
 LAUNCHER = """\
@@ -87,6 +89,20 @@ def launcher(program: str = PROGRAMS[0]) -> str:
         code=code,
         words=words,
     )
+
+
+def passing(program: str, behind: Path) -> str | None:
+    """The text of the launcher called PROGRAM for the moment in which one in C takes the place of one in Python; None where there is none.
+
+    Python opens the file that it runs more than once, by its name, and may meet one of each. Started by this one it opens the launcher
+    BEHIND alone, once. Whoever began with the one before it finds the same program in it.
+    """
+    opened = f"import sys;del sys.argv[0];exec(open({str(behind)!r},'rb').read())"
+    first = f"#!{interpreter()} -ISc{opened}\n"
+    release = [int(number) for number in re.findall(r"\d+", os.uname().release)[:2]]
+    _before, _line, text = launcher(program).partition(" -IS\n")
+    is_taken = text and len(os.fsencode(first)) <= (LONGER_SHEBANG if release >= [5, 1] else SHEBANG)
+    return first + text if is_taken else None
 
 
 def is_ours(path: Path) -> bool:

@@ -278,6 +278,24 @@ def test_the_source_is_in_the_package() -> None:
 # --- under traffic ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", launcher.PROGRAMS)
+def test_what_stands_there_meanwhile_opens_the_one_behind_alone_and_is_one_itself(qmail: Path, name: str) -> None:  # noqa: F811
+    install_native(qmail)
+    path = qmail / name
+    text = launcher.passing(name, qmail / "greycheck.d" / name)
+    assert text
+    path.write_text(text)
+    environ = {**os.environ, "TCPREMOTEIP": "192.0.2.1", "REMOTEMF": "", "REMOTERCPT": "bob@example.net"}
+    environ |= {"SMTPMAILFROM": "", "SMTPRCPTTO": "bob@example.net", "RECIPIENT": "bob@example.net"}
+    arguments = ["", "bob@example.net"] if name == "qmail-checkenv" else []
+    said = []
+    for command in ([path], [launcher.interpreter(), "-IS", path], [qmail / "greycheck.d" / name]):
+        ran = subprocess.run([*command, *arguments], env=environ, capture_output=True, text=True, check=False)
+        assert " client=192.0.2.1 sender=<> recipient=<bob@example.net> " in ran.stderr
+        said.append((ran.returncode, ran.stdout))
+    assert said[0] == said[1] == said[2]
+
+
 def test_no_check_fails_while_they_change(qmail: Path) -> None:  # noqa: F811
     """Each check is a program of its own, as under a mail server; so is each install, as an operator's."""
     install(qmail, "--user", ME)

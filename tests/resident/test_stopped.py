@@ -140,10 +140,9 @@ def test_an_answer_that_comes_as_the_child_gives_up_is_one_attempt(start: Start,
     """Both have decided, whoever was first."""
     resident = start(strikes="1", strike_interval="300s")
     child = Child(launchers, resident.store)
-    made = int(time.time())
     for order in ("resident", "child"):
         sender = f"{order}@example.org"
-        started = f"{(time.monotonic() - 5) * 1000:.0f}"
+        made, started = int(time.time()), f"{(time.monotonic() - 5) * 1000:.0f}"
         for _ in range(2):
             if order == "resident":
                 resident.ask_as("smtpextfork", sender=sender, greycheck_time=str(made - 5))
