@@ -1,7 +1,8 @@
-"""What an operator's questions cost on a store of a million triplets: CPU of the whole command, start of Python and SQLAlchemy included.
+"""What an operator's questions cost on a store of a million triplets: CPU of the whole command,
+start of Python and SQLAlchemy included.
 
-``greycheck config``, which asks no store, is what every command costs. Half of the triplets wait; nothing but the order of ``expires``
-has an index, so that lists read the table once.
+``greycheck config``, which asks no store, is what every command costs. Half of the triplets wait;
+nothing but the order of ``expires`` has an index, so that lists read the table once.
 """
 
 import subprocess
@@ -11,7 +12,16 @@ from statistics import median
 
 import click
 
-from benchmarks.common import PENDING, QUICK_ROWS, Numbers, mail, options, print_table, settings, workshop
+from benchmarks.common import (
+    PENDING,
+    QUICK_ROWS,
+    Numbers,
+    mail,
+    options,
+    print_table,
+    settings,
+    workshop,
+)
 
 ROWS = 1_000_000
 TARGET = 1.0
@@ -45,13 +55,20 @@ def main(rounds: int, quick: bool) -> None:
             for name, command in QUESTIONS.items():
                 seconds[name].append(cpu(command, environ))
     table = [row(name, median(taken), median(seconds["config"])) for name, taken in seconds.items()]
-    print_table(f"asking (rounds: {rounds}, rows: {2 * half})", ("what", "CPU s", "ratio", "target"), table)
+    print_table(
+        f"asking (rounds: {rounds}, rows: {2 * half})", ("what", "CPU s", "ratio", "target"), table
+    )
 
 
 def cpu(command: tuple[str, ...], environ: dict[str, str]) -> float:
     """The seconds of CPU that a greycheck COMMAND takes."""
     before = getrusage(RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-m", "greycheck", *command], env=environ, stdout=subprocess.DEVNULL, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "greycheck", *command],
+        env=environ,
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
     after = getrusage(RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

@@ -1,8 +1,9 @@
 """One check through the installed launcher, against an interpreter that starts and does nothing.
 
-Measured from the start of the child to its end, as qmail-smtpd sees it: an exempt client, which asks no store; known, early and new
-triplets in a store of 100 000 known ones; known and new ones in a store of a million. Known triplets are taken at random, so that
-pages vary, and write nothing. Early and new ones write one row each, so that known ones find a write-ahead log to read.
+Measured from the start of the child to its end, as qmail-smtpd sees it: an exempt client, which
+asks no store; known, early and new triplets in a store of 100 000 known ones; known and new ones in
+a store of a million. Known triplets are taken at random, so that pages vary, and write nothing.
+Early and new ones write one row each, so that known ones find a write-ahead log to read.
 """
 
 import click
@@ -42,7 +43,9 @@ def main(rounds: int, quick: bool) -> None:
     rows = QUICK_ROWS if quick else ROWS
     with workshop() as place:
         idle, exempt = without_store(place)
-        known, early, new = with_store(place, Numbers(rows, pending=rounds + 1), ("known", "early", "new"))
+        known, early, new = with_store(
+            place, Numbers(rows, pending=rounds + 1), ("known", "early", "new")
+        )
         larger_known, larger_new = with_store(place, Numbers(rows * LARGER), ("known", "new"))
         interleave([idle, exempt, known, early, new, larger_known, larger_new], rounds)
     table = [
@@ -66,7 +69,9 @@ def without_store(place: Workshop) -> tuple[Case, Case]:
     )
 
 
-def with_store(place: Workshop, numbers: Numbers, reasons: tuple[str, ...], name: str = "") -> list[Case]:
+def with_store(
+    place: Workshop, numbers: Numbers, reasons: tuple[str, ...], name: str = ""
+) -> list[Case]:
     """Checks of each of REASONS, over a store NAME of NUMBERS that is filled here."""
     database = place.database(name or str(numbers.known), numbers)
     load = Load(numbers)

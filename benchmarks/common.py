@@ -1,9 +1,12 @@
-"""What the measurements share: triplets and stores of any size, children run as a mail server runs them, and the table.
+"""What the measurements share: triplets and stores of any size, children run as a mail server runs
+them, and the table.
 
-A machine's speed drifts, so what is compared is measured in turn within one run (A, B, C, A, B, C, ...), and the ratio of the medians
-is the result. Every answer is checked: a fast wrong verdict is no result.
+A machine's speed drifts, so what is compared is measured in turn within one run (A, B, C, A, B, C,
+...), and the ratio of the medians is the result. Every answer is checked: a fast wrong verdict is
+no result.
 
-Interface: ``options``, ``workshop``, ``awake``, ``fill``, ``Load``, ``Case``, ``interleave``, ``Ratio``, ``print_table``.
+Interface: ``options``, ``workshop``, ``awake``, ``fill``, ``Load``, ``Case``, ``interleave``,
+``Ratio``, ``print_table``.
 
 Diagnostics: ``WrongAnswer`` where a child's exit code or reason is not what its triplet asks for.
 """
@@ -27,12 +30,16 @@ from typing import NamedTuple, TypeVar
 
 import click
 
-from greycheck import patterns
-from greycheck.cli.install import interpreter
 from greycheck.envelope import Envelope, triplet
+from greycheck.launchers.python import interpreter
 from greycheck.policy import Change, TripletRow
-from greycheck.store import compiled_sqlite, schema
-from greycheck.store.lean import Asked, digest, parameters
+from greycheck.rules import patterns
+from greycheck.rules.rule import make_rule
+from greycheck.store import compiled_sqlite
+from greycheck.store.admin import rulebook
+from greycheck.store.admin.engine import open_engine
+from greycheck.store.base import Asked, digest, parameters
+from greycheck.store.schema import migrate
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,12 +47,15 @@ IPV4_PREFIX, IPV6_PREFIX = 24, 64
 
 # The delay of the children here, in seconds: longer than any run, so that what waits stays early.
 DELAY = 7200
+RETRY_WINDOW = 48 * 3600
 LIFETIME = 36 * 86400
 
-# How long ago the store's rows were last used, in seconds: less than the hour after which a use is recorded again.
+# How long ago the store's rows were last used, in seconds: less than the hour after which a use is
+# recorded again.
 AGE = 60
 
-# The most memory that filling a store keeps pages in, in bytes: ten million rows come in no order into their indexes.
+# The most memory that filling a store keeps pages in, in bytes: ten million rows come in no order
+# into their indexes.
 PAGES = 2 << 30
 
 # First numbers of the triplets that wait, and of those that no store has.
@@ -55,7 +65,13 @@ NEW = 50_000_000
 ACCEPTED, DEFERRED = 0, 101
 
 # The exit code that belongs to each reason.
-ANSWERS = {"exempt": ACCEPTED, "known": ACCEPTED, "early": DEFERRED, "new": DEFERRED, "error": ACCEPTED}
+ANSWERS = {
+    "exempt": ACCEPTED,
+    "known": ACCEPTED,
+    "early": DEFERRED,
+    "new": DEFERRED,
+    "error": ACCEPTED,
+}
 
 # A child that does nothing, and ends as scripts do.
 BARE = (interpreter(), "-IS", "-c", "pass")
@@ -71,14 +87,24 @@ class WrongAnswer(click.ClickException):
 
 
 def options(rounds: int, quick_rounds: int) -> Callable[[Command], Command]:
-    """The options of every command: ``--rounds`` (ROUNDS by default, QUICK_ROUNDS with ``--quick``) and ``--quick``."""
+    """The options of every command: ``--rounds`` (ROUNDS by default, QUICK_ROUNDS with ``--quick``)
+    and ``--quick``.
+    """
 
     def add(command: Command) -> Command:
-        meaning = f"How often everything is measured in turn.  [default: {rounds}; {quick_rounds} with --quick]"
+        meaning = (
+            f"How often everything is measured in turn.  [default: {rounds}; {quick_rounds} with"
+            " --quick]"
+        )
         command = click.option(
-            "--quick", is_flag=True, is_eager=True, help="Few rounds, few rows: only to see that it works."
+            "--quick",
+            is_flag=True,
+            is_eager=True,
+            help="Few rounds, few rows: only to see that it works.",
         )(command)
-        return click.option("--rounds", type=click.IntRange(1), callback=choose, help=meaning)(command)
+        return click.option("--rounds", type=click.IntRange(1), callback=choose, help=meaning)(
+            command
+        )
 
     def choose(context: click.Context, _parameter: click.Parameter, value: int | None) -> int:
         return value or (quick_rounds if context.params["quick"] else rounds)
@@ -86,7 +112,7 @@ def options(rounds: int, quick_rounds: int) -> Callable[[Command], Command]:
     return add
 
 
-# --- triplets and stores -----------------------------------------------------------------------------------------------
+# --- triplets and stores --------------------------------------------------------------------------
 
 
 class Mail(NamedTuple):
@@ -98,7 +124,9 @@ class Mail(NamedTuple):
 
 
 def mail(number: int) -> Mail:
-    """Envelope NUMBER; each of the first 13 million comes from a /24 of its own, so that no network merges two."""
+    """Envelope NUMBER; each of the first 13 million comes from a /24 of its own, so that no network
+    merges two.
+    """
     return Mail(
         f"{11 + number % 200}.{number // 200 % 256}.{number // 51200 % 256}.{1 + number % 250}",
         f"sender{number}@dom{number % 20011}.example.com",
@@ -108,20 +136,24 @@ def mail(number: int) -> Mail:
 
 def asked(found: Mail) -> Asked:
     """What a check of the envelope FOUND asks for."""
-    envelope = Envelope("smtpextfork", found.client, found.sender.encode(), found.recipient.encode())
+    envelope = Envelope(
+        "smtpextfork", found.client, found.sender.encode(), found.recipient.encode()
+    )
     return Asked(envelope, triplet(envelope, IPV4_PREFIX, IPV6_PREFIX))
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """Which envelopes a store holds: from 0 on those that passed, the first of them OVER, from PENDING on those that wait; and how
-    many other clients, and rules that match none of them.
+    """Which envelopes a store holds: from 0 on those that passed, the first of them OVER, from
+    PENDING on those that wait; and how many other clients, and rules that match none of them, PAIRS
+    of them over pairs of everybody's recipients.
     """
 
     known: int
     pending: int = 0
     clients: int = 0
     rules: int = 0
+    pairs: int = 0
     over: int = 0
 
     def __iter__(self) -> Iterator[int]:
@@ -130,11 +162,12 @@ class Numbers:
 
 
 def fill(database: Path, numbers: Numbers, envelope: Callable[[int], Mail] = mail) -> None:
-    """Makes the store DATABASE with the triplets of NUMBERS, in the order of their keys, last used AGE seconds ago.
+    """Makes the store DATABASE with the triplets of NUMBERS, in the order of their keys, last used
+    AGE seconds ago.
 
     Those that are over were last used so long ago that ``greycheck expire`` removes them.
     """
-    schema.upgrade(f"sqlite:///{database}")
+    migrate.upgrade(f"sqlite:///{database}")
     now = int(time()) - AGE
 
     def key(number: int) -> bytes:
@@ -151,18 +184,25 @@ def fill(database: Path, numbers: Numbers, envelope: Callable[[int], Mail] = mai
     with connection:
         connection.executemany(sql, rows())
         connection.executemany(
-            "INSERT INTO client (address, passes, first_seen, last_seen, expires_at) VALUES (?, 1, ?, ?, ?)",
+            "INSERT INTO client (address, passes, first_seen, last_seen, expires_at) VALUES (?, 1,"
+            " ?, ?, ?)",
             ((address(n), now, now, now + LIFETIME) for n in range(numbers.clients)),
         )
         connection.executemany(
             "INSERT INTO rule VALUES (?, ?, ?, 'allow', NULL, '', ?, NULL)",
             (rule(n, now) for n in range(numbers.rules)),
         )
+    engine = open_engine(f"sqlite:///{database}")
+    made = [make_rule(patterns.parse(pair(n)), "allow", now=now) for n in range(numbers.pairs)]
+    rulebook.put_all(engine, made, now)
+    engine.dispose()
     connection.close()
 
 
 def rule(number: int, now: int) -> tuple[bytes, str, str, int]:
-    """The columns of rule NUMBER, of one kind after the other: its key, kind and pattern, and when it was made (NOW)."""
+    """The columns of rule NUMBER, of one kind after the other: its key, kind and pattern, and when
+    it was made (NOW).
+    """
     written = (
         f"to:.site{number}.example",
         f"from:.site{number}.example",
@@ -174,6 +214,17 @@ def rule(number: int, now: int) -> tuple[bytes, str, str, int]:
     return digest(found.key), found.kind, found.text, now
 
 
+def pair(number: int) -> str:
+    """The pattern of pair NUMBER, whose recipient is every envelope's."""
+    written = (
+        f"from:.site{number}.example",
+        f"230.{number >> 8 & 255}.{number & 255}.0/24",
+        f"name:.site{number}.example",
+        f"helo:.site{number}.example",
+    )
+    return f"{written[number % len(written)]} to:.example.org"
+
+
 def row(made: Asked, now: int, passed: bool) -> tuple[object, ...]:
     """The columns of triplet MADE as SQLite's statement takes them."""
     found = columns(made, now, passed)
@@ -181,9 +232,11 @@ def row(made: Asked, now: int, passed: bool) -> tuple[object, ...]:
 
 
 def columns(made: Asked, now: int, passed: bool) -> dict[str, object]:
-    """The columns of triplet MADE by name, first seen at NOW (seconds since 1970) and either PASSED then or waiting."""
+    """The columns of triplet MADE by name, first seen at NOW (seconds since 1970) and either PASSED
+    then or waiting.
+    """
     new = TripletRow(now, now, 0, int(passed), now if passed else None)
-    return parameters(made, Change(None, new, now + LIFETIME))
+    return parameters(made, Change(None, new, now + (LIFETIME if passed else RETRY_WINDOW)))
 
 
 def address(number: int) -> str:
@@ -192,7 +245,9 @@ def address(number: int) -> str:
 
 
 class Load:
-    """Envelopes of each class in a store of NUMBERS, without end: known ones at random, pending ones in turn, new ones once each."""
+    """Envelopes of each class in a store of NUMBERS, without end: known ones at random, pending
+    ones in turn, new ones once each.
+    """
 
     def __init__(self, numbers: Numbers, seed: int = 1) -> None:
         self.numbers = numbers
@@ -209,7 +264,7 @@ class Load:
         return mail(self._random.randrange(self.numbers.known))
 
 
-# --- children ----------------------------------------------------------------------------------------------------------
+# --- children -------------------------------------------------------------------------------------
 
 
 class Workshop:
@@ -236,7 +291,10 @@ class Workshop:
 
 @contextmanager
 def workshop() -> Iterator[Workshop]:
-    """A temporary directory in which ``greycheck install`` has put its launchers. TMPDIR says where."""
+    """A temporary directory in which ``greycheck install`` has put its launchers.
+
+    TMPDIR says where.
+    """
     with tempfile.TemporaryDirectory(prefix="greycheck-benchmark-") as name:
         directory = Path(name)
         programs = directory / "bin"
@@ -256,16 +314,22 @@ def workshop() -> Iterator[Workshop]:
             os.close(found.log)
 
 
-# What keeps processors awake as long as it is open (Linux, Documentation/power/pm_qos_interface.rst). Root alone may open it.
+# What keeps processors awake as long as it is open (Linux,
+# Documentation/power/pm_qos_interface.rst). Root alone may open it.
 LATENCY = Path("/dev/cpu_dma_latency")
 
 
 @contextmanager
 def awake() -> Iterator[None]:
-    """Keeps processors that have nothing to do from sleeping. Raises OSError where that is not allowed."""
+    """Keeps processors that have nothing to do from sleeping.
+
+    Raises OSError where that is not allowed.
+    """
     held = os.open(LATENCY, os.O_RDWR | os.O_CLOEXEC)
     try:
-        os.write(held, (0).to_bytes(4, sys.byteorder))  # microseconds that a processor may take to wake
+        os.write(
+            held, (0).to_bytes(4, sys.byteorder)
+        )  # microseconds that a processor may take to wake
         yield
     finally:
         os.close(held)
@@ -295,7 +359,11 @@ def tcpserver(client: str) -> dict[str, str]:
 
 def smtpextfork(database: Path | str, found: Mail) -> dict[str, str]:
     """The environment of a child that SMTPEXTFORK runs for the envelope FOUND, over DATABASE."""
-    asked = {"REMOTEMF": found.sender, "REMOTERCPT": found.recipient, "REMOTEHELO": "client.example.com"}
+    asked = {
+        "REMOTEMF": found.sender,
+        "REMOTERCPT": found.recipient,
+        "REMOTEHELO": "client.example.com",
+    }
     return settings(database) | tcpserver(found.client) | asked
 
 
@@ -310,7 +378,9 @@ def start(argv: Sequence[str], environ: Mapping[str, str], log: int) -> int:
 
 
 def check_code(status: int, code: int, what: str, place: Workshop | None = None) -> None:
-    """Raises WrongAnswer where the wait STATUS of a child is not exit CODE, with what it wrote to the log of PLACE."""
+    """Raises WrongAnswer where the wait STATUS of a child is not exit CODE, with what it wrote to
+    the log of PLACE.
+    """
     found = os.waitstatus_to_exitcode(status)
     if found != code:
         said = place.new_lines() if place else []
@@ -325,7 +395,8 @@ def check_reasons(lines: Iterable[str], reasons: Iterable[str]) -> None:
     if found != wanted:
         wrong = next((line for line in written if reason_of(line) not in wanted), "")
         raise WrongAnswer(
-            f"the log's reasons are {found[:5]}, {len(found)} in all, not {wanted[:5]}, {len(wanted)} in all\n{wrong}".rstrip()
+            f"the log's reasons are {found[:5]}, {len(found)} in all, not {wanted[:5]},"
+            f" {len(wanted)} in all\n{wrong}".rstrip()
         )
 
 
@@ -334,7 +405,7 @@ def reason_of(line: str) -> str:
     return line.partition(" reason=")[2].partition(" ")[0] or line
 
 
-# --- measuring ---------------------------------------------------------------------------------------------------------
+# --- measuring ------------------------------------------------------------------------------------
 
 
 class Times:
@@ -356,7 +427,9 @@ class Times:
 
 
 class Case(Times):
-    """One of the things that are measured in turn; ONCE does it once, and gives the milliseconds."""
+    """One of the things that are measured in turn; ONCE does it once, and gives the
+    milliseconds.
+    """
 
     def __init__(self, name: str, once: Callable[[], float]) -> None:
         super().__init__(name)
@@ -364,7 +437,10 @@ class Case(Times):
 
 
 def interleave(cases: Sequence[Case], rounds: int) -> None:
-    """Does every one of CASES in turn, ROUNDS times. One round before that fills the caches and does not count."""
+    """Does every one of CASES in turn, ROUNDS times.
+
+    One round before that fills the caches and does not count.
+    """
     for number in range(rounds + 1):
         for case in cases:
             took = case.once()
@@ -377,7 +453,9 @@ def bare(place: Workshop, environ: Mapping[str, str]) -> Callable[[], float]:
     return silent(place, BARE, environ, "bare interpreter")
 
 
-def silent(place: Workshop, argv: Sequence[str], environ: Mapping[str, str], what: str) -> Callable[[], float]:
+def silent(
+    place: Workshop, argv: Sequence[str], environ: Mapping[str, str], what: str
+) -> Callable[[], float]:
     """Runs ARGV, called WHAT, in ENVIRON, and sees that it exits with 0."""
 
     def once() -> float:
@@ -391,7 +469,9 @@ def silent(place: Workshop, argv: Sequence[str], environ: Mapping[str, str], wha
     return once
 
 
-def checked(place: Workshop, reason: str, environ: Callable[[], Mapping[str, str]]) -> Callable[[], float]:
+def checked(
+    place: Workshop, reason: str, environ: Callable[[], Mapping[str, str]]
+) -> Callable[[], float]:
     """Runs the launcher in what ENVIRON gives, and sees that it answers by REASON."""
 
     def once() -> float:
@@ -407,7 +487,7 @@ def checked(place: Workshop, reason: str, environ: Callable[[], Mapping[str, str
     return once
 
 
-# --- the table ---------------------------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 
 class Ratio(NamedTuple):
@@ -448,7 +528,9 @@ def ratio_columns(to: Ratio | None) -> tuple[str, str]:
 
 def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints ROWS below HEADINGS, figures to the right of their columns, words to the left."""
-    widths = [max(len(line[column]) for line in (headings, *rows)) for column in range(len(headings))]
+    widths = [
+        max(len(line[column]) for line in (headings, *rows)) for column in range(len(headings))
+    ]
     words = (0, len(headings) - 2, len(headings) - 1)
     click.echo(title)
     for line in (headings, ["-" * width for width in widths], *rows):

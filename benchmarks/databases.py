@@ -1,9 +1,12 @@
-"""One check with a server database, against a script that connects by the same driver and asks SELECT 1.
+"""One check with a server database, against a script that connects by the same driver and asks
+SELECT 1.
 
-The scripts run as checks do: an interpreter without its site, which ends at once. One imports the driver, connects and asks as the
-driver's documentation says (SELECT 1); another one uses the lowest layer alone, as a check does (lowest): what no check by that driver
-can be quicker than. Both tell the driver what a check tells it. Where the breaker is open no host is asked, and the ratio is to an
-interpreter that starts and does nothing. A second table has checks a second, eight at once, of throughput's mixed load.
+The scripts run as checks do: an interpreter without its site, which ends at once. One imports the
+driver, connects and asks as the driver's documentation says (SELECT 1); another one uses the lowest
+layer alone, as a check does (lowest): what no check by that driver can be quicker than. Both tell
+the driver what a check tells it. Where the breaker is open no host is asked, and the ratio is to an
+interpreter that starts and does nothing. A second table has checks a second, eight at once, of
+throughput's mixed load.
 """
 
 import os
@@ -41,8 +44,8 @@ from benchmarks.common import (
 )
 from benchmarks.servers import DOCUMENTED, LOWEST, Database, Way, databases, script
 from benchmarks.throughput import HEADINGS, WAITING, Program, program_row
-from greycheck.store import server
 from greycheck.store.breaker import DOWN, LATEST, Breaker
+from greycheck.store.url import parse_url
 
 KNOWN_TARGET = 1.3
 
@@ -56,7 +59,9 @@ BLOCKS = 2
 
 
 class Measured:
-    """What is measured of one WAY to a database: two scripts, a known and a new triplet, and, if asked for, the breaker OPEN."""
+    """What is measured of one WAY to a database: two scripts, a known and a new triplet, and, if
+    asked for, the breaker OPEN.
+    """
 
     def __init__(self, place: Workshop, found: Database, way: Way, is_open: bool) -> None:
         name = way.name.replace(", ", "-").replace(" ", "-")
@@ -69,12 +74,19 @@ class Measured:
             silent(place, [script(directory, "documented", DOCUMENTED, way)], environ, "SELECT 1"),
         )
         self.lowest = Case(
-            f"{way.name}: lowest", silent(place, [script(directory, "lowest", LOWEST, way)], environ, "lowest")
+            f"{way.name}: lowest",
+            silent(place, [script(directory, "lowest", LOWEST, way)], environ, "lowest"),
         )
-        self.known = Case(f"{way.name}: known", checked(place, "known", asks(found.load, way, directory, "known")))
-        self.new = Case(f"{way.name}: new", checked(place, "new", asks(found.load, way, directory, "new")))
+        self.known = Case(
+            f"{way.name}: known", checked(place, "known", asks(found.load, way, directory, "known"))
+        )
+        self.new = Case(
+            f"{way.name}: new", checked(place, "new", asks(found.load, way, directory, "new"))
+        )
         self.open = (
-            [Case(f"{way.name}: open", checked(place, "error", no_host(way, directory / "marks")))] if is_open else []
+            [Case(f"{way.name}: open", checked(place, "error", no_host(way, directory / "marks")))]
+            if is_open
+            else []
         )
 
     @property
@@ -104,15 +116,26 @@ def main(rounds: int, quick: bool) -> None:
         idle = Case("bare interpreter", bare(place, smtpextfork("", mail(0))))
         file = place.database("reference", numbers)
         load = Load(numbers)
-        reference = Case("SQLite: known", checked(place, "known", lambda: smtpextfork(file, load.next("known"))))
+        reference = Case(
+            "SQLite: known", checked(place, "known", lambda: smtpextfork(file, load.next("known")))
+        )
         measured = {database.name: ways(place, database) for database in found}
         interleave(
-            [idle, reference, *(case for ways in measured.values() for way in ways for case in way.cases)], rounds
+            [
+                idle,
+                reference,
+                *(case for ways in measured.values() for way in ways for case in way.cases),
+            ],
+            rounds,
         )
         programs = [program(place, "SQLite", partial(smtpextfork, file), load, quick)]
         programs += [
             program(
-                place, f"{database.name}, {way.driver}", partial(way.environ, place.directory), database.load, quick
+                place,
+                f"{database.name}, {way.driver}",
+                partial(way.environ, place.directory),
+                database.load,
+                quick,
             )
             for database in found
             for way in first_of_each_driver(database.ways)
@@ -130,7 +153,9 @@ def main(rounds: int, quick: bool) -> None:
         click.echo()
         print_table(name, TIMES, [row for way in ways_there for row in way.rows(idle)])
     click.echo()
-    print_table(f"checks at once: {AT_ONCE}", HEADINGS, [rate_row(one, programs[0]) for one in programs])
+    print_table(
+        f"checks at once: {AT_ONCE}", HEADINGS, [rate_row(one, programs[0]) for one in programs]
+    )
 
 
 def ways(place: Workshop, database: Database) -> list[Measured]:
@@ -150,9 +175,11 @@ def asks(load: Load, way: Way, state: Path, reason: str) -> Callable[[], Mapping
 
 
 def no_host(way: Way, state: Path) -> Callable[[], Mapping[str, str]]:
-    """Environments of checks that find every host of WAY marked as silent in the directory STATE, for a while and just now."""
+    """Environments of checks that find every host of WAY marked as silent in the directory STATE,
+    for a while and just now.
+    """
     state.mkdir()
-    asked = server.parse(way.url)
+    asked = parse_url(way.url)
     marks = [Path(Breaker(str(state), asked).path(host, DOWN)) for host in asked.hosts]
     for mark in marks:
         mark.write_text(f"{int(time()) - LATEST}\n")
@@ -166,7 +193,11 @@ def no_host(way: Way, state: Path) -> Callable[[], Mapping[str, str]]:
 
 
 def program(
-    place: Workshop, name: str, environ: Callable[[Mail], Mapping[str, str]], load: Load, quick: bool
+    place: Workshop,
+    name: str,
+    environ: Callable[[Mail], Mapping[str, str]],
+    load: Load,
+    quick: bool,
 ) -> Program:
     """The launcher under load, called NAME."""
     return Program(name, [place.launcher], environ, load, QUICK_BLOCK if quick else BLOCK, AT_ONCE)

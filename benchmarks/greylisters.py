@@ -1,22 +1,26 @@
-"""Greylisters to measure: greycheck's resident, and postgrey, sqlgrey and greylistd from Debian's packages.
+"""Greylisters to measure: greycheck's resident, and postgrey, sqlgrey and greylistd from Debian's
+packages.
 
-Each runs by itself, in the foreground and as whoever runs the benchmark, over a store of its own, and listens on a unix socket. What they
-are told is what makes their answers the same, all else is as Debian ships it: the delay; where files and socket are; that nobody is
-written to. Addresses of their lists of clients that are never greylisted are moved to where no triplet comes from: the lists stay as
-long as they are.
+Each runs by itself, in the foreground and as whoever runs the benchmark, over a store of its own,
+and listens on a unix socket. What they are told is what makes their answers the same, all else is
+as Debian ships it: the delay; where files and socket are; that nobody is written to. Addresses of
+their lists of clients that are never greylisted are moved to where no triplet comes from: the lists
+stay as long as they are.
 
-=========  ===========================================================================================================
-postgrey   Berkeley DB. It writes a row for each decision, and logs it, here to a file instead of syslog. A known
-           triplet's client has passed once; ``--auto-whitelist-clients`` is the default, 5.
-sqlgrey    SQLite. It writes a row for each decision, and logs it, here to a file instead of syslog.
-greylistd  In memory, saved every ten minutes: a crash loses what came since. It logs no decision. Python's digests of text
-           are its keys, which differ from one start to the next unless ``PYTHONHASHSEED`` says otherwise, as it does here.
-=========  ===========================================================================================================
+postgrey
+    Berkeley DB. It writes a row for each decision, and logs it, here to a file instead of syslog. A
+    known triplet's client has passed once; ``--auto-whitelist-clients`` is the default, 5.
+sqlgrey
+    SQLite. It writes a row for each decision, and logs it, here to a file instead of syslog.
+greylistd
+    In memory, saved every ten minutes: a crash loses what came since. It logs no decision. Python's
+    digests of text are its keys, which differ from one start to the next unless
+    ``PYTHONHASHSEED`` says otherwise, as it does here.
 
 Interface: ``PEERS``, ``Greylister``, ``Resident``, ``native_child``.
 
-Diagnostics: ``WrongAnswer``, also where the resident's log has other reasons than its answers; ClickException where a server does not
-start.
+Diagnostics: ``WrongAnswer``, also where the resident's log has other reasons than its answers;
+ClickException where a server does not start.
 """
 
 import grp
@@ -37,7 +41,19 @@ from typing import ClassVar, Self
 
 import click
 
-from benchmarks.common import AGE, DELAY, NEW, PENDING, ROOT, Mail, Numbers, WrongAnswer, mail, reason_of, settings
+from benchmarks.common import (
+    AGE,
+    DELAY,
+    NEW,
+    PENDING,
+    ROOT,
+    Mail,
+    Numbers,
+    WrongAnswer,
+    mail,
+    reason_of,
+    settings,
+)
 from benchmarks.load import PATIENCE, Block, Programs, Work
 
 # Where Debian has servers, which are not in everybody's PATH.
@@ -57,7 +73,8 @@ NOBODY = "250"
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
-# Puts lines of file, key and value into postgrey's files, as postgrey opens them, but waits for the disk only at the end.
+# Puts lines of file, key and value into postgrey's files, as postgrey opens them, but waits for the
+# disk only at the end.
 FILL_POSTGREY = """
 use strict; use warnings; use BerkeleyDB;
 my %db;
@@ -77,7 +94,7 @@ while (<STDIN>) {
 }
 untie %$_ for values %db;
 $env->txn_checkpoint(0, 0) and die $BerkeleyDB::Error;
-"""
+"""  # noqa: E501
 
 # Makes greylistd's keys of triplets.
 KEYS_OF_GREYLISTD = "import sys\nfor line in sys.stdin: print(hash(line[:-1]))"
@@ -127,7 +144,12 @@ class Greylister:
         self.before()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self.argv(), env=self.environ(), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                self.argv(),
+                env=self.environ(),
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
         try:
             self._wait()
@@ -154,8 +176,12 @@ class Greylister:
     def check_log(self) -> None:
         """Raises WrongAnswer where its log is not that of its answers."""
 
-    def ask(self, workload: str, at_once: int, decisions: int, seconds: float = PATIENCE) -> tuple[Block, float]:
-        """Asks for DECISIONS; how they went, and the microseconds of CPU that the server took for one."""
+    def ask(
+        self, workload: str, at_once: int, decisions: int, seconds: float = PATIENCE
+    ) -> tuple[Block, float]:
+        """Asks for DECISIONS; how they went, and the microseconds of CPU that the server took for
+        one.
+        """
         work = self.work(workload, at_once, decisions, seconds)
         before = self.cpu()
         try:
@@ -165,7 +191,9 @@ class Greylister:
         return found, (self.cpu() - before) / found.asked * 1e6
 
     def rest(self) -> None:
-        """Waits until it has done what it puts off while it is asked, as far as its CPU tells: nobody's next block is to pay for it."""
+        """Waits until it has done what it puts off while it is asked, as far as its CPU tells:
+        nobody's next block is to pay for it.
+        """
         end, before = monotonic() + START, -1.0
         while (now := self.cpu()) != before and monotonic() < end:
             before = now
@@ -174,7 +202,9 @@ class Greylister:
     def work(self, workload: str, at_once: int, decisions: int, seconds: float = PATIENCE) -> Work:
         """The next block of work, drawn otherwise than the last."""
         self._seed += 1
-        return Work(workload, at_once, decisions, self.numbers, self._first_new, self._seed, seconds)
+        return Work(
+            workload, at_once, decisions, self.numbers, self._first_new, self._seed, seconds
+        )
 
     def count(self, found: Block) -> Block:
         """Takes note of what was asked; FOUND itself."""
@@ -210,7 +240,9 @@ class Greylister:
     def _with_log(self, what: str) -> str:
         """WHAT went wrong, and the end of the log."""
         with self.log.open(errors="replace") as lines:
-            return "\n".join([f"{self.name}: {what}", *(line.rstrip() for line in deque(lines, SAID))])
+            return "\n".join(
+                [f"{self.name}: {what}", *(line.rstrip() for line in deque(lines, SAID))]
+            )
 
 
 class Postgrey(Greylister):
@@ -227,13 +259,24 @@ class Postgrey(Greylister):
     def argv(self) -> Sequence[str]:
         """What starts it."""
         return (
-            *("/usr/sbin/postgrey", f"--unix={self.socket}", f"--dbdir={self.directory}", f"--delay={DELAY}"),
-            *(f"--whitelist-clients={self.directory}/whitelist_clients", f"--user={user()}", f"--group={group()}"),
+            *(
+                "/usr/sbin/postgrey",
+                f"--unix={self.socket}",
+                f"--dbdir={self.directory}",
+                f"--delay={DELAY}",
+            ),
+            *(
+                f"--whitelist-clients={self.directory}/whitelist_clients",
+                f"--user={user()}",
+                f"--group={group()}",
+            ),
         )
 
     def before(self) -> None:
         """Makes its list of clients and its two files."""
-        move_addresses(Path("/etc/postgrey/whitelist_clients"), self.directory / "whitelist_clients")
+        move_addresses(
+            Path("/etc/postgrey/whitelist_clients"), self.directory / "whitelist_clients"
+        )
         subprocess.run(
             ["perl", "-e", FILL_POSTGREY, str(self.directory)],
             input="".join("\t".join(row) + "\n" for row in self._rows()),
@@ -245,7 +288,9 @@ class Postgrey(Greylister):
         """The file, key and value of each row, in the order of the keys."""
         now = int(time()) - AGE
         found = {number: mail(number) for number in self.numbers}
-        triplets = ((network(m) + f".0/{m.sender}/{m.recipient}", number) for number, m in found.items())
+        triplets = (
+            (network(m) + f".0/{m.sender}/{m.recipient}", number) for number, m in found.items()
+        )
         for key, number in sorted(triplets):
             yield "postgrey.db", key, f"{now - 2 * DELAY if number < PENDING else now},{now}"
         for client in sorted(m.client for number, m in found.items() if number < PENDING):
@@ -263,7 +308,9 @@ class Sqlgrey(Greylister):
         """The packages to be installed."""
         if not shutil.which("sqlgrey", path=PLACES):
             return "apt-get install sqlgrey libdbd-sqlite3-perl"
-        has_sqlite = subprocess.run(["perl", "-MDBD::SQLite", "-e", "1"], stderr=subprocess.DEVNULL, check=False)
+        has_sqlite = subprocess.run(
+            ["perl", "-MDBD::SQLite", "-e", "1"], stderr=subprocess.DEVNULL, check=False
+        )
         return "apt-get install libdbd-sqlite3-perl" if has_sqlite.returncode else ""
 
     def argv(self) -> Sequence[str]:
@@ -272,15 +319,24 @@ class Sqlgrey(Greylister):
 
     def before(self) -> None:
         """Makes its settings and lists."""
-        shutil.copytree("/etc/sqlgrey", self.directory / "etc", ignore=shutil.ignore_patterns("*.conf"))
-        move_addresses(Path("/etc/sqlgrey/clients_ip_whitelist"), self.directory / "etc" / "clients_ip_whitelist")
+        shutil.copytree(
+            "/etc/sqlgrey", self.directory / "etc", ignore=shutil.ignore_patterns("*.conf")
+        )
+        move_addresses(
+            Path("/etc/sqlgrey/clients_ip_whitelist"),
+            self.directory / "etc" / "clients_ip_whitelist",
+        )
         (self.directory / "sqlgrey.conf").write_text(
-            f"unix = {self.socket}\nconf_dir = {self.directory}/etc\nuser = {user()}\ngroup = {group()}\n"
-            f"db_type = SQLite\ndb_name = {self.directory}/sqlgrey.db\nreconnect_delay = {DELAY // 60}\nadmin_mail =\n"
+            f"unix = {self.socket}\nconf_dir = {self.directory}/etc\nuser = {user()}\ngroup ="
+            f" {group()}\n"
+            f"db_type = SQLite\ndb_name = {self.directory}/sqlgrey.db\nreconnect_delay ="
+            f" {DELAY // 60}\nadmin_mail =\n"
         )
 
     def after(self) -> None:
-        """Fills its tables. They are there once it has answered, and it has cleaned them up for the next half an hour."""
+        """Fills its tables. They are there once it has answered, and it has cleaned them up for the
+        next half an hour.
+        """
         self.ask("new", 1, 1)
         now = int(time()) - AGE
         known: list[tuple[str, str, str, int, int]] = []
@@ -329,13 +385,18 @@ class Greylistd(Greylister):
         (self.directory / "config").write_text(
             f"[timeouts]\nretryMin = {DELAY}\nretryMax = 28800\nexpire = 5184000\n"
             f"[socket]\npath = {self.socket}\nmode = 0660\nowner = {user()}:{group()}\n"
-            f"[data]\nupdate = 600\nstatefile = {self.directory}/states\ntripletfile = {self.directory}/triplets\n"
+            f"[data]\nupdate = 600\nstatefile = {self.directory}/states\ntripletfile ="
+            f" {self.directory}/triplets\n"
         )
         now = int(time()) - AGE
         keys = dict(zip(self.numbers, self._keys(), strict=True))
         states = [
             "[white]",
-            *(f"{key} = {now} {now - 2 * DELAY} 2" for number, key in keys.items() if number < PENDING),
+            *(
+                f"{key} = {now} {now - 2 * DELAY} 2"
+                for number, key in keys.items()
+                if number < PENDING
+            ),
             "[grey]",
             *(f"{key} = {now} {now} 1" for number, key in keys.items() if number >= PENDING),
         ]
@@ -355,18 +416,24 @@ class Greylistd(Greylister):
 
 
 class Resident(Greylister):
-    """greycheck's resident over the store DATABASE. Every answer has its line in the log, with the reason."""
+    """greycheck's resident over the store DATABASE, a file or a URL.
+
+    Every answer has its line in the log, with the reason.
+    """
 
     name = "greycheck"
     block, quick_block = 15000, 400
 
-    def __init__(self, directory: Path, numbers: Numbers, programs: Programs, database: Path) -> None:
+    def __init__(
+        self, directory: Path, numbers: Numbers, programs: Programs, database: Path | str
+    ) -> None:
         super().__init__(directory, numbers, programs)
         self.database = database
 
     def argv(self) -> Sequence[str]:
         """What starts it."""
-        return sys.executable, "-m", "greycheck", "serve"
+        # What it asks DNS of all these senders is another process, for which nobody waits.
+        return sys.executable, "-m", "greycheck", "serve", "--no-resolve"
 
     def environ(self) -> Mapping[str, str]:
         """The settings of every check here, and its socket."""
@@ -378,7 +445,8 @@ class Resident(Greylister):
             found = Counter(reason_of(line) for line in lines if " reason=" in line)
         if found != +self.answered:
             raise WrongAnswer(
-                f"the resident's log has {dict(found)}, its answers were {dict(self.answered)}\n{self.log}"
+                f"the resident's log has {dict(found)}, its answers were"
+                f" {dict(self.answered)}\n{self.log}"
             )
 
 
@@ -386,10 +454,22 @@ PEERS: tuple[type[Greylister], ...] = (Postgrey, Sqlgrey, Greylistd)
 
 
 def native_child(directory: Path, resident: Resident) -> str:
-    """Installs the native child that asks RESIDENT in DIRECTORY. Where it cannot, nothing answers: it would be no native child's answer."""
+    """Installs the native child that asks RESIDENT in DIRECTORY.
+
+    Where it cannot, nothing answers: it would be no native child's answer.
+    """
     directory.mkdir()
     subprocess.run(
-        [sys.executable, "-m", "greycheck", "install", "--native", str(directory), "--user", user()],
+        [
+            sys.executable,
+            "-m",
+            "greycheck",
+            "install",
+            "--native",
+            str(directory),
+            "--user",
+            user(),
+        ],
         env=resident.environ(),
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
@@ -406,7 +486,9 @@ def network(found: Mail) -> str:
 
 
 def move_addresses(source: Path, copy: Path) -> None:
-    """Makes a COPY of SOURCE, a list with a name or an address in each line, with all addresses where nobody comes from."""
+    """Makes a COPY of SOURCE, a list with a name or an address in each line, with all addresses
+    where nobody comes from.
+    """
     copy.write_text(re.sub(r"^\d+(?=\.\d)", NOBODY, source.read_text(), flags=re.MULTILINE))
 
 

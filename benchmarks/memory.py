@@ -1,11 +1,15 @@
-"""The memory of one check: its resident size, and the smallest ``softlimit -m`` under which it still gives the right verdict.
+"""The memory of one check: its resident size, and the smallest ``softlimit -m`` under which it
+still gives the right verdict.
 
-The resident size is the peak, read in two ways. ``wait4`` gives the largest that a process ever had, but counts what its parent had when
-it was started, so a small interpreter starts it. ``/proc`` gives that of the program alone, but only while it runs: the child
-is looked at as it waits for a log pipe that is full, after its verdict. The ratio is to an interpreter that starts and does nothing.
+The resident size is the peak, read in two ways. ``wait4`` gives the largest that a process ever
+had, but counts what its parent had when it was started, so a small interpreter starts it. ``/proc``
+gives that of the program alone, but only while it runs: the child is looked at as it waits for a
+log pipe that is full, after its verdict. The ratio is to an interpreter that starts and does
+nothing.
 
-``softlimit -m`` sets the soft limits of address space, data, stack and locked memory; the smallest is found by bisection. MB are
-millions of bytes, as softlimit counts. Checks with a server database ask for a known triplet; what encryption needs is the most.
+``softlimit -m`` sets the soft limits of address space, data, stack and locked memory; the smallest
+is found by bisection. MB are millions of bytes, as softlimit counts. Checks with a server database
+ask for a known triplet; what encryption needs is the most.
 """
 
 import os
@@ -46,7 +50,9 @@ KIB = 1024
 
 
 class Target(NamedTuple):
-    """The most that a check is to be: its resident size, and the smallest ``softlimit -m``, both in MB."""
+    """The most that a check is to be: its resident size, and the smallest ``softlimit -m``, both in
+    MB.
+    """
 
     resident: float
     softlimit: float
@@ -62,14 +68,16 @@ WAYS = {
     "pymysql, TLS": Target(23, 28),
 }
 
-# The bisection: what nothing runs in, what everything does, how near it comes (bytes), and how often a verdict must be right.
+# The bisection: what nothing runs in, what everything does, how near it comes (bytes), and how
+# often a verdict must be right.
 TOO_SMALL, ENOUGH, NEAR = 1 * MB, 256 * MB, MB // 20
 TRIES = 3
 
 # An interpreter that does nothing but wait for a full log pipe.
 STUCK = (*BARE[:-1], "import posix; posix.write(2, b'x')")
 
-# How often in a row a process must be found asleep, a millisecond apart, to count as waiting for its log.
+# How often in a row a process must be found asleep, a millisecond apart, to count as waiting for
+# its log.
 ASLEEP = 10
 
 INTERPRETER = BARE[:-1]
@@ -90,13 +98,15 @@ for limit in (resource.RLIMIT_DATA, resource.RLIMIT_STACK, resource.RLIMIT_MEMLO
     hard = resource.getrlimit(limit)[1]
     resource.setrlimit(limit, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 posix.execv(sys.argv[2], sys.argv[2:])
-"""
+"""  # noqa: E501
 
 HEADINGS = ("what", "MB", "/proc MB", "ratio", "target")
 
 
 class Program:
-    """What is measured: its command, the environment of each run, its REASON (empty where it gives no verdict), and its TARGET."""
+    """What is measured: its command, the environment of each run, its REASON (empty where it gives
+    no verdict), and its TARGET.
+    """
 
     def __init__(
         self,
@@ -115,7 +125,9 @@ class Program:
         self.peak: list[float] = []
 
     def check(self, status: int, lines: list[str]) -> None:
-        """Raises WrongAnswer where the wait STATUS or the log LINES of a run are not as they should be."""
+        """Raises WrongAnswer where the wait STATUS or the log LINES of a run are not as they should
+        be.
+        """
         check_code(status, ANSWERS.get(self.reason, 0), self.name)
         check_reasons(lines, [self.reason] if self.reason else [])
 
@@ -132,23 +144,33 @@ def main(rounds: int, quick: bool) -> None:
                 program.resident.append(resident(place, program))
                 program.peak.append(peak(program))
         limits = [smallest(partial(is_right, place, program)) for program in programs]
-        right = [is_right(place, program, round(program.target.softlimit * MB)) for program in programs]
+        right = [
+            is_right(place, program, round(program.target.softlimit * MB)) for program in programs
+        ]
     table = [resident_row(program, programs[0]) for program in programs]
-    table += [limit_row(program, limit, limits[0]) for program, limit in zip(programs, limits, strict=True)]
+    table += [
+        limit_row(program, limit, limits[0])
+        for program, limit in zip(programs, limits, strict=True)
+    ]
     print_table(f"memory (rounds: {rounds})", HEADINGS, table)
     for program, is_fit in zip(programs, right, strict=True):
         click.echo(
-            f"softlimit -m {program.target.softlimit * MB:.0f}, {program.name}: {'works' if is_fit else 'does not work'}"
+            f"softlimit -m {program.target.softlimit * MB:.0f}, {program.name}:"
+            f" {'works' if is_fit else 'does not work'}"
         )
 
 
 def make_programs(place: Workshop, numbers: Numbers) -> list[Program]:
-    """The interpreter alone, and the launcher with known and with new triplets in a store of NUMBERS."""
+    """The interpreter alone, and the launcher with known and with new triplets in a store of
+    NUMBERS.
+    """
     database = place.database("memory", numbers)
     load = Load(numbers)
 
     def launcher(reason: str) -> Program:
-        return Program(reason, [place.launcher], lambda: smtpextfork(database, load.next(reason)), reason)
+        return Program(
+            reason, [place.launcher], lambda: smtpextfork(database, load.next(reason)), reason
+        )
 
     alone = Program("bare interpreter", BARE, lambda: smtpextfork(database, mail(0)))
     return [alone, launcher("known"), launcher("new")]
@@ -157,7 +179,8 @@ def make_programs(place: Workshop, numbers: Numbers) -> list[Program]:
 def make_server_programs(place: Workshop, found: Sequence[Database]) -> list[Program]:
     """The launcher with known triplets, by each of WAYS to those FOUND.
 
-    A check that fails for want of memory must leave no mark that keeps the next one from asking, so marks have no directory.
+    A check that fails for want of memory must leave no mark that keeps the next one from asking, so
+    marks have no directory.
     """
 
     def program(database: Database, way: Way) -> Program:
@@ -166,11 +189,15 @@ def make_server_programs(place: Workshop, found: Sequence[Database]) -> list[Pro
 
         return Program(way.name, [place.launcher], environ, "known", WAYS[way.name])
 
-    return [program(database, way) for database in found for way in database.ways if way.name in WAYS]
+    return [
+        program(database, way) for database in found for way in database.ways if way.name in WAYS
+    ]
 
 
 def resident(place: Workshop, program: Program) -> float:
-    """The largest resident size of one run of PROGRAM, in MB, as ``wait4`` gives it to a small parent."""
+    """The largest resident size of one run of PROGRAM, in MB, as ``wait4`` gives it to a small
+    parent.
+    """
     ran = subprocess.run(
         [*INTERPRETER, SPAWNER, *program.argv],
         env=program.environ(),
@@ -185,7 +212,9 @@ def resident(place: Workshop, program: Program) -> float:
 
 
 def peak(program: Program) -> float:
-    """The peak of the resident size of one run of PROGRAM, in MB, as ``/proc`` has it before the end."""
+    """The peak of the resident size of one run of PROGRAM, in MB, as ``/proc`` has it before the
+    end.
+    """
     for _try in range(TRIES):
         kib = look_at(program)
         if kib:
@@ -194,7 +223,9 @@ def peak(program: Program) -> float:
 
 
 def look_at(program: Program) -> int:
-    """Runs PROGRAM with a full log; the peak of its resident size, in KiB, or 0 where it ended too soon."""
+    """Runs PROGRAM with a full log; the peak of its resident size, in KiB, or 0 where it ended too
+    soon.
+    """
     reader, writer = os.pipe()
     fill_pipe(writer)
     child = start(STUCK if program.argv == BARE else program.argv, program.environ(), writer)
@@ -221,7 +252,9 @@ def watch(child: int) -> int:
     """The peak of CHILD's resident size, in KiB, once it waits; 0 where it ends instead."""
     found = asleep = 0
     while asleep < ASLEEP:
-        fields = dict(line.split(":", 1) for line in Path(f"/proc/{child}/status").read_text().splitlines())
+        fields = dict(
+            line.split(":", 1) for line in Path(f"/proc/{child}/status").read_text().splitlines()
+        )
         if "VmHWM" not in fields:
             return 0
         found = int(fields["VmHWM"].split()[0])
@@ -231,7 +264,9 @@ def watch(child: int) -> int:
 
 
 def is_right(place: Workshop, program: Program, limit: int) -> bool:
-    """Whether PROGRAM gives its verdict under ``softlimit -m LIMIT`` (bytes), each time that it is tried."""
+    """Whether PROGRAM gives its verdict under ``softlimit -m LIMIT`` (bytes), each time that it is
+    tried.
+    """
     for _try in range(TRIES):
         ran = subprocess.run(
             [*INTERPRETER, SOFTLIMIT, str(limit), *program.argv],
@@ -242,7 +277,9 @@ def is_right(place: Workshop, program: Program, limit: int) -> bool:
             check=False,
         )
         reasons = [reason_of(line) for line in place.new_lines()]
-        if ran.returncode != ANSWERS.get(program.reason, 0) or reasons != [program.reason] * bool(program.reason):
+        if ran.returncode != ANSWERS.get(program.reason, 0) or reasons != [program.reason] * bool(
+            program.reason
+        ):
             return False
     return True
 
@@ -270,7 +307,9 @@ def resident_row(program: Program, alone: Program) -> tuple[str, ...]:
 
 
 def limit_row(program: Program, size: float, alone: float) -> tuple[str, ...]:
-    """The smallest limit that PROGRAM works under, SIZE in MB, and its ratio to that of the interpreter ALONE."""
+    """The smallest limit that PROGRAM works under, SIZE in MB, and its ratio to that of the
+    interpreter ALONE.
+    """
     ratio = f"{Ratio(size / alone, 'bare')}" if program.reason else ""
     return (
         f"{program.name}, smallest softlimit -m",

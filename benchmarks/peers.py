@@ -1,15 +1,19 @@
-"""greycheck's resident and native child against postgrey, sqlgrey and greylistd, over 100 000 triplets each.
+"""greycheck's resident and native child against postgrey, sqlgrey and greylistd, over 100 000
+triplets each; and the resident over PostgreSQL and MariaDB against itself over SQLite.
 
-First decisions over Postfix's policy protocol (greylistd's own) on connections that stay open, then a child for each decision of a mixed
-load (10 % new triplets, 60 % known, 30 % early), against postgrey asked on connections that stay open. Eight are asked for at once, or
-as many as a row says. Blocks of all take turns. The ratios are of medians: of rates (/s), but of times (us) to the empty program, of
-what 99 of 100 stay within to the median, and of a decision's cost to that among fewer rows. CPU is that of the server. greycheck's stores
-have 2000 rules and 50 000 clients besides, none of which matches. A peer that is not installed is left out; a line says so.
+First decisions over Postfix's policy protocol (greylistd's own) on connections that stay open, then
+a child for each decision of a mixed load (10 % new triplets, 60 % known, 30 % early), against
+postgrey asked on connections that stay open. Eight are asked for at once, or as many as a row says.
+Blocks of all take turns. The ratios are of medians: of rates (/s), but of times (us) to the empty
+program, of what 99 of 100 stay within to the median, and of a decision's cost to that among fewer
+rows. CPU is that of the server. greycheck's stores have 2000 rules and 50 000 clients besides, none
+of which matches. A peer that is not installed is left out; a line says so.
 
-The child that asks alone is measured once more, beside the empty program, with processors that are kept awake: where they sleep it
-waits for their wakes as well. That takes root.
+The child that asks alone is measured once more, beside the empty program, with processors that are
+kept awake: where they sleep it waits for their wakes as well. That takes root.
 
-With --ten-million: the resident over ten million triplets, while greycheck expire removes those of one day.
+With --ten-million: the resident over ten million triplets, while greycheck expire removes those of
+one day.
 """
 
 import json
@@ -41,10 +45,12 @@ from benchmarks.common import (
 )
 from benchmarks.greylisters import PEERS, Greylister, Postgrey, Resident, native_child
 from benchmarks.load import Block, Programs
+from benchmarks.servers import MARIADB, POSTGRES, fill
 from benchmarks.throughput import WAITING
+from tests.servers import MariaDB, Postgres, Server, Templates
 
 # How many are asked for at once.
-ONE, MANY = 1, 8
+ONE, MANY, MOST = 1, 8, 32
 
 # Children of one block, and with --quick.
 CHILDREN, QUICK_CHILDREN = 2000, 60
@@ -61,12 +67,17 @@ MILLION, TEN_MILLION, DAYS = 10, 100, 36
 # The targets: rates of policy decisions and of children, as multiples of postgrey's.
 RATES = {"known": 7.0, "new": 5.0}
 CHILD_RATES = {ONE: 1.3, MANY: 2.3}
+# The rates of residents over server databases, as parts of the one over SQLite.
+OVER_SERVERS = {"known": 0.7, "new": 0.5}
+# And those of their native children.
+CHILDREN_OVER_SERVERS = {"PostgreSQL": 0.7}
 CPU = 0.18
 TAIL = 3.0
 FLOOR = 2.5
 COST = 1.25
 
-# With ten million: milliseconds of the slowest answers but one of a thousand, megabytes of the resident, seconds of a block.
+# With ten million: milliseconds of the slowest answers but one of a thousand, megabytes of the
+# resident, seconds of a block.
 SLOWEST, MEMORY = 50, 150
 SECONDS, QUICK_SECONDS = 10.0, 0.2
 
@@ -77,7 +88,9 @@ HEADINGS = ("what", "/s", "us", "p99 us", "ratio", "target")
 
 
 class Measured:
-    """A load that is measured in turn: its NAME, and what its blocks took so far; ONCE does one, and gives the server's CPU with it."""
+    """A load that is measured in turn: its NAME, and what its blocks took so far; ONCE does one,
+    and gives the server's CPU with it.
+    """
 
     def __init__(self, name: str, once: Callable[[], tuple[Block, float]]) -> None:
         self.name = name
@@ -123,8 +136,8 @@ class Measured:
 
 
 class Bench:
-    """What runs in PLACE, and how much is asked of it: the resident over ROWS triplets and over ten times as many, their native
-    children, and those peers that are installed.
+    """What runs in PLACE, and how much is asked of it: the resident over ROWS triplets and over ten
+    times as many, their native children, and those peers that are installed.
     """
 
     def __init__(self, place: Workshop, stack: ExitStack, rows: int, quick: bool) -> None:
@@ -134,15 +147,36 @@ class Bench:
         self.programs = Programs(place.directory)
         self.peers = [stack.enter_context(self._peer(peer)) for peer in PEERS if not peer.missing()]
         self.resident = stack.enter_context(self._resident("greycheck", numbers(rows)))
-        self.larger = stack.enter_context(self._resident("greycheck-larger", numbers(rows, MILLION)))
+        self.larger = stack.enter_context(
+            self._resident("greycheck-larger", numbers(rows, MILLION))
+        )
+        templates = Templates()
+        stack.callback(templates.remove)
+        postgres = stack.enter_context(Postgres(templates))
+        postgres.start(**POSTGRES)
+        mariadb = stack.enter_context(MariaDB(templates))
+        mariadb.start(**MARIADB)
+        self.over_servers = {
+            name: stack.enter_context(self._over(name, server))
+            for name, server in (("PostgreSQL", postgres), ("MariaDB", mariadb))
+        }
 
     def _peer(self, peer: type[Greylister]) -> Greylister:
         return peer(self.place.directory / peer.name, numbers(self.rows), self.programs)
 
     def _resident(self, name: str, held: Numbers) -> Resident:
-        return Resident(self.place.directory / name, held, self.programs, self.place.database(name, held))
+        return Resident(
+            self.place.directory / name, held, self.programs, self.place.database(name, held)
+        )
 
-    def decisions(self, name: str, server: Greylister, workload: str, at_once: int = MANY) -> Measured:
+    def _over(self, name: str, server: Server) -> Resident:
+        held = numbers(self.rows)
+        fill(server, held)
+        return Resident(self.place.directory / name, held, self.programs, server.url(via="socket"))
+
+    def decisions(
+        self, name: str, server: Greylister, workload: str, at_once: int = MANY
+    ) -> Measured:
         """Decisions of WORKLOAD by SERVER, AT_ONCE, in the row NAME."""
         block = server.quick_block if self.quick else server.block
         asked = round(block * NEW_SHARE) if workload == "new" else block
@@ -155,13 +189,18 @@ class Bench:
         return Measured(name, once)
 
     def children(self, name: str, child: str, server: Resident, at_once: int = ONE) -> Measured:
-        """A CHILD that asks SERVER for each decision of the mixed load, AT_ONCE, in the row NAME."""
+        """A CHILD that asks SERVER for each decision of the mixed load, AT_ONCE, in the row
+        NAME.
+        """
         environ = environ_of_children()
 
         def once() -> tuple[Block, float]:
             work = server.work("mixed", at_once, self._children)
             found = server.count(self.programs.run(child, work, environ, self.place.log))
-            check_reasons(self.place.new_lines(), [reason for reason, n in found.classes.items() for _ in range(n)])
+            check_reasons(
+                self.place.new_lines(),
+                [reason for reason, n in found.classes.items() for _ in range(n)],
+            )
             server.rest()
             return found, 0
 
@@ -184,7 +223,9 @@ class Bench:
 
 @click.command(help=__doc__)
 @click.option(
-    "--ten-million", is_flag=True, help="Ten million triplets, of which one day's expire meanwhile: some minutes."
+    "--ten-million",
+    is_flag=True,
+    help="Ten million triplets, of which one day's expire meanwhile: some minutes.",
 )
 @options(rounds=10, quick_rounds=1)
 def main(rounds: int, quick: bool, ten_million: bool) -> None:
@@ -198,21 +239,29 @@ def main(rounds: int, quick: bool, ten_million: bool) -> None:
 
 
 def compare(place: Workshop, rows: int, rounds: int, quick: bool) -> None:
-    """Measures everything in turn, ROUNDS times, over stores of ROWS known triplets and of ten times as many, and prints the ratios."""
+    """Measures everything in turn, ROUNDS times, over stores of ROWS known triplets and of ten
+    times as many, and prints the ratios.
+    """
     with ExitStack() as stack:
         bench = Bench(place, stack, rows, quick)
-        policy, children = Policy(bench), Children(bench)
-        in_turn = [*policy.all, *children.all]
+        policy, children, over_servers = Policy(bench), Children(bench), OverServers(bench)
+        in_turn = [*policy.all, *children.all, *over_servers.all]
         for number in range(rounds + 1):
             for measured in in_turn:
                 measured.measure()
                 if not number:
                     measured.forget()
-    print_table(f"policy protocol, {MANY} at once (rounds: {rounds}, rows: {rows})", HEADINGS, policy.rows())
+    print_table(
+        f"policy protocol, {MANY} at once (rounds: {rounds}, rows: {rows})", HEADINGS, policy.rows()
+    )
     click.echo()
-    print_table("CPU of the server for a decision", ("what", "us", "ratio", "target"), policy.cpu_rows())
+    print_table(
+        "CPU of the server for a decision", ("what", "us", "ratio", "target"), policy.cpu_rows()
+    )
     click.echo()
     print_table("a child for each decision, mixed load", HEADINGS, children.rows())
+    click.echo()
+    print_table("the resident over a server database", HEADINGS, over_servers.rows())
     for peer in PEERS:
         if what := peer.missing():
             click.echo(f"{peer.name} is missing: {what}")
@@ -223,21 +272,37 @@ class Policy:
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
-        self._peers = {w: [bench.decisions(f"{peer.name}: {w}", peer, w) for peer in bench.peers] for w in RATES}
+        self._peers = {
+            w: [bench.decisions(f"{peer.name}: {w}", peer, w) for peer in bench.peers]
+            for w in RATES
+        }
         self._ours = {w: bench.decisions(f"greycheck: {w}", bench.resident, w) for w in RATES}
-        self._one = {w: bench.decisions(f"greycheck: {w}, {ONE}", bench.resident, w, ONE) for w in RATES}
-        self._larger = {w: bench.decisions(f"{bench.larger.numbers.known} rows: {w}", bench.larger, w) for w in RATES}
+        self._one = {
+            w: bench.decisions(f"greycheck: {w}, {ONE}", bench.resident, w, ONE) for w in RATES
+        }
+        self._larger = {
+            w: bench.decisions(f"{bench.larger.numbers.known} rows: {w}", bench.larger, w)
+            for w in RATES
+        }
 
     @property
     def all(self) -> list[Measured]:
         """All that is measured in turn."""
-        return [m for w in RATES for m in (*self._peers[w], self._ours[w], self._one[w], self._larger[w])]
+        return [
+            m
+            for w in RATES
+            for m in (*self._peers[w], self._ours[w], self._one[w], self._larger[w])
+        ]
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table's rows."""
         found = []
         for workload, target in RATES.items():
-            postgrey, ours, larger = self._postgrey(workload), self._ours[workload], self._larger[workload]
+            postgrey, ours, larger = (
+                self._postgrey(workload),
+                self._ours[workload],
+                self._larger[workload],
+            )
             found += [row(peer, rate_ratio(peer, postgrey)) for peer in self._peers[workload]]
             found.append(row(ours, rate_ratio(ours, postgrey, target)))
             found.append(row(self._one[workload]))
@@ -248,7 +313,11 @@ class Policy:
         """The rows of the server's CPU for a known triplet."""
         postgrey, ours = self._postgrey("known"), self._ours["known"]
         return [
-            (measured.name, f"{measured.cpu:.0f}", *ratio_columns(cpu_ratio(measured, postgrey, target)))
+            (
+                measured.name,
+                f"{measured.cpu:.0f}",
+                *ratio_columns(cpu_ratio(measured, postgrey, target)),
+            )
             for measured, target in (*((peer, None) for peer in self._peers["known"]), (ours, CPU))
         ]
 
@@ -270,11 +339,18 @@ class Children:
         self._empty = bench.empty()
         installed = [peer for peer in bench.peers if isinstance(peer, Postgrey)]
         self._postgrey = {
-            n: [bench.decisions(f"{peer.name}, {n}", peer, "mixed", n) for peer in installed] for n in CHILD_RATES
+            n: [bench.decisions(f"{peer.name}, {n}", peer, "mixed", n) for peer in installed]
+            for n in CHILD_RATES
         }
-        self._ours = {n: bench.children(f"native child, {n}", child, bench.resident, n) for n in CHILD_RATES}
-        self._larger = bench.children(f"{bench.larger.numbers.known} rows, {ONE}", asks_larger, bench.larger)
-        self._awake = (self._empty.awake(), self._ours[ONE].awake()) if os.access(LATENCY, os.W_OK) else ()
+        self._ours = {
+            n: bench.children(f"native child, {n}", child, bench.resident, n) for n in CHILD_RATES
+        }
+        self._larger = bench.children(
+            f"{bench.larger.numbers.known} rows, {ONE}", asks_larger, bench.larger
+        )
+        self._awake = (
+            (self._empty.awake(), self._ours[ONE].awake()) if os.access(LATENCY, os.W_OK) else ()
+        )
 
     @property
     def all(self) -> list[Measured]:
@@ -288,7 +364,9 @@ class Children:
         for at_once, target in CHILD_RATES.items():
             ours = self._ours[at_once]
             found += [row(measured) for measured in self._postgrey[at_once]]
-            found.append(row(ours, rate_ratio(ours, next(iter(self._postgrey[at_once]), None), target)))
+            found.append(
+                row(ours, rate_ratio(ours, next(iter(self._postgrey[at_once]), None), target))
+            )
             found.append(row(ours, Ratio(ours.p99 / ours.median, "median", TAIL)))
         one = self._ours[ONE]
         for empty, child in ((self._empty, one), *([self._awake] if self._awake else [])):
@@ -298,8 +376,58 @@ class Children:
         return found
 
 
-def rate_ratio(measured: Measured, postgrey: Measured | None, at_least: float | None = None) -> Ratio | None:
-    """The ratio of the rate of what was MEASURED to that of POSTGREY, where that is something else."""
+class OverServers:
+    """The resident over server databases, beside the one over SQLite."""
+
+    def __init__(self, bench: Bench) -> None:
+        residents = {"SQLite": bench.resident, **bench.over_servers}
+        self._decisions = {
+            (w, n): [
+                bench.decisions(f"{name}: {w}, {n}", resident, w, n)
+                for name, resident in residents.items()
+            ]
+            for w in OVER_SERVERS
+            for n in (ONE, MANY, MOST)
+        }
+        self._children = [
+            bench.children(
+                f"{name}: native child, {MANY}",
+                native_child(bench.place.directory / f"native-{name}", resident),
+                resident,
+                MANY,
+            )
+            for name, resident in residents.items()
+        ]
+
+    @property
+    def all(self) -> list[Measured]:
+        """All that is measured in turn."""
+        return [m for measured in (*self._decisions.values(), self._children) for m in measured]
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The table's rows."""
+        found = []
+        for (workload, at_once), (first, *others) in self._decisions.items():
+            target = OVER_SERVERS[workload] if at_once == MOST else None
+            found.append(row(first))
+            for each in others:
+                found.append(row(each, Ratio(each.rate / first.rate, "SQLite", at_least=target)))
+                if at_once == MOST:
+                    found.append(row(each, Ratio(each.p99 / each.median, "median", TAIL)))
+        first, *others = self._children
+        found.append(row(first))
+        for each in others:
+            target = CHILDREN_OVER_SERVERS.get(each.name.partition(":")[0])
+            found.append(row(each, Ratio(each.rate / first.rate, "SQLite", at_least=target)))
+        return found
+
+
+def rate_ratio(
+    measured: Measured, postgrey: Measured | None, at_least: float | None = None
+) -> Ratio | None:
+    """The ratio of the rate of what was MEASURED to that of POSTGREY, where that is something
+    else.
+    """
     return (
         Ratio(measured.rate / postgrey.rate, "postgrey", at_least=at_least)
         if postgrey and postgrey is not measured
@@ -309,7 +437,11 @@ def rate_ratio(measured: Measured, postgrey: Measured | None, at_least: float | 
 
 def cpu_ratio(measured: Measured, postgrey: Measured | None, at_most: float | None) -> Ratio | None:
     """The same of the server's CPU."""
-    return Ratio(measured.cpu / postgrey.cpu, "postgrey", at_most) if postgrey and postgrey is not measured else None
+    return (
+        Ratio(measured.cpu / postgrey.cpu, "postgrey", at_most)
+        if postgrey and postgrey is not measured
+        else None
+    )
 
 
 def cost(larger: Measured, smaller: Measured, bench: Bench) -> Ratio:
@@ -324,20 +456,28 @@ def row(measured: Measured, to: Ratio | None = None) -> tuple[str, ...]:
 
 
 def numbers(rows: int, times: int = 1, over: int = 0) -> Numbers:
-    """A store of TIMES as many known triplets as ROWS, OVER of which are over; all else is the same in each."""
-    return Numbers(rows * times, round(rows * WAITING), round(rows * CLIENTS), round(rows * RULES), over)
+    """A store of TIMES as many known triplets as ROWS, OVER of which are over; all else is the same
+    in each.
+    """
+    return Numbers(
+        rows * times, round(rows * WAITING), round(rows * CLIENTS), round(rows * RULES), over
+    )
 
 
 def environ_of_children() -> Mapping[str, str]:
-    """What tcpserver puts into each child's environment, except the client's address, which the load program gives."""
+    """What tcpserver puts into each child's environment, except the client's address, which the
+    load program gives.
+    """
     return {name: value for name, value in tcpserver("").items() if name != "TCPREMOTEIP"}
 
 
-# --- ten million -------------------------------------------------------------------------------------------------------
+# --- ten million ----------------------------------------------------------------------------------
 
 
 def serve_while_expiring(place: Workshop, rows: int, seconds: float) -> None:
-    """Asks the resident over a hundred times ROWS for the mixed load, in blocks of SECONDS, while those of a day are removed; prints."""
+    """Asks the resident over a hundred times ROWS for the mixed load, in blocks of SECONDS, while
+    those of a day are removed; prints.
+    """
     held = numbers(rows, TEN_MILLION, over=rows * TEN_MILLION // DAYS)
     database = place.database("ten-million", held)
     os.sync()  # the disk is to be asked for nothing but what is measured
@@ -374,7 +514,10 @@ def serve_while_expiring(place: Workshop, rows: int, seconds: float) -> None:
             block_row("after", [after]),
         ],
     )
-    click.echo(f"memory of the resident, at its most: {memory:.0f} MB, target: {at_most(memory, MEMORY, 'MB')}")
+    click.echo(
+        f"memory of the resident, at its most: {memory:.0f} MB, target:"
+        f" {at_most(memory, MEMORY, 'MB')}"
+    )
 
 
 def block_row(name: str, blocks: Sequence[Block], target: int | None = None) -> tuple[str, ...]:

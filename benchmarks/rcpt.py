@@ -1,9 +1,11 @@
-"""What an SMTP client waits for: from RCPT TO to its reply, against a Python child that does next to nothing with the same store.
+"""What an SMTP client waits for: from RCPT TO to its reply, against a Python child that does next
+to nothing with the same store.
 
-The test parent (``greycheck.demo.parent``) runs a checker by SMTPEXTFORK, as qmail-smtpd does, on a socket; each checker has one
-SMTP session that stays open. One checker is the launcher. The others are an interpreter without its site that imports ``sqlite3``, opens
-the launcher's store, selects one row, and exits 0: as a script ends, and at once (``_exit``), which spares it the cleaning up. All
-triplets are known, and all recipients accepted.
+The test parent (``greycheck.demo.smtpd``) runs a checker by SMTPEXTFORK, as qmail-smtpd does, on a
+socket; each checker has one SMTP session that stays open. One checker is the launcher. The others
+are an interpreter without its site that imports ``sqlite3``, opens the launcher's store, selects
+one row, and exits 0: as a script ends, and at once (``_exit``), which spares it the cleaning up.
+All triplets are known, and all recipients accepted.
 """
 
 import socket
@@ -51,7 +53,7 @@ ONE_READ = """\
 import posix, sqlite3
 connection = sqlite3.connect({database!r})
 connection.execute("SELECT passed_at FROM triplet WHERE triplet_key >= randomblob(16) LIMIT 1").fetchone()
-"""
+"""  # noqa: E501
 EXIT_AT_ONCE = "posix._exit(0)\n"
 
 
@@ -138,7 +140,7 @@ def session(place: Workshop, program: str, database: Path) -> Iterator[Session]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         server = subprocess.Popen(
-            [sys.executable, "-m", "greycheck.demo.parent"],
+            [sys.executable, "-m", "greycheck.demo.smtpd"],
             env=settings(database) | tcpserver(CLIENT) | {"SMTPEXTFORK": program},
             cwd=ROOT,
             stdin=theirs.fileno(),

@@ -1,7 +1,9 @@
-"""Server databases to measure: a PostgreSQL, a MariaDB and a Galera on loopback, filled, and the ways in which a check gets there.
+"""Server databases to measure: a PostgreSQL, a MariaDB and a Galera on loopback, filled, and the
+ways in which a check gets there.
 
-They store as they do where nobody set them up otherwise: PostgreSQL and MariaDB wait for the disk at every commit, the nodes of Galera
-leave that to the others. Beside each way stand scripts that do next to nothing by the same driver.
+They store as they do where nobody set them up otherwise: PostgreSQL and MariaDB wait for the disk
+at every commit, the nodes of Galera leave that to the others. Beside each way stand scripts that do
+next to nothing by the same driver.
 
 Interface: ``databases``, ``Database``, ``Way``, ``script``.
 """
@@ -26,18 +28,26 @@ from benchmarks.common import (
     asked,
     columns,
     mail,
+    rule,
     smtpextfork,
 )
-from greycheck.cli.launcher import driver_directories
-from greycheck.store import drivers, schema, server, tables
-from greycheck.store.engine import open_engine
+from greycheck.launchers.python import driver_directories
+from greycheck.store import drivers
+from greycheck.store.admin.engine import open_engine
+from greycheck.store.drivers import arguments
+from greycheck.store.schema import migrate, tables
+from greycheck.store.url import parse_url, with_hosts
 from tests.servers import Galera, MariaDB, Postgres, Server, Templates
 
 # The memory that servers keep pages in unless they are told otherwise.
 PAGES = 128 << 20
 
 POSTGRES = {"fsync": "on", "autovacuum": "on", "shared_buffers": f"{PAGES >> 20}MB"}
-MARIADB = {"innodb_flush_log_at_trx_commit": 1, "innodb_doublewrite": 1, "innodb_buffer_pool_size": PAGES}
+MARIADB = {
+    "innodb_flush_log_at_trx_commit": 1,
+    "innodb_doublewrite": 1,
+    "innodb_buffer_pool_size": PAGES,
+}
 
 # Rows that one transaction inserts.
 BATCH = 5000
@@ -82,7 +92,8 @@ cursor.execute("SELECT 1")
 posix._exit(cursor.fetchone() != (1,))""",
 }
 
-# The same with the lowest layer alone, which a check uses: what no check by this driver can be quicker than.
+# The same with the lowest layer alone, which a check uses: what no check by this driver can be
+# quicker than.
 LOWEST = {
     "psycopg2": """\
 import _datetime
@@ -116,9 +127,6 @@ cursor.execute("SELECT 1")
 posix._exit(cursor.fetchone() != (1,))""",
 }
 
-# The package of each driver.
-PACKAGES = {"psycopg2": "psycopg2", "psycopg": "psycopg", "mysqldb": "MySQLdb", "pymysql": "pymysql"}
-
 
 class Way(NamedTuple):
     """A way to a database: its NAME, the DRIVER, and the URL that says it all."""
@@ -128,7 +136,9 @@ class Way(NamedTuple):
     url: str
 
     def environ(self, state: Path, found: Mail) -> dict[str, str]:
-        """The environment of a check of the envelope FOUND that goes this way, with marks in the directory STATE."""
+        """The environment of a check of the envelope FOUND that goes this way, with marks in the
+        directory STATE.
+        """
         return smtpextfork(self.url, found) | {"GREYCHECK_STATE_DIRECTORY": str(state)}
 
 
@@ -145,7 +155,11 @@ def databases(numbers: Numbers) -> Iterator[list[Database]]:
     """The three, each with NUMBERS; they end with the context."""
     templates = Templates()
     try:
-        with Postgres(templates) as postgres, MariaDB(templates) as mariadb, Galera(templates) as galera:
+        with (
+            Postgres(templates) as postgres,
+            MariaDB(templates) as mariadb,
+            Galera(templates) as galera,
+        ):
             postgres.start(**POSTGRES)
             mariadb.start(**MARIADB)
             galera.start()
@@ -192,12 +206,14 @@ def ways_to_galera(found: Galera) -> list[Way]:
     """TCP by mysqldb, with all nodes in the URL."""
     first = found.nodes[0].url(driver="mysqldb", ssl_mode="DISABLED")
     hosts = [f"127.0.0.1:{node.port}" for node in found.nodes]
-    return [Way("mysqldb, 3 hosts", "mysqldb", server.with_hosts(first, hosts))]
+    return [Way("mysqldb, 3 hosts", "mysqldb", with_hosts(first, hosts))]
 
 
 def fill(found: Server, numbers: Numbers) -> None:
-    """Makes the schema in the server FOUND, and fills it with NUMBERS, last used AGE seconds ago."""
-    schema.upgrade(found.url())
+    """Makes the schema in the server FOUND, and fills it with NUMBERS, last used AGE seconds
+    ago.
+    """
+    migrate.upgrade(found.url())
     now = int(time()) - AGE
     engine = open_engine(found.url())
     names = [column.name for column in tables.triplet.columns]
@@ -206,10 +222,22 @@ def fill(found: Server, numbers: Numbers) -> None:
         for made in (columns(asked(mail(number)), now, number < PENDING) for number in numbers)
     )
     clients: Iterator[dict[str, Any]] = (
-        {"address": address(n), "passes": 1, "first_seen": now, "last_seen": now, "expires_at": now + LIFETIME}
+        {
+            "address": address(n),
+            "passes": 1,
+            "first_seen": now,
+            "last_seen": now,
+            "expires_at": now + LIFETIME,
+        }
         for n in range(numbers.clients)
     )
-    for table, rows in ((tables.triplet, triplets), (tables.client, clients)):
+    columns_of_rule = [column.name for column in tables.rule.columns]
+    rules: Iterator[dict[str, Any]] = (
+        dict(zip(columns_of_rule, (*found[:3], "allow", None, "", found[3], None), strict=True))
+        for found in (rule(number, now) for number in range(numbers.rules))
+    )
+    filled = (tables.triplet, triplets), (tables.client, clients), (tables.rule, rules)
+    for table, rows in filled:
         while batch := list(islice(rows, BATCH)):
             with engine.begin() as connection:
                 connection.execute(table.insert(), batch)
@@ -219,16 +247,17 @@ def fill(found: Server, numbers: Numbers) -> None:
 
 def script(directory: Path, name: str, texts: dict[str, str], way: Way) -> str:
     """A program NAME in DIRECTORY that does what TEXTS has for the driver of WAY, there."""
-    asked_server = server.parse(way.url)
+    asked_server = parse_url(way.url)
     host = asked_server.hosts[0]
     told: object
     if asked_server.dialect == "postgresql":
-        told = server.libpq_dsn(asked_server, host, PATIENCE)
+        told = arguments.libpq_dsn(asked_server, host, PATIENCE)
     else:
         driver: Any = drivers.load(asked_server)[1]
-        told = written(driver.arguments(asked_server, host, PATIENCE), asked_server.options)
+        told = written(driver.connect_arguments(asked_server, host, PATIENCE), asked_server.options)
     places = driver_directories()
-    packages = [str(path) for path in (Path(place) / PACKAGES[way.driver] for place in places) if path.is_dir()]
+    package = drivers.RECORDS[way.driver].package
+    packages = [str(path) for path in (Path(place) / package for place in places) if path.is_dir()]
     path = directory / name
     body = texts[way.driver].format(told=told, path=packages)
     path.write_text(SCRIPT.format(interpreter=BARE[0], drivers=places, body=body))
@@ -237,9 +266,16 @@ def script(directory: Path, name: str, texts: dict[str, str], way: Way) -> str:
 
 
 def written(told: dict[str, object], options: dict[str, str]) -> dict[str, object]:
-    """What a driver of MySQL's dialect is TOLD, as a script's text can hold it: of a context, what PyMySQL makes the same one from."""
+    """What a driver of MySQL's dialect is TOLD, as a script's text can hold it: of a context, what
+    PyMySQL makes the same one from.
+    """
     context = told.get("ssl")
     if not isinstance(context, SSLContext):
         return told
-    verified = {"check_hostname": context.check_hostname, "verify_mode": context.verify_mode is CERT_REQUIRED}
-    return told | {"ssl": {"ca": options.get("ssl_ca"), "capath": options.get("ssl_capath"), **verified}}
+    verified = {
+        "check_hostname": context.check_hostname,
+        "verify_mode": context.verify_mode is CERT_REQUIRED,
+    }
+    return told | {
+        "ssl": {"ca": options.get("ssl_ca"), "capath": options.get("ssl_capath"), **verified}
+    }

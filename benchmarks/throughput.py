@@ -1,8 +1,9 @@
 """Checks a second with four at once, against a child that makes the same check through SQLAlchemy.
 
-A mixed load: 10 % new triplets, 60 % known, 30 % early, in stores of 100 000 known rows, one each. Blocks of the two programs take
-turns; a block of the launcher has more checks, so that both take about as long. The ratio is that of the median rates; the times are
-those of one check, from its start to its end, among the four.
+A mixed load: 10 % new triplets, 60 % known, 30 % early, in stores of 100 000 known rows, one each.
+Blocks of the two programs take turns; a block of the launcher has more checks, so that both take
+about as long. The ratio is that of the median rates; the times are those of one check, from its
+start to its end, among the four.
 """
 
 import os
@@ -42,7 +43,8 @@ AT_ONCE = 4
 # The share of each class of triplets, in percent.
 SHARES = {"new": 10, "known": 60, "early": 30}
 
-# Triplets that wait, for each known one. None comes round again within the second that makes two attempts one.
+# Triplets that wait, for each known one. None comes round again within the second that makes two
+# attempts one.
 WAITING = 0.3
 
 # Checks of one block: the launcher's, the other's.
@@ -111,13 +113,17 @@ def main(rounds: int, quick: bool) -> None:
 
 
 def programs(place: Workshop, rows: int, blocks: tuple[int, int]) -> tuple[Program, Program]:
-    """The launcher and the child that imports SQLAlchemy, each over its own copy of a store of ROWS."""
+    """The launcher and the child that imports SQLAlchemy, each over its own copy of a store of
+    ROWS.
+    """
     numbers = Numbers(rows, round(rows * WAITING))
     first, second = place.database("launcher", numbers), place.directory / "sqlalchemy.db"
     shutil.copy(first, second)
     child = (sys.executable, "-I", str(Path(__file__).with_name("sqlalchemy_child.py")))
     return (
-        Program("launcher", [place.launcher], partial(smtpextfork, first), Load(numbers), blocks[0]),
+        Program(
+            "launcher", [place.launcher], partial(smtpextfork, first), Load(numbers), blocks[0]
+        ),
         Program("SQLAlchemy", child, partial(smtpextfork, second), Load(numbers), blocks[1]),
     )
 

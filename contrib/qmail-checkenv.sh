@@ -1,14 +1,17 @@
 #!/bin/sh
-# qmail-checkenv.sh: CHECKENV's program for those who cannot, or will not, link greycheck's launcher to bin/qmail-checkenv.
+# qmail-checkenv.sh: CHECKENV's program for those who cannot, or will not, link greycheck's
+# launcher to bin/qmail-checkenv.
 #
 #     greycheck install /usr/local/lib/greycheck
 #     cp qmail-checkenv.sh /var/qmail/bin/qmail-checkenv
 #
-# It hands both arguments on as they came, lifts a soft limit that is too small for Python, and turns every failure of the program
-# into a verdict: under CHECKENV a program that cannot start would stop all mail.
+# It hands both arguments on as they came, lifts a soft limit that is too small for Python, and
+# turns every failure of the program into a verdict: under CHECKENV a program that cannot start
+# would stop all mail.
 #
-# It costs some starts of a shell and of sleep more than the launcher alone. CHECKENV_PROGRAM in the environment names another launcher; its name
-# must be qmail-checkenv, by which it tells an envelope from an operator's command.
+# It costs some starts of a shell and of sleep more than the launcher alone. CHECKENV_PROGRAM in
+# the environment names another launcher; its name must be qmail-checkenv, by which it tells an
+# envelope from an operator's command.
 
 PROGRAM=${CHECKENV_PROGRAM:-/usr/local/lib/greycheck/qmail-checkenv}
 
@@ -22,8 +25,8 @@ esac
 # Whatever ends this shell, it ends in a verdict.
 trap 'exit "$code"' EXIT
 
-# The log becomes 3, which may be closed. Nothing else has it, or the connection: neither the shell's own complaints nor the program
-# write where a log that is stuck could hold them.
+# The log becomes 3, which may be closed. Nothing else has it, or the connection: neither the
+# shell's own complaints nor the program write where a log that is stuck could hold them.
 if (: 3>&2); then exec 3>&2; else exec 3>/dev/null; fi
 exec </dev/null >/dev/null 2>&1
 

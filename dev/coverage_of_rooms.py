@@ -1,38 +1,37 @@
-"""Fails where a branch of the forked child's rooms is not covered: there, every line runs while a mail waits."""
+"""Fails where a branch of the forked child's rooms is not covered: there, every line runs while a
+mail waits.
+"""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-ROOMS = [
-    "greycheck/check.py",
-    "greycheck/child.py",
-    "greycheck/envelope.py",
-    "greycheck/guard.py",
-    "greycheck/log.py",
-    "greycheck/normalise.py",
-    "greycheck/policy.py",
-    "greycheck/rules.py",
-    "greycheck/settings.py",
-    "greycheck/hooks/__init__.py",
-    "greycheck/hooks/checkenv.py",
-    "greycheck/hooks/rcptcheck.py",
-    "greycheck/hooks/smtpextfork.py",
-    "greycheck/hooks/spp.py",
-    "greycheck/store/__init__.py",
-    "greycheck/store/breaker.py",
-    "greycheck/store/first_use.py",
-    "greycheck/store/lean.py",
-    "greycheck/store/lean_server.py",
-    "greycheck/store/lean_sqlite.py",
-    "greycheck/store/server.py",
-    "greycheck/store/drivers/__init__.py",
-    "greycheck/store/drivers/mysqldb.py",
-    "greycheck/store/drivers/psycopg.py",
-    "greycheck/store/drivers/psycopg2.py",
-    "greycheck/store/drivers/pymysql.py",
-]
+# What a check loads is whatever lies in these directories, but for what stands beside it there.
+ROOMS = sorted(
+    str(path)
+    for pattern in (
+        "greycheck/*.py",
+        "greycheck/hooks/*.py",
+        "greycheck/store/*.py",
+        "greycheck/store/drivers/*.py",
+    )
+    for path in Path().glob(pattern)
+    if str(path)
+    not in {
+        "greycheck/__init__.py",
+        "greycheck/__main__.py",
+        "greycheck/earlier.py",  # only for senders with tags, and on its way out
+        "greycheck/folding.py",  # only for senders with tags
+        "greycheck/hooks/calling.py",  # the operators'
+        "greycheck/hooks/delegation.py",  # the resident's
+        "greycheck/hooks/record.py",  # the operators'
+        "greycheck/times.py",  # the operators'
+        # Only for root: much of it in children whose end nobody measures.
+        "greycheck/store/rights.py",
+    }
+    and not path.name.startswith("compiled_")
+)
 
 report = Path(".coverage.json")
 subprocess.run([sys.executable, "-m", "coverage", "json", "--quiet", "-o", report], check=True)

@@ -32,7 +32,7 @@ packages() {
     fi
     as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install $missing >/dev/null ||
         give_up "apt-get could not install $missing: see above."
-    for package in postfix postgresql mariadb-server; do
+    for package in postfix postgresql mariadb-server nsd; do
         case " $missing" in *" $package "*) as_root systemctl disable --quiet "${package%-server}" 2>/dev/null || true ;; esac
     done
     if [ -n "$policy" ]; then

@@ -1,57 +1,38 @@
-"""How senders were folded before ``greycheck.folding``: what a store has of them goes on to count.
+"""Folds senders as releases before ``greycheck.folding`` did, so that their rows stay valid.
 
-A triplet that is new, and whose sender has tags, is looked for once more under the key that it had then (``row``); where it waits or is
-known there it goes on from that, under its key of today (``carried_over``). The row of then is left to expire. Rules that were made for
-an address as it was folded then go on to match it (``rules.spellings``).
+A new triplet whose sender has tags is looked up once more under its earlier key (``triplet_then``).
+If it is pending or known there, it goes on from that row, under its present key
+(``policy.Decision``); the old row expires. Rules for an address as it was folded then still match
+it (``rule_keys``).
 
-Nobody else wants this: it is imported where a sender has tags, and is to go with release 0.3, when every row of then is over.
+It is imported only if a sender has tags. It is to be removed with release 0.3, when all rows of
+then have expired.
 """
 
 from greycheck.envelope import Triplet
-from greycheck.policy import Change, Terms, TripletRow
-from greycheck.store.lean import Asked
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from greycheck.store.lean import Store
-
-# Senders that were longer came to no triplet (contract.md section 4).
+# Longer senders had no triplet (docs/hooks.rst#addresses).
 LONGEST = 899
 
 
-def asked_then(asked: Asked) -> Asked | None:
-    """What is ASKED as it was asked for then; None where that is the same."""
-    now = asked.triplet
-    sender = fold_sender(asked.triplet.written)
-    if sender == now.sender:
-        return None
-    return Asked(asked.envelope, Triplet(now.client, now.network, sender, now.recipient))
+def triplet_then(triplet: Triplet) -> Triplet | None:
+    """Returns TRIPLET with its earlier key; None if that is the same."""
+    sender = fold_sender(triplet.written)
+    return (
+        None
+        if sender == triplet.sender
+        else Triplet(triplet.client, triplet.network, sender, triplet.recipient)
+    )
 
 
-def row(store: "Store", asked: Asked, now: int) -> TripletRow | None:
-    """The row that STORE has of what is ASKED from then, if there is one. Raises StoreError."""
-    then = asked_then(asked)
-    return None if then is None else store.lookup(then, now).triplet
-
-
-def carried_over(
-    changes: "Sequence[Change]", row: TripletRow, there: TripletRow | None, terms: Terms, now: int
-) -> list[Change]:
-    """CHANGES of ROW, which is from then, as changes of what is THERE under today's key. It is carried over even where nothing changed."""
-    carried = [Change(there, change.new, change.expires) if change.old is row else change for change in changes]
-    if all(change.old is not row for change in changes):
-        expires = min(row.first, now) + terms.retry_window if row.passed is None else row.last + terms.lifetime
-        carried.insert(0, Change(there, row, expires))
-    return carried
-
-
-# --- as it was ---------------------------------------------------------------------------------------------------------
+# --- as it was ------------------------------------------------------------------------------------
 
 
 def fold_sender(sender: bytes) -> bytes:
-    """SENDER (as mail_address gives it) as it was folded then. What is longer than any sender of a store's rows is left as it is."""
+    """Returns SENDER (as mail_address returns it) as it was folded then.
+
+    A sender that is longer than any in a store is not folded.
+    """
     if len(sender) > LONGEST:
         return sender
     local, at, domain = sender.rpartition(b"@")
@@ -60,7 +41,7 @@ def fold_sender(sender: bytes) -> bytes:
     return _fold(local) + at + domain
 
 
-# What stands where a tag stood. No step below takes it for a tag, so that folding comes to rest.
+# Replaces a tag. No step below takes it for a tag, so that folding ends.
 _FOLDED = b"#"
 
 
@@ -83,9 +64,11 @@ def _fold_once(local: bytes) -> bytes:
 
 
 def _fold_srs(local: bytes) -> bytes:
-    """``srs0=HASH=STAMP=domain=user`` and ``srs1=HASH=forwarder==HASH=STAMP=domain=user``: hashes and stamps go, and tags of the user.
+    """Folds SRS: replaces hashes and stamps, and tags of the user.
 
-    The first separator of each, and so the second of two in srs1, may be ``=``, ``-`` or ``+``.
+    The forms are ``srs0=HASH=STAMP=domain=user`` and
+    ``srs1=HASH=forwarder==HASH=STAMP=domain=user``. The first separator of each, and so the second
+    of two in srs1, may be ``=``, ``-`` or ``+``.
     """
     if local.startswith(b"srs0"):
         original = _fold_srs0(local[5:])
@@ -104,7 +87,10 @@ def _fold_srs0(original: bytes) -> bytes:
 
 
 def _unwrap_batv(local: bytes) -> bytes:
-    """USER of ``prvs=TAG=USER`` and ``prvs=USER=TAG`` (draft-levine-smtp-batv), also as ``msprvs1=`` and ``btv1==``; else empty."""
+    """Returns USER of ``prvs=TAG=USER`` and ``prvs=USER=TAG`` (draft-levine-smtp-batv); else empty.
+
+    The scheme may also be ``msprvs1=`` or ``btv1==``.
+    """
     scheme, equals, rest = local.partition(b"=")
     if not equals or scheme not in (b"prvs", b"msprvs1", b"btv1"):
         return b""
@@ -116,7 +102,7 @@ def _unwrap_batv(local: bytes) -> bytes:
 
 
 def _is_batv_tag(scheme: bytes, text: bytes) -> bool:
-    """Ten hex digits, or nearly; of SparkPost's ``msprvs1`` letters and digits of any kind."""
+    """True for about ten hex digits; for ``msprvs1`` (SparkPost), any letters and digits."""
     if scheme == b"msprvs1":
         return 8 <= len(text) <= 20 and text.isalnum() and _has_digit(text)
     return 8 <= len(text) <= 16 and _is_hex(text) and _has_digit(text)
@@ -125,7 +111,8 @@ def _is_batv_tag(scheme: bytes, text: bytes) -> bool:
 # Words after which a number is a tag.
 _BOUNCES = (b"bounce", b"bounces", b"return", b"returns", b"dated", b"msgid", b"verp", b"errors")
 
-# Shortest hex tag: after such a word, by itself, and where it is the whole local part. Each must have digits among its letters.
+# The shortest hex tag: after such a word, anywhere, and as the whole local part. It must have
+# digits between its letters.
 _SHORT_HEX, _LONG_HEX, _WHOLE_HEX = 6, 12, 24
 
 # The lengths of the groups of a UUID.
@@ -145,15 +132,17 @@ def _fold_tags(local: bytes) -> bytes:
         for index, word in enumerate(words)
     ]
     _mark_uuids(words, tags)
-    return b"".join((_FOLDED if tag else word) + end for word, tag, end in zip(words, tags, ends, strict=True))
+    return b"".join(
+        (_FOLDED if tag else word) + end for word, tag, end in zip(words, tags, ends, strict=True)
+    )
 
 
-# What ends a word.
+# The bytes that end a word.
 _ENDS = b"-=_."
 
 
 def _split_words(local: bytes) -> tuple[list[bytes], list[bytes]]:
-    """The words of LOCAL and the byte that ends each (empty for the last)."""
+    """Returns the words of LOCAL and the byte that ends each (empty for the last)."""
     words, ends, start = [], [], 0
     for index, byte in enumerate(local):
         if byte in _ENDS:
@@ -168,13 +157,24 @@ def _split_words(local: bytes) -> tuple[list[bytes], list[bytes]]:
 def _mark_uuids(words: list[bytes], tags: list[bool]) -> None:
     for start in range(len(words) - len(_UUID) + 1):
         groups = words[start : start + len(_UUID)]
-        if all(len(group) == length and _is_hex(group) for group, length in zip(groups, _UUID, strict=True)):
+        if all(
+            len(group) == length and _is_hex(group)
+            for group, length in zip(groups, _UUID, strict=True)
+        ):
             tags[start : start + len(_UUID)] = [True] * len(_UUID)
 
 
 def _is_tag(word: bytes, shortest: int) -> bool:
-    """Whether WORD is hex of that length at least, its digits among its letters: not a number, and no word with a year behind it."""
-    return len(word) >= shortest and _is_hex(word) and not word.isdigit() and _has_digit(word.rstrip(b"0123456789"))
+    """True if WORD is hex of at least SHORTEST digits, with digits between its letters.
+
+    So it is neither a number, nor a word with a year behind it.
+    """
+    return (
+        len(word) >= shortest
+        and _is_hex(word)
+        and not word.isdigit()
+        and _has_digit(word.rstrip(b"0123456789"))
+    )
 
 
 def _is_hex(text: bytes) -> bool:

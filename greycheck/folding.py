@@ -1,57 +1,71 @@
-"""Sender folding: what changes from one message of a sender, or one attempt, to the next is left out of greylisting's key.
+"""Sender folding: removes from greylisting's key what changes from message to message of a sender.
 
-``normalise.fold_sender`` comes here with what is no plain name. Forms are told by their shape, never by whose they are:
+``normalise.fold_sender`` calls this for what is not a plain name. Forms are recognised by their
+shape, never by the company that uses them:
 
-    srs0=HASH=STAMP=domain=user  srs1=...  user+srs=HASH=STAMP=domain=user     hashes and stamps
-    prvs=TAG=user  prvs=user=TAG  btv1==TAG==user  msprvs1=TAG=user            gone, the user stays
-    user+detail                                                                gone, the user stays
-    list-return-123-user=dom  bounce-123_4  owner-list-m123  0.1.2.3.4.5.6.7   numbers where a word, a recipient or their row says so
-    hex, UUIDs, random letters and digits                                      tags, wherever they stand
+    srs0=HASH=STAMP=domain=user  srs1=...  user+srs=HASH=STAMP=domain=user
+        hashes and stamps are replaced
+    prvs=TAG=user  prvs=user=TAG  btv1==TAG==user  msprvs1=TAG=user
+        the tag is removed, the user stays
+    user+detail
+        the detail is removed, the user stays
+    list-return-123-user=dom  bounce-123_4  owner-list-m123  0.1.2.3.4.5.6.7
+        numbers are replaced if a word, a recipient or their row shows that they are tags
+    hex, UUIDs, random letters and digits
+        tags are replaced, wherever they are
 
-A tag becomes ``#``, which no rule takes for a tag. Every step takes away characters that are no ``#``, or is the last one, so folding
-comes to rest, and folding what is folded changes nothing. Work is bounded: what is longer than any address is left as it is.
+A tag becomes ``#``, which no rule takes for a tag. Each step removes characters other than ``#``,
+or is the last one, so folding ends, and folding twice has the effect of folding once. Work is
+bounded: what is longer than any address is not folded.
 
-Two senders of one domain that become one by mistake share a triplet, for one recipient and one client network. A tag that is missed
-costs its sender one triplet a message until the client is known. So a shape that people give to names (``route66``, ``order-10234``)
-is left alone where nothing else says that it is a tag.
+If two senders of one domain are folded to one by mistake, they share a triplet, for one recipient
+and one client network. If a tag is missed, its sender has one triplet for each message until the
+client is known. So a shape that people use in names (``route66``, ``order-10234``) is folded only
+if something else shows that it is a tag.
 """
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# The longest address that is folded, in bytes: beyond any that a mail program writes (899 come from qmail-smtpd).
+# The longest address that is folded, in bytes: longer than any that a mail program writes
+# (qmail-smtpd passes up to 899).
 LONGEST = 1024
 
-# What stands where a tag stood. No step below takes it for a tag, so that folding comes to rest.
+# Replaces a tag. No step below takes it for a tag, so that folding ends.
 FOLDED = b"#"
 
-# Words after which a number is a tag, and which as a label of a domain say that its users are tags.
+# Words after which a number is a tag. As a label of a domain they show that its users are tags.
 BOUNCES = (b"bounce", b"bounces", b"return", b"returns", b"dated", b"msgid", b"verp", b"errors")
 
-# Shortest hex tag: after such a word, by itself, and where it is the whole local part. Each must have digits among its letters.
+# The shortest hex tag: after such a word, anywhere, and as the whole local part. It must have
+# digits between its letters.
 _SHORT_HEX, _LONG_HEX, _WHOLE_HEX = 6, 12, 24
 
-# Shortest tag of letters and digits: by itself, where it is the whole local part, and where it makes noise of what is joined to it.
+# The shortest tag of letters and digits: anywhere; as the whole local part; and one that makes
+# random what it is joined to.
 _LONG_RANDOM, _WHOLE_RANDOM, _NOISE = 12, 20, 16
 
-# How often letters and digits must take turns in such a tag: in a name such as route66 they do once. Less where a domain is for bounces.
+# How often such a tag must change between letters and digits: a name such as route66 does once. The
+# lower number is for domains of bounces.
 _TURNS, _FEW_TURNS = 4, 2
 
-# The lengths of the groups of a UUID; how many numbers in a row, dots between them, are no telephone number or date.
+# The lengths of the groups of a UUID; and how many numbers with dots between them are more than a
+# telephone number or a date.
 _UUID = (8, 4, 4, 4, 12)
 _NUMBERS = 7
 
-# Of hex in short groups: the shortest group, how many there must be, and of how many digits in all.
+# For hex in short groups: the shortest group, the least number of groups, and the least number of
+# digits in all.
 _GROUP, _GROUPS, _GROUPED = 4, 3, 20
 
-# Shortest tag that may have its signature behind it.
+# The shortest tag that may be followed by its signature.
 _SIGNED = 20
 
-# Labels of a domain that are never folded: the last ones, by which it belongs to somebody.
+# How many labels of a domain, the last ones, are never folded: by them it belongs to somebody.
 _OWN_LABELS = 3
 
-# What ends a word.
+# The bytes that end a word.
 _ENDS = b"-=_."
 
 _DIGITS = b"0123456789"
@@ -59,12 +73,12 @@ _HEX = _DIGITS + b"abcdef"
 _LETTERS = b"abcdefghijklmnopqrstuvwxyz"
 _ALPHABET = _DIGITS + _LETTERS
 
-# Letters and digits made alike, to count how often they take turns.
+# Maps all letters to one and all digits to one, to count the changes between them.
 _ALIKE = bytes.maketrans(_LETTERS + _DIGITS, b"a" * 26 + b"0" * 10)
 
 
 def fold(local: bytes, domain: bytes) -> tuple[bytes, bytes]:
-    """LOCAL part and DOMAIN of a sender without what changes from message to message."""
+    """Returns the LOCAL part and the DOMAIN of a sender without what changes between messages."""
     if len(local) + len(domain) >= LONGEST:
         return local, domain
     bounces = _is_of_bounces(domain)
@@ -77,7 +91,7 @@ def fold(local: bytes, domain: bytes) -> tuple[bytes, bytes]:
         if inside == rest:
             if before + rest == whole or not before:
                 break
-            # What is at rest inside may have become the tag of what is around it: prvs=user+srs=...=TAG
+            # The folded inside may now be the tag of what is around it: prvs=user+srs=...=TAG
             before, inside = b"", before + rest
             whole = inside
         rest = inside
@@ -85,14 +99,17 @@ def fold(local: bytes, domain: bytes) -> tuple[bytes, bytes]:
     return folded, fold_hosts(domain) if folded != local else domain
 
 
-# --- wrappers ----------------------------------------------------------------------------------------------------------
+# --- wrappers -------------------------------------------------------------------------------------
 
 
 def _unwrap(local: bytes) -> tuple[bytes, bytes]:
-    """What of LOCAL is to be kept as it is now, and what is to be looked at again: all of it where nothing is wrapped around it."""
+    """Removes one wrapper. Returns the part of LOCAL that is final, and the part to fold further.
+
+    The second is all of LOCAL if there is no wrapper.
+    """
     if local[:4] in (b"srs0", b"srs1") and local[4:5] in (b"=", b"-", b"+"):
         return _unwrap_srs(local)
-    user = _unwrap_batv(local)
+    user = unwrap_batv(local)
     if user:
         return b"", user
     name, plus, detail = local.partition(b"+")
@@ -101,21 +118,28 @@ def _unwrap(local: bytes) -> tuple[bytes, bytes]:
     if detail.startswith(b"srs="):
         parts = detail.split(b"=", 4)
         if len(parts) == 5:
-            return b"=".join([name + b"+srs", _mark(parts[1]), _mark(parts[2]), parts[3], b""]), parts[4]
+            return b"=".join(
+                [name + b"+srs", _mark(parts[1]), _mark(parts[2]), parts[3], b""]
+            ), parts[4]
     if name.endswith(b"=") and detail.isdigit():
         return b"", local  # fax=+49301234567
     return b"", name
 
 
 def _mark(part: bytes) -> bytes:
-    """What stands for PART of a wrapper, where there is one: nothing ever becomes longer."""
+    """Returns the replacement of PART of a wrapper.
+
+    It is empty if PART is: nothing ever becomes longer.
+    """
     return FOLDED if part else b""
 
 
 def _unwrap_srs(local: bytes) -> tuple[bytes, bytes]:
-    """``srs0=HASH=STAMP=domain=user`` and ``srs1=HASH=forwarder==HASH=STAMP=domain=user``: hashes and stamps go, the user is left.
+    """Unwraps SRS: replaces hashes and stamps, the user is left.
 
-    The first separator of each, and so the second of two in srs1, may be ``=``, ``-`` or ``+``.
+    The forms are ``srs0=HASH=STAMP=domain=user`` and
+    ``srs1=HASH=forwarder==HASH=STAMP=domain=user``. The first separator of each, and so the second
+    of two in srs1, may be ``=``, ``-`` or ``+``.
     """
     start, original = b"srs0=", local[5:]
     if local.startswith(b"srs1"):
@@ -130,8 +154,11 @@ def _unwrap_srs(local: bytes) -> tuple[bytes, bytes]:
     return b"=".join([start + _mark(parts[0]), _mark(parts[1]), parts[2], b""]), parts[3]
 
 
-def _unwrap_batv(local: bytes) -> bytes:
-    """USER of ``prvs=TAG=USER`` and ``prvs=USER=TAG`` (draft-levine-smtp-batv), also as ``msprvs1=`` and ``btv1==``; else empty."""
+def unwrap_batv(local: bytes) -> bytes:
+    """Returns USER of ``prvs=TAG=USER`` and ``prvs=USER=TAG`` (draft-levine-smtp-batv); else empty.
+
+    The scheme may also be ``msprvs1=`` or ``btv1==``.
+    """
     scheme, equals, rest = local.partition(b"=")
     if not equals or scheme not in (b"prvs", b"msprvs1", b"btv1"):
         return b""
@@ -143,17 +170,17 @@ def _unwrap_batv(local: bytes) -> bytes:
 
 
 def _is_batv_tag(scheme: bytes, text: bytes) -> bool:
-    """Ten hex digits, or nearly; of ``msprvs1`` letters and digits of any kind."""
+    """True for about ten hex digits; for ``msprvs1``, for letters and digits of any kind."""
     if scheme == b"msprvs1":
         return 8 <= len(text) <= 20 and text.isalnum() and _has_digit(text)
     return 8 <= len(text) <= 16 and _is_hex(text) and _has_digit(text)
 
 
-# --- tags --------------------------------------------------------------------------------------------------------------
+# --- tags -----------------------------------------------------------------------------------------
 
 
 def _fold_tags(local: bytes, bounces: bool) -> bytes:
-    """LOCAL with ``#`` for its tags. BOUNCES is whether the domain is one for bounces."""
+    """Returns LOCAL with ``#`` for its tags. BOUNCES is true if the domain is one for bounces."""
     if len(local.translate(None, _ENDS)) == len(local):  # one word
         if _is_tag(local, _WHOLE_HEX) or _is_random(local, _WHOLE_RANDOM, _TURNS):
             return FOLDED
@@ -163,19 +190,27 @@ def _fold_tags(local: bytes, bounces: bool) -> bytes:
     verp = ends.index(b"=") if b"=" in ends else -1
     if bounces and verp < 0 and bounce == len(words):
         joined = b"".join(words)
-        # A recipient's address may be written in it, so that no two are divided alike.
-        if any(map(_is_random_user, words)) or (len(joined) >= _WHOLE_HEX and _is_random_user(joined)):
+        # It may contain a recipient's address, so that no two are split into the same words.
+        if any(map(_is_random_user, words)) or (
+            len(joined) >= _WHOLE_HEX and _is_random_user(joined)
+        ):
             return FOLDED
     without = _without_token(local, bounces) if verp >= 0 else _without_noise(local, words, bounce)
     if without != local:
         return without
     tags = _tags(words, ends, bounce, verp)
-    return b"".join((FOLDED if tag else word) + end for word, tag, end in zip(words, tags, ends, strict=True))
+    return b"".join(
+        (FOLDED if tag else word) + end for word, tag, end in zip(words, tags, ends, strict=True)
+    )
 
 
 def _tags(words: list[bytes], ends: list[bytes], bounce: int, verp: int) -> list[bool]:
-    """Which of WORDS are tags. BOUNCE is the first word that says so; VERP the one before the first ``=``, or negative."""
-    # What is written of a recipient's name begins after the last hyphen before the domain's =.
+    """Returns for each of WORDS True if it is a tag.
+
+    BOUNCE is the index of the first word after which numbers are tags; VERP that of the word before
+    the first ``=``, or negative.
+    """
+    # The recipient's user begins after the last hyphen before the = of its domain.
     user = max((index + 1 for index in range(verp) if ends[index] == b"-"), default=verp)
     tags: list[bool] = []
     for index, word in enumerate(words):
@@ -186,14 +221,26 @@ def _tags(words: list[bytes], ends: list[bytes], bounce: int, verp: int) -> list
             or _is_random(word, _LONG_RANDOM, _TURNS)
             or (after and not within_user and (word.isdigit() or _is_tag(word, _SHORT_HEX)))
             or (after and index < user and _is_grouped(word))
-            or (after and tags[-1] and words[index - 1].isdigit() and len(word) >= _SHORT_HEX and _is_grouped(word))
+            or (
+                after
+                and tags[-1]
+                and words[index - 1].isdigit()
+                and len(word) >= _SHORT_HEX
+                and _is_grouped(word)
+            )
             or (0 < index < verp and word.isdigit())
         )
     _mark_uuids(words, tags)
     _mark_groups(words, ends, tags)
     _mark_rows_of_numbers(words, ends, tags)
     _mark_neighbours(words, ends, tags)
-    if len(words) > 1 and tags[-2] and len(words[-2]) >= _SIGNED and ends[-2] == b"." and len(words[-1]) >= _GROUP:
+    if (
+        len(words) > 1
+        and tags[-2]
+        and len(words[-2]) >= _SIGNED
+        and ends[-2] == b"."
+        and len(words[-1]) >= _GROUP
+    ):
         tags[-1] = tags[-1] or words[-1].isalnum()  # the signature of what is before it
     if words[0] == b"owner" and words[-1][:1] == b"m" and words[-1][1:].isdigit():
         tags[-1] = True
@@ -201,7 +248,7 @@ def _tags(words: list[bytes], ends: list[bytes], bounce: int, verp: int) -> list
 
 
 def _split_words(local: bytes) -> tuple[list[bytes], list[bytes]]:
-    """The words of LOCAL and the byte that ends each (empty for the last)."""
+    """Returns the words of LOCAL and the byte that ends each (empty for the last)."""
     words, ends, start = [], [], 0
     for index, byte in enumerate(local):
         if byte in _ENDS:
@@ -214,21 +261,33 @@ def _split_words(local: bytes) -> tuple[list[bytes], list[bytes]]:
 
 
 def _without_token(local: bytes, bounces: bool) -> bytes:
-    """LOCAL, which names a recipient as ``user=domain``, without a token behind that, or right before it where the domain says BOUNCES."""
+    """Returns LOCAL, which names a recipient as ``user=domain``, without a token behind it.
+
+    If the domain is one for BOUNCES, a token right before it is removed too.
+    """
     user, _equals, rest = local.partition(b"=")
     host, token, text = rest.partition(b"__")
     if token and len(text) >= _LONG_RANDOM - 2 and not text.translate(None, _ALPHABET + b"-"):
         return user + b"=" + host + b"__" + FOLDED
     tag = len(user) - len(user.lstrip(_HEX))
-    if bounces and 8 <= tag < len(user) and _has_digit(user[:tag]) and user[tag : tag + 1].isalpha():
+    if (
+        bounces
+        and 8 <= tag < len(user)
+        and _has_digit(user[:tag])
+        and user[tag : tag + 1].isalpha()
+    ):
         return FOLDED + local[tag:]
     return local
 
 
 def _without_noise(local: bytes, words: list[bytes], bounce: int) -> bytes:
-    """LOCAL without what follows a word such as bounce (the one of index BOUNCE), where that is base64: no two are divided alike."""
+    """Returns LOCAL without the base64 that follows a word such as bounce, if there is any.
+
+    BOUNCE is the index of that word. Base64 has separators in it, so no two are split alike.
+    """
     noisy = any(
-        len(word) >= _NOISE and not _is_hex(word) and _is_random(word, _NOISE, _TURNS) for word in words[bounce:]
+        len(word) >= _NOISE and not _is_hex(word) and _is_random(word, _NOISE, _TURNS)
+        for word in words[bounce:]
     )
     if not noisy:
         return local
@@ -240,12 +299,18 @@ def _without_noise(local: bytes, words: list[bytes], bounce: int) -> bytes:
 def _mark_uuids(words: list[bytes], tags: list[bool]) -> None:
     for start in range(len(words) - len(_UUID) + 1):
         groups = words[start : start + len(_UUID)]
-        if all(len(group) == length and _is_hex(group) for group, length in zip(groups, _UUID, strict=True)):
+        if all(
+            len(group) == length and _is_hex(group)
+            for group, length in zip(groups, _UUID, strict=True)
+        ):
             tags[start : start + len(_UUID)] = [True] * len(_UUID)
 
 
 def _mark_groups(words: list[bytes], ends: list[bytes], tags: list[bool]) -> None:
-    """Marks hex in short groups, such as ``a1b2c3d4.0f9e8d7c.12345678``: one in which letters and digits are mixed is not enough."""
+    """Marks hex in short groups, such as ``a1b2c3d4.0f9e8d7c.12345678``.
+
+    At least two of the groups must have both letters and digits.
+    """
     for start, end in _runs(words, ends, lambda word: len(word) >= _GROUP and _is_hex(word)):
         group = words[start:end]
         mixed = sum(_has_digit(word) and not word.isdigit() for word in group)
@@ -254,18 +319,25 @@ def _mark_groups(words: list[bytes], ends: list[bytes], tags: list[bool]) -> Non
 
 
 def _mark_rows_of_numbers(words: list[bytes], ends: list[bytes], tags: list[bool]) -> None:
-    """Marks the numbers of a long row with dots between them, but for the first, which belongs to what is before it."""
+    """Marks the numbers of a long row with dots between them.
+
+    The first is not marked: it belongs to what is before it.
+    """
     for start, end in _runs(words, ends, lambda word: word.isdigit() or word == FOLDED, b"."):
         if end - start >= _NUMBERS:
             tags[start + 1 : end] = [True] * (end - start - 1)
 
 
 def _mark_neighbours(words: list[bytes], ends: list[bytes], tags: list[bool]) -> None:
-    """Marks numbers, and short hex with digits in it, beside what is a tag without anything that says so, and beside them."""
+    """Marks numbers, and short hex with digits, next to a long tag, and then next to those."""
     for at in [index for index, word in enumerate(words) if tags[index] and len(word) >= _LONG_HEX]:
         for step in (-1, 1):
             index = at + step
-            while 0 <= index < len(words) and not tags[index] and ends[min(index, index - step)] != b"=":
+            while (
+                0 <= index < len(words)
+                and not tags[index]
+                and ends[min(index, index - step)] != b"="
+            ):
                 if not (words[index].isdigit() or _is_grouped(words[index])):
                     break
                 tags[index] = True
@@ -275,7 +347,7 @@ def _mark_neighbours(words: list[bytes], ends: list[bytes], tags: list[bool]) ->
 def _runs(
     words: list[bytes], ends: list[bytes], belongs: "Callable[[bytes], bool]", joint: bytes = b".-_"
 ) -> "Iterator[tuple[int, int]]":
-    """From where to where words that BELONG together stand in a row, with a JOINT between them."""
+    """Yields start and end of each run of words that BELONG together, with a JOINT between them."""
     start = 0
     while start < len(words):
         end = start
@@ -286,17 +358,23 @@ def _runs(
         start = max(end, start + 1)
 
 
-# --- hosts -------------------------------------------------------------------------------------------------------------
+# --- hosts ----------------------------------------------------------------------------------------
 
 
 def _is_of_bounces(domain: bytes) -> bool:
-    """Whether a label of DOMAIN, above its last, says that its users are tags: ``bounces.example.com``."""
+    """True if a label of DOMAIN, except its last, shows that its users are tags.
+
+    For example ``bounces.example.com``.
+    """
     labels = domain.split(b".")[:-1]
     return any(label in BOUNCES or label.startswith((b"bounce", b"bnc")) for label in labels)
 
 
 def fold_hosts(domain: bytes) -> bytes:
-    """DOMAIN with ``#`` for labels that are tags, below those by which it belongs to somebody."""
+    """Returns DOMAIN with ``#`` for labels that are tags.
+
+    The last labels, by which it belongs to somebody, are not changed.
+    """
     labels = domain.split(b".")
     for index, label in enumerate(labels[:-_OWN_LABELS]):
         if _is_tag(label, _LONG_HEX) or _is_random(label, _LONG_RANDOM, _FEW_TURNS):
@@ -304,16 +382,24 @@ def fold_hosts(domain: bytes) -> bytes:
     return b".".join(labels)
 
 
-# --- words -------------------------------------------------------------------------------------------------------------
+# --- words ----------------------------------------------------------------------------------------
 
 
 def _is_tag(word: bytes, shortest: int) -> bool:
-    """Whether WORD is hex of that length at least, its digits among its letters: not a number, and no word with a year behind it."""
-    return len(word) >= shortest and _is_hex(word) and not word.isdigit() and _has_digit(word.rstrip(_DIGITS))
+    """True if WORD is hex of at least SHORTEST digits, with digits between its letters.
+
+    So it is neither a number, nor a word with a year behind it.
+    """
+    return (
+        len(word) >= shortest
+        and _is_hex(word)
+        and not word.isdigit()
+        and _has_digit(word.rstrip(_DIGITS))
+    )
 
 
 def _is_random(word: bytes, shortest: int, turns: int) -> bool:
-    """Whether WORD is letters and digits, so many at least, that take so many TURNS at least."""
+    """True if WORD is at least SHORTEST letters and digits, which change at least TURNS times."""
     if len(word) < shortest or word.translate(None, _ALPHABET):
         return False
     alike = word.translate(_ALIKE)
@@ -321,8 +407,13 @@ def _is_random(word: bytes, shortest: int, turns: int) -> bool:
 
 
 def _is_random_user(word: bytes) -> bool:
-    """Whether WORD is a tag where users are tags: few turns are enough, or a digit before all letters of a long one."""
-    return _is_random(word, _LONG_RANDOM, _FEW_TURNS) or (word[:1].isdigit() and _is_random(word, _NOISE, 1))
+    """True if WORD is a tag where users are tags.
+
+    Then few changes are enough, or, in a long word, a digit before all letters.
+    """
+    return _is_random(word, _LONG_RANDOM, _FEW_TURNS) or (
+        word[:1].isdigit() and _is_random(word, _NOISE, 1)
+    )
 
 
 def _is_grouped(word: bytes) -> bool:

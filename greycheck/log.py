@@ -1,9 +1,10 @@
-"""The log on descriptor 2: one line a verdict, ``name=value`` pairs that no envelope can forge.
+"""The log on descriptor 2: one line per verdict, in ``name=value`` pairs that cannot be forged.
 
-Interface: ``show`` makes any bytes fit for a line, a terminal or a table, and ``show_address`` an address of any length;
-``verdict_line`` and ``line`` make lines; ``write`` and ``write_beside`` write them.
+Interface: ``show`` escapes any bytes for a line, a terminal or a table, ``show_address`` also
+shortens an address; ``verdict_line`` and ``line`` make lines; ``write`` and ``write_from_thread``
+write them. ``alarm`` is the one owner of SIGALRM.
 
-Diagnostics: none. A log that is closed, dead or stuck costs its lines and never the verdict.
+Diagnostics: none. If the log is closed, dead or stuck, its lines are lost, but never the verdict.
 """
 
 import _signal
@@ -13,35 +14,44 @@ import posix
 from greycheck.envelope import Envelope
 from greycheck.policy import Verdict
 
-# What an address may take of a line or a table, in bytes: its local part, and its domain, of which DNS knows no longer one.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+# The longest local part and domain in a line or a table, in bytes. DNS has no longer domain.
 LOCAL, DOMAIN = 450, 256
 
-# No part of so short an address is longer, though each byte be escaped.
+# No part of an address of at most this many bytes is longer, even if each byte is escaped.
 SHORT = min(LOCAL, DOMAIN) // len("\\xNN")
 
-# What an error may take of a line, and further text: with an envelope's two addresses they stay below PIPE_BUF, so that lines never mix.
-QUOTED, DETAIL = 900, 1000
+# The longest error and the longest other text in a line. With the two addresses of an envelope a
+# line stays below PIPE_BUF, so that lines never mix.
+QUOTED, DETAIL = 800, 1000
 
-# What stands where something was left out; its length follows. ``show`` writes no backslash but before an x.
+# Marks where text was cut; the length of the whole follows. ``show`` writes a backslash only before
+# an x.
 CUT = "\\..."
 
-# How long a stuck log pipe may hold the verdict, in seconds.
-PATIENCE = 0.2
+# Time limit of a write to a log pipe, in seconds: a stuck log must not hold the verdict longer.
+PIPE_TIMEOUT = 0.2
 
-# How long a file may: it takes a line at once, and only a process that is not let run, one of hundreds, comes to its end by the clock.
-PATIENCE_OF_FILE = 4.0
+# Time limit of a write to a file, in seconds. A file takes a line at once: it is reached only if
+# the machine is so busy that the process hardly runs.
+FILE_TIMEOUT = 4.0
 
-# What has a meaning in a line, and the bytes that have none and are printed as they are.
+# Characters with a meaning in a line; and the bytes that are printed as they are.
 _SPECIAL = frozenset(' <>"\\')
 _PLAIN = bytes(range(0x21, 0x7F)).translate(None, b'<>"\\')
 
 
 def show(text: bytes) -> str:
-    r"""TEXT with every byte escaped as ``\xNN`` that is no printable character, or that has a meaning in a log line.
+    r"""Returns TEXT with bytes escaped as ``\xNN``.
 
-    Reversible: two different texts never look the same.
+    Escaped are bytes that are not printable, or that have a meaning in a log line. It can be
+    reversed: two different texts never look the same.
     """
-    if not text.translate(None, _PLAIN):  # most of all mail
+    if not text.translate(None, _PLAIN):  # most mail
         return text.decode()
     decoded = text.decode("utf-8", "surrogateescape")
     return "".join(
@@ -52,10 +62,26 @@ def show(text: bytes) -> str:
     )
 
 
-def show_address(address: bytes) -> str:
-    r"""ADDRESS as ``show`` has it, each part no longer than LOCAL or DOMAIN and a mark: ``beginning\...899.DIGEST@\...300.DIGEST.end``.
+def unshown(text: bytes) -> bytes:
+    r"""Returns the bytes that TEXT stands for: reverses ``show``.
 
-    Of a local part the beginning is shown, of a domain the end. The digest of what the part is keeps it apart from others.
+    ``\xNN`` may be in either case.
+    """
+    result, *parts = text.split(b"\\x")
+    for part in parts:
+        try:
+            byte = bytes.fromhex(part[:2].decode())
+        except ValueError:
+            byte = b""
+        result += byte + part[2:] if byte else b"\\x" + part
+    return result
+
+
+def show_address(address: bytes) -> str:
+    r"""Returns ADDRESS as ``show`` does, with long parts cut: over LOCAL or DOMAIN bytes.
+
+    For example ``beginning\...899.DIGEST@\...300.DIGEST.end``: of a local part the beginning is
+    kept, of a domain the end. The digest of the whole part makes it different from all others.
     """
     if len(address) <= SHORT:
         return show(address)
@@ -70,8 +96,13 @@ def show_address(address: bytes) -> str:
     return shown + at.decode() + host
 
 
+def show_domain(domain: bytes) -> str:
+    """Returns DOMAIN as ``show_address`` has that of an address."""
+    return show_address(b"@" + domain)[1:]
+
+
 def _mark(part: bytes) -> str:
-    # Not before: hardly any address is so long.
+    # Imported only here: hardly any address is so long.
     import _blake2
 
     return f"{CUT}{len(part)}.{_blake2.blake2b(part, digest_size=16).hexdigest()}"
@@ -82,14 +113,14 @@ def _is_long(text: str, size: int) -> bool:
 
 
 def _beginning(text: str, size: int) -> str:
-    """The first SIZE bytes of TEXT, without an escape that is not whole."""
+    """Returns the first SIZE bytes of TEXT, less an escape that is cut."""
     kept = text.encode()[:size].decode("utf-8", "ignore")
     escape = kept.rfind("\\", -3)
     return kept if escape < 0 else kept[:escape]
 
 
 def _end(text: str, size: int) -> str:
-    """The last SIZE bytes of TEXT, without an escape that is not whole."""
+    """Returns the last SIZE bytes of TEXT, less an escape that is cut."""
     kept = text.encode()[-size:].decode("utf-8", "ignore")
     before = text[: len(text) - len(kept)]
     escape = before.rfind("\\", -3)
@@ -101,9 +132,18 @@ def _clip(text: str, size: int) -> str:
 
 
 def verdict_line(envelope: Envelope, verdict: Verdict, milliseconds: int) -> bytes:
-    """The log line of VERDICT on ENVELOPE; MILLISECONDS is how long the check took, the interpreter's start not counted."""
+    """Returns the log line of VERDICT on ENVELOPE.
+
+    MILLISECONDS is how long the check took, without the start of the interpreter.
+    """
     wait = f" wait={verdict.wait}" if verdict.wait else ""
+    if verdict.delayed:
+        wait += f" delayed={verdict.delayed}"
     detail = f" {detail_of(verdict)}" if verdict.detail else ""
+    if verdict.identity:
+        detail += f" identity={show_domain(verdict.identity)}"
+    if verdict.by_identity:
+        detail += f" by_identity={verdict.by_identity}"
     if verdict.observed:
         detail += f" observed={verdict.observed}"
     if verdict.unrecorded:
@@ -116,22 +156,26 @@ def verdict_line(envelope: Envelope, verdict: Verdict, milliseconds: int) -> byt
 
 
 def detail_of(verdict: Verdict) -> str:
-    """The detail of VERDICT, which is not empty, as a pair that neither its rule nor its error can forge."""
+    """Returns the detail of VERDICT, which is not empty, as a pair that cannot be forged."""
     name, _, value = verdict.detail.partition("=")
     if name == "error":
         return f"error={quoted(value)}"
-    # A rule's pattern holds an address as ``show`` made it: what is escaped there is not escaped again.
+    # A rule's pattern has addresses as ``show`` made them: what is escaped there is not escaped
+    # again.
     parts = value.split("\\")
     return _clip(f"{name}=" + "\\".join(show(_bytes(part)) for part in parts), DETAIL)
 
 
 def quoted(text: str) -> str:
-    """TEXT as the value of an ``error="..."`` pair."""
+    """Returns TEXT as the value of an ``error="..."`` pair."""
     return '"' + _clip(show(_bytes(text)).replace("\\x20", " "), QUOTED) + '"'
 
 
 def _bytes(text: str) -> bytes:
-    """TEXT in UTF-8, whatever it holds: a database's may have halves of characters that no byte stands for."""
+    """Returns TEXT in UTF-8.
+
+    A database's text may have halves of characters that no byte stands for.
+    """
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -139,14 +183,41 @@ def _bytes(text: str) -> bytes:
 
 
 def line(text: str) -> bytes:
-    """The log line that says TEXT, which begins with ``warning`` or ``note``."""
+    """Returns the log line of TEXT, which begins with ``warning`` or ``note``."""
     return f"greycheck: {quoted(text)[1:-1]}\n".encode()
 
 
-def write(lines: bytes, code: int) -> None:
-    """Writes LINES to descriptor 2. Exits with CODE where the log takes nothing within PATIENCE. For the main thread."""
+# --- the alarm ------------------------------------------------------------------------------------
 
-    # On a busy machine a process may not run for longer than that: the first alarm is a reminder, only the second is the end.
+
+def alarm(seconds: float, handler: "Callable[[int, Any], object] | int", again: float = 0) -> None:
+    """Calls HANDLER in SECONDS, and every AGAIN seconds after that, in place of any alarm before.
+
+    A process has one alarm, and whoever sets it owns it. Here it limits, one after the other:
+    reading the settings, the check itself (``guard``), and writing the log. It lives here because
+    every check loads this file.
+    """
+    _signal.signal(_signal.SIGALRM, handler)
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGALRM,))
+    _signal.setitimer(_signal.ITIMER_REAL, seconds, again)
+
+
+def no_alarm() -> None:
+    """Switches the alarm off."""
+    _signal.setitimer(_signal.ITIMER_REAL, 0)
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def write(lines: bytes, code: int) -> None:
+    """Writes LINES to descriptor 2. For the main thread.
+
+    Exits with CODE if the log takes nothing within the time limit.
+    """
+
+    # On a busy machine the process may not run for longer than the time limit. So the first alarm
+    # only prepares: the second one exits.
     def remind(_number: int, _frame: object) -> None:
         _signal.signal(_signal.SIGALRM, lambda _number, _frame: posix._exit(code))
 
@@ -154,26 +225,27 @@ def write(lines: bytes, code: int) -> None:
         is_file = _is_file()  # before the clock runs
     except OSError:
         return
-    patience = PATIENCE_OF_FILE if is_file else PATIENCE
-    _signal.signal(_signal.SIGALRM, remind)
-    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGALRM,))
-    _signal.setitimer(_signal.ITIMER_REAL, patience / 2, patience / 2)
+    timeout = FILE_TIMEOUT if is_file else PIPE_TIMEOUT
+    alarm(timeout / 2, remind, timeout / 2)
     try:
         _put(lines, is_file)
     except OSError:
         pass
-    _signal.setitimer(_signal.ITIMER_REAL, 0)
+    no_alarm()
 
 
-def write_beside(lines: bytes) -> None:
-    """Writes LINES as ``write`` does, for a thread beside a main thread that hangs, where no signal's handler runs."""
+def write_from_thread(lines: bytes) -> None:
+    """Writes LINES as ``write`` does, for the deadline's thread.
+
+    The main thread is blocked in C then, so that no signal handler can run.
+    """
     written = _thread.allocate_lock()
     written.acquire()
-    _thread.start_new_thread(_write_and_tell, (lines, written))
-    written.acquire(timeout=PATIENCE)
+    _thread.start_new_thread(_write_and_release, (lines, written))
+    written.acquire(timeout=PIPE_TIMEOUT)
 
 
-def _write_and_tell(lines: bytes, written: _thread.LockType) -> None:
+def _write_and_release(lines: bytes, written: _thread.LockType) -> None:
     try:
         _put(lines, _is_file())
     finally:
@@ -181,9 +253,10 @@ def _write_and_tell(lines: bytes, written: _thread.LockType) -> None:
 
 
 def _is_file() -> bool:
-    """Whether descriptor 2 is a file. From now on it is appended to. Raises OSError.
+    """True if descriptor 2 is a file; from now on it is appended to. Raises OSError.
 
-    Who opened it without O_APPEND would write over what others wrote; now he does not, nor does who shares the descriptor.
+    A file that was opened without O_APPEND would be overwritten by each process that writes to it.
+    The flag counts for all that share the descriptor.
     """
     if posix.fstat(2).st_mode & 0o170000 != 0o100000:
         return False

@@ -1,48 +1,84 @@
-"""What makes two envelopes the same: client addresses, networks, mail addresses and sender folding.
+"""Makes equal what greylisting takes for the same: client addresses, networks, mail addresses.
 
-Pure functions of bytes and text. This file knows no settings, no store and no hook. It belongs to the forked child, where
-``ipaddress`` alone would cost half as much as the whole check (contract.md section 6), so addresses are read here.
+These are pure functions of bytes and text, without settings, store or hook. The forked child loads
+this file; ``ipaddress`` alone would cost half as much as the whole check
+(docs/hooks.rst#what-a-process-costs), so addresses are parsed here.
 
-Mail addresses are bytes from end to end: what is no UTF-8 stays what it is.
+Mail addresses are always bytes: what is not UTF-8 stays as it is.
 
-Known warts: case is folded for ASCII only, so an internationalised address counts as two when its sender changes the case of a
-letter between two attempts. Folding knows the forms that ``greycheck.folding`` names; a mailing system with another form has a triplet
-for each message until one of its clients is known.
+Known limits: case is folded for ASCII only, so an internationalised address counts as two if its
+sender changes the case of a letter between two attempts. Folding knows only the forms that
+``greycheck.folding`` lists; a mailing system with another form has a triplet for each message until
+one of its clients is known.
 """
 
 IPV4_BITS = 32
 IPV6_BITS = 128
 
-# --- clients -----------------------------------------------------------------------------------------------------------
+# --- clients --------------------------------------------------------------------------------------
 
 
 def client_address(text: bytes) -> str | None:
-    """The one spelling of the client address TEXT: dotted IPv4, or IPv6 as RFC 5952 writes it.
+    """Returns the canonical form of the client address TEXT: dotted IPv4, or IPv6 as in RFC 5952.
 
-    IPv6 that stands for an IPv4 client is IPv4 (see ``ipv4_within``); a zone (``%eth0``) goes. None for what is no address, and for the
-    unspecified address, which tcp-env gives for every client of an IPv6 socket (contract.md section 3).
+    IPv6 that stands for an IPv4 client becomes IPv4 (see ``ipv4_within``); a zone (``%eth0``) is
+    cut. Returns None if TEXT is not an address, and for the unspecified address, which tcp-env
+    gives for every client of an IPv6 socket (docs/hooks.rst#environment-and-process).
     """
     parsed = _parse(text)
     if parsed is None or parsed[1] == 0:
         return None
-    return _text(*parsed) if b":" in text else text.decode()
+    return address_text(*parsed) if b":" in text else text.decode()
 
 
 def client_network(address: str, ipv4_prefix: int, ipv6_prefix: int) -> str:
-    """The network of a client ADDRESS (as client_address gives it) under the prefix lengths, as ``192.0.2.0/24``."""
-    if ipv4_prefix == 24 and ":" not in address and "." in address:  # the default, and most of all mail
+    """Returns the network of ADDRESS (as client_address returns it), as ``192.0.2.0/24``."""
+    # The default prefix, and most mail.
+    if ipv4_prefix == 24 and ":" not in address and "." in address:
         return address[: address.rindex(".")] + ".0/24"
     bits, value = address_bits(address)
     return network(bits, value, ipv4_prefix if bits == IPV4_BITS else ipv6_prefix)
 
 
 def network(bits: int, value: int, prefix: int) -> str:
-    """The network that the first PREFIX of an address' BITS make, of which VALUE is one."""
+    """Returns the network with the first PREFIX bits of VALUE, an address of BITS bits."""
     host_bits = bits - prefix
-    return f"{_text(bits, value >> host_bits << host_bits)}/{prefix}"
+    return f"{address_text(bits, value >> host_bits << host_bits)}/{prefix}"
 
 
-# What begins a private (RFC 1918, RFC 4193), loopback, link-local (RFC 3927, RFC 4291) or carrier's (RFC 6598) address.
+def prefix_length(text: str, bits: int) -> int | None:
+    """Returns the number that TEXT writes if it is the length of a prefix of BITS; else None."""
+    if text.isascii() and text.isdigit() and len(text) <= 3 and int(text) <= bits:
+        return int(text)
+    return None
+
+
+class Network:
+    """The client addresses that share the first ``prefix`` of ``bits`` bits with ``value``."""
+
+    __slots__ = ("bits", "host_bits", "prefix", "value")
+
+    def __init__(self, bits: int, value: int, prefix: int) -> None:
+        """Ignores the bits of VALUE after PREFIX."""
+        self.bits = bits
+        self.prefix = prefix
+        self.host_bits = bits - prefix
+        self.value = value >> self.host_bits << self.host_bits
+
+    def __str__(self) -> str:
+        return network(self.bits, self.value, self.prefix)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Network) and str(self) == str(other)
+
+    def overlaps(self, other: "Network") -> bool:
+        """True if one of the two networks contains the other."""
+        shift = max(self.host_bits, other.host_bits)
+        return self.bits == other.bits and self.value >> shift == other.value >> shift
+
+
+# The beginnings of private (RFC 1918, RFC 4193), loopback, link-local (RFC 3927, RFC 4291) and
+# carrier-grade NAT (RFC 6598) addresses.
 _PRIVATE_IPV4 = (
     ("10.", "127.", "169.254.", "192.168.")
     + tuple(f"172.{octet}." for octet in range(16, 32))
@@ -53,45 +89,59 @@ PRIVATE = (*_PRIVATE_IPV4, "::1", *_PRIVATE_IPV6)
 
 
 def is_private(address: str) -> bool:
-    """Whether many clients may share a client ADDRESS (as client_address gives it): it is private, loopback, link-local or a carrier's."""
+    """True if many clients may share ADDRESS (as client_address returns it).
+
+    It is a private, loopback, link-local or carrier-grade NAT address.
+    """
     if ":" not in address:
-        return address.startswith("1") and address.startswith(
-            _PRIVATE_IPV4
-        )  # as they all do: four of five are told by that
+        # All of them begin with 1; four of five addresses do not, and are told apart at once.
+        return address.startswith("1") and address.startswith(_PRIVATE_IPV4)
     # Groups are written without leading zeros: fc:: is 00fc::.
     return address == "::1" or (address.startswith(_PRIVATE_IPV6) and address.index(":") == 4)
 
 
 def address_bits(address: str) -> tuple[int, int]:
-    """The length in bits (IPV4_BITS or IPV6_BITS) and the value of a client ADDRESS as client_address gives it."""
+    """Returns the length (IPV4_BITS or IPV6_BITS) and the value of ADDRESS.
+
+    ADDRESS is as client_address returns it. Raises ValueError.
+    """
     parsed = _parse(address.encode())
     if parsed is None:
         raise ValueError(f"{address}: no client address")
     return parsed
 
 
-# The first 96 bits of IPv6 addresses whose last 32 are an IPv4 client's: mapped (RFC 4291), translated (RFC 7915) and NAT64's (RFC 6052).
-# Under NAT64 one /64 holds all of IPv4.
+# The first 96 bits of IPv6 addresses whose last 32 are an IPv4 client's: mapped (RFC 4291),
+# translated (RFC 7915) and NAT64's (RFC 6052). With NAT64 one /64 holds all of IPv4.
 MAPPED, TRANSLATED, NAT64 = 0xFFFF, 0xFFFF0000, 0x64FF9B << 64
 
-# NAT64's local prefix, 64:ff9b:1::/48 (RFC 8215), and Teredo's, 2001::/32 (RFC 4380), without which the rest of the bits is to be seen.
+# The prefixes of NAT64 in a local network, 64:ff9b:1::/48 (RFC 8215), and of Teredo, 2001::/32 (RFC
+# 4380).
 NAT64_LOCAL, TEREDO = 0x64FF9B0001, 0x20010000
 
 
 def ipv4_within(value: int) -> int | None:
-    """The IPv4 address of the client that has the IPv6 address VALUE; None where it is IPv6 itself.
+    """Returns the IPv4 address of the client with IPv6 address VALUE.
 
-    Of NAT64's local prefix the form of a /96 is known: the others have zeros at the end, as no client's IPv4 address has three. Teredo's
-    clients share a /64 for each server; their last bits are inverted. Where addresses of one owner have a network of their own, as with
-    6to4 and ISATAP, they stay IPv6; so does ``::a.b.c.d``, which no client has, and of which ``::1`` is one.
+    Returns None if it is not an IPv4 client.
+
+    Of NAT64's local prefix only the form with a /96 is known: other forms end in three zero bytes,
+    and no client's IPv4 address does. Teredo's clients share a /64 for each server; their last bits
+    are inverted. Addresses that stay IPv6: those whose owner has a network of its own, as with 6to4
+    and ISATAP; and ``::a.b.c.d``, which no client has (``::1`` is one of them).
     """
-    if value >> 32 in (MAPPED, TRANSLATED, NAT64) or (value >> 80 == NAT64_LOCAL and value & 0xFFFFFF):
+    if value >> 32 in (MAPPED, TRANSLATED, NAT64) or (
+        value >> 80 == NAT64_LOCAL and value & 0xFFFFFF
+    ):
         return value & 0xFFFFFFFF
     return ~value & 0xFFFFFFFF if value >> 96 == TEREDO else None
 
 
 def written_bits(address: str) -> tuple[int, int]:
-    """The length in bits and the value of ADDRESS as it is written, also where it stands for an IPv4 client; without its zone."""
+    """Returns the length in bits and the value of ADDRESS as written, without its zone.
+
+    It is not changed to IPv4 if it stands for an IPv4 client. Raises ValueError.
+    """
     text = address.encode("utf-8", "surrogateescape").split(b"%", 1)[0]
     value = _parse_ipv6(text) if b":" in text else _parse_ipv4(text)
     if value is None:
@@ -100,7 +150,7 @@ def written_bits(address: str) -> tuple[int, int]:
 
 
 def host_name(name: bytes) -> bytes:
-    """NAME, of a client or from HELO, with its case folded and without a trailing dot."""
+    """Returns NAME, from DNS or HELO, in lower case and without a trailing dot."""
     return name.lower().rstrip(b".")
 
 
@@ -115,7 +165,7 @@ def _parse(text: bytes) -> tuple[int, int] | None:
     return (IPV6_BITS, value) if ipv4 is None else (IPV4_BITS, ipv4)
 
 
-# As each is written: whatever else can be read as a number (blanks, leading zeros) is none.
+# The only forms of an octet: other forms of a number (blanks, leading zeros) are wrong.
 _OCTETS = {b"%d" % number: number for number in range(256)}
 
 
@@ -143,7 +193,10 @@ def _parse_ipv6(text: bytes) -> int | None:
 
 
 def _groups(text: bytes, last: bool) -> list[int] | None:
-    """The 16-bit groups of one side of an IPv6 address; where it is the LAST side it may end in a dotted IPv4 address."""
+    """Returns the 16-bit groups of one side of an IPv6 address; None if it is wrong.
+
+    The LAST side may end in a dotted IPv4 address.
+    """
     groups: list[int] = []
     if not text:
         return groups
@@ -162,7 +215,8 @@ def _groups(text: bytes, last: bool) -> list[int] | None:
     return groups + tail
 
 
-def _text(bits: int, value: int) -> str:
+def address_text(bits: int, value: int) -> str:
+    """Returns VALUE, an address of BITS bits, as ``client_address`` returns it."""
     if bits == IPV4_BITS:
         return f"{value >> 24}.{value >> 16 & 255}.{value >> 8 & 255}.{value & 255}"
     groups = [value >> shift & 0xFFFF for shift in range(112, -1, -16)]
@@ -183,28 +237,37 @@ def _longest_zero_run(groups: list[int]) -> tuple[int, int]:
     return best_start, best_length
 
 
-# --- mail addresses ----------------------------------------------------------------------------------------------------
+# --- mail addresses -------------------------------------------------------------------------------
 
 
 def mail_address(address: bytes) -> bytes:
-    """ADDRESS with the case of both parts folded and without the domain's trailing dot. The null sender is empty."""
+    """Returns ADDRESS in lower case, without a trailing dot of its domain.
+
+    The null sender is empty.
+    """
     address = address.lower()
     return address.removesuffix(b".") if b"@" in address else address
 
 
-# Without one of these nothing folds; and one word of letters and digits that is shorter (most of all mail) does not either.
+# An address without one of these bytes has no tags; nor has one of letters and digits only that is
+# shorter than _WORD: that is most mail.
 _OF_TAGS = b"0123456789+="
 _WORD = 20
 
 
 def fold_sender(sender: bytes) -> bytes:
-    """SENDER (as mail_address gives it) without what changes from one message, or one attempt, to the next (``greycheck.folding``).
+    """Returns SENDER (as mail_address returns it) without what changes from message to message.
 
-    Folded are VERP, BATV, SRS, ``user+detail`` and bounce tags; a name such as ``route66`` or ``branch-10234`` is left alone. The domain
-    stays as far as it belongs to anybody. Folding what is folded changes nothing.
+    Folded are VERP, BATV, SRS, ``user+detail`` and bounce tags (``greycheck.folding``); a name such
+    as ``route66`` or ``branch-10234`` is not. The domain is kept as far as it belongs to somebody.
+    Folding twice has the effect of folding once.
     """
     local, at, domain = sender.rpartition(b"@")
-    if not at or len(local.translate(None, _OF_TAGS)) == len(local) or (len(local) < _WORD and local.isalnum()):
+    if (
+        not at
+        or len(local.translate(None, _OF_TAGS)) == len(local)
+        or (len(local) < _WORD and local.isalnum())
+    ):
         return sender
     from greycheck import folding
 

@@ -1,23 +1,30 @@
-"""What greylisting decides: a state machine over one triplet and one client.
+"""What greylisting decides: one state machine, and one table with the order of its steps.
 
-Everything that affects a verdict lives here; nothing here reads a clock, a store, an environment or a descriptor. The functions take
-rows, settings and ``now``, and return a verdict and the rows as they must be afterwards. The store writes those only where the rows
-still are what was read (compare and swap), so a race that is lost shows itself and is decided again.
+Everything that affects a verdict is here; nothing here reads a clock, a store, an environment or a
+descriptor. A ``Decision`` goes through ``STEPS``. It stops where it needs something that a store
+knows, says what, and goes on when it was given that. Whoever drives it (``greycheck.check``) adds
+nothing to it, so the forked child, the resident, ``greycheck policy`` and ``explain`` decide alike.
 
-The order is that of greylisting.md. ``without_store`` answers for envelopes that nothing is looked up for. ``decide`` goes through
-rules, strikes, known clients and the five phases of a triplet; ``TRANSITIONS`` is the whole policy about those. ``may_follow`` and
-``vouches`` are about a message's later recipients and its first. ``look_around`` reconsiders a deferral by what waits besides.
-``observe`` comes last and turns a verdict into what would have been.
+    decision = Decision(envelope, settings, now)
+    while need := decision.advance():
+        ...                                  # take_rows, take_earlier, take_message, take_pending
+    decision.changes                         # what has to be written before the verdict holds
+    decision.verdict()                       # what to answer, and to log
 
-Times are whole seconds since 1970, UTC. A time in the future, written by a host whose clock is ahead or before a clock was set back,
-counts as now.
+The rows in ``changes`` are written only where they still are what was read (compare and swap). A
+race that is lost shows itself, and is decided again (``anew``).
+
+Times are whole seconds since 1970, UTC. A time in the future, written by a host whose clock is
+ahead or before a clock was set back, counts as now. docs/decision.rst says why each step is there.
 """
 
 from greycheck.envelope import Envelope, triplet
+from greycheck.normalise import is_private
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from typing import Final
 
     from greycheck.envelope import Triplet
     from greycheck.settings import Settings
@@ -26,51 +33,101 @@ ACCEPT = "accept"
 DEFER = "defer"
 REJECT = "reject"
 
-# A row in use is written again only when its last use is this many seconds old, or half a shorter lifetime.
+# A row in use is written again only when its last use is this many seconds old, or half a shorter
+# lifetime.
 REFRESH = 3600
 
-# How soon, in seconds, somebody who is not refused for his haste may be told that an address that many share is not made known once more.
-TOLD = 3600
+# A client whose address many may share is warned of at most once in so many seconds.
+WARNED = 3600
 
-# How many early attempts a triplet may have for a client that the store does not know to get a row for its haste. Each address of a network
-# retries the same triplets: of an IPv6 network there are more addresses than any table has room for.
+# How many early attempts a triplet may have for an unknown client to get a row for its haste. Each
+# address of a network retries the same triplets: an IPv6 network has more of them than any table
+# has room for.
 HASTE = 16
 
-# Attempts this many seconds apart are one attempt seen twice: both hooks may be on, and RCPT may be repeated (contract.md section 1).
+# Attempts this many seconds apart are one attempt seen twice: both hooks may be on, and RCPT may be
+# repeated (docs/hooks.rst).
 SAME_ATTEMPT = 1
+
+# How long the first recipient of a message that passed lets later ones pass, in seconds. No client
+# takes longer to name them.
+MESSAGE_TIME = 600
+
+# Attempts of one message from one provider's networks are at least this many seconds apart: of the
+# known schedules (docs/schedules.rst) the hastiest retries after six. Closer ones are several
+# senders.
+POOL_GAP = 5
+
+
+# --- values ---------------------------------------------------------------------------------------
 
 
 class Verdict:
-    """An ACTION (accept, defer or reject), its REASON, and what the log line adds.
+    """What to answer: an ACTION (accept, defer or reject), its REASON, and what the log line adds.
 
-    ``wait`` is the number of seconds until a retry would pass, on a deferral. ``detail`` is one pair more,
-    ``name=value``, which the log escapes.
-    ``unrecorded`` says why the store does not know of this attempt, where it should. ``observed`` is the action that would have been
-    taken, where the mode is to observe. ``vouches`` is whether later recipients of the same message pass because of this one.
-    ``delayed`` is how long ago the first attempt was, in seconds, where the reason is that it was tried again. ``warning`` is what the
-    log is to say besides, in a line of its own.
+    ``wait`` is the number of seconds until a retry would pass, on a deferral. ``detail`` is one
+    more ``name=value``, which the log escapes. ``unrecorded`` says why the store does not know of
+    this attempt, where it should. ``observed`` is the action that would have been taken, in observe
+    mode. ``opens_message`` is true where later recipients of the same message pass because of this
+    one. ``delayed`` is how long ago the first attempt was, in seconds, where a wait ends.
+    ``warning`` is a further line for the log. ``identity`` is the sender's domain where the client
+    may send for it; ``by_identity`` is the reason that this would have been, where identities are
+    only observed.
     """
 
-    __slots__ = ("action", "delayed", "detail", "observed", "reason", "unrecorded", "vouches", "wait", "warning")
+    __slots__ = (
+        "action",
+        "by_identity",
+        "delayed",
+        "detail",
+        "identity",
+        "observed",
+        "opens_message",
+        "reason",
+        "unrecorded",
+        "wait",
+        "warning",
+    )
 
-    def __init__(self, action: str, reason: str, wait: int = 0, detail: str = "") -> None:
-        self.action = action
-        self.reason = reason
-        self.wait = wait
-        self.detail = detail
-        self.unrecorded = ""
-        self.observed = ""
-        self.vouches = False
-        self.delayed = 0
-        self.warning = ""
+    def __init__(
+        self,
+        action: str,
+        reason: str,
+        wait: int = 0,
+        detail: str = "",
+        unrecorded: str = "",
+        observed: str = "",
+        opens_message: bool = False,
+        delayed: int = 0,
+        warning: str = "",
+        identity: bytes = b"",
+        by_identity: str = "",
+    ) -> None:
+        self.action: Final = action
+        self.reason: Final = reason
+        self.wait: Final = wait
+        self.detail: Final = detail
+        self.unrecorded: Final = unrecorded
+        self.observed: Final = observed
+        self.opens_message: Final = opens_message
+        self.delayed: Final = delayed
+        self.warning: Final = warning
+        self.identity: Final = identity
+        self.by_identity: Final = by_identity
 
 
 class TripletRow:
-    """What the store knows of a triplet: its first and last attempt, early attempts, recorded passes, and when it passed (or None)."""
+    """What the store knows of a triplet.
+
+    Its FIRST and LAST attempt, how many were EARLY, how many PASSES were recorded, and when it
+    PASSED (None: it waits).
+    """
 
     __slots__ = ("early", "first", "last", "passed", "passes")
 
-    def __init__(self, first: int, last: int, early: int = 0, passes: int = 0, passed: int | None = None) -> None:
+    def __init__(
+        self, first: int, last: int, early: int = 0, passes: int = 0, passed: int | None = None
+    ) -> None:
         self.first = first
         self.last = last
         self.early = early
@@ -81,13 +138,15 @@ class TripletRow:
 class ClientRow:
     """What the store knows of a client address.
 
-    How many triplets passed from it, and when it was first and last let through; how many strikes it has in a row, and until when it
-    is refused for them (0: it is not).
+    How many triplets passed from it, and when it was first and last let through; how many strikes
+    it has in a row, and until when it is refused for them (0: it is not).
     """
 
     __slots__ = ("first", "last", "passes", "strikes", "struck")
 
-    def __init__(self, first: int, last: int, passes: int, strikes: int = 0, struck: int = 0) -> None:
+    def __init__(
+        self, first: int, last: int, passes: int, strikes: int = 0, struck: int = 0
+    ) -> None:
         self.first = first
         self.last = last
         self.passes = passes
@@ -95,8 +154,35 @@ class ClientRow:
         self.struck = struck
 
 
+class DomainRow:
+    """What the store knows of a sender's domain that has passed.
+
+    How many triplets passed with its identity, and when it was first and last let through.
+    """
+
+    __slots__ = ("first", "last", "passes")
+
+    def __init__(self, first: int, last: int, passes: int) -> None:
+        self.first = first
+        self.last = last
+        self.passes = passes
+
+
+class NetworkRow:
+    """A NETWORK of clients that sent for the sender's domain, as a pool does; ADDED when it did."""
+
+    __slots__ = ("added", "network")
+
+    def __init__(self, network: str, added: int) -> None:
+        self.network = network
+        self.added = added
+
+
 class RuleRow:
-    """A rule that matches: its KEY, ACTION, own DELAY in seconds (or None), its kind, and its pattern as a person reads it."""
+    """A rule that matches: KEY, KIND, PATTERN as an operator reads it, ACTION, and DELAY.
+
+    The kind of a pair is that of its first part. The delay is in seconds; None is the setting's.
+    """
 
     __slots__ = ("action", "delay", "key", "kind", "pattern")
 
@@ -108,14 +194,13 @@ class RuleRow:
         self.delay = delay
 
 
-class Found:
-    """What the store knows of an envelope: the rows of its triplet and its client, and the rules that match, the deciding one first.
+class Rows:
+    """What the store has for one envelope: its TRIPLET's row, its CLIENT's, and the matching RULES.
 
-    ``expected`` is the rule by which somebody expects this mail. ``shared`` is the client's address where that need not be one client's
-    (``normalise.is_private``), as behind a container's NAT, and else empty: such a client is neither known nor refused for its haste.
+    The rule that comes first decides. EXPECTED is the rule by which somebody expects this mail.
     """
 
-    __slots__ = ("client", "expected", "rules", "shared", "triplet")
+    __slots__ = ("client", "expected", "rules", "triplet")
 
     def __init__(
         self,
@@ -128,18 +213,53 @@ class Found:
         self.client = client
         self.rules = rules
         self.expected = expected
-        self.shared = ""
 
 
-class Waiting:
-    """What waits besides.
+class Identity:
+    """What the store knows of a client and of the domain of its sender.
 
-    How many OTHERS of the same sender and recipient from other networks, and the OLDEST of them since when; the NEWEST first attempt of
-    all networks of that pair, and the least GAP between two of them, in seconds (None where there are no two); how many triplets of the
-    same network (CROWD, no further than anybody wants to know), and in all (TOTAL, an estimate).
+    ROW says whether the domain has passed. STATE is that of the domain's SPF (docs/identity.rst),
+    ANSWERED when DNS said so; both are empty where nobody has asked yet. SOURCE says by what the
+    client is authorised for the domain: ``spf`` (a network), ``client`` (this address), ``pool``;
+    empty where it is not. PROVIDER is the operator's provider whose network this is. WRITTEN is
+    when the recipient last wrote to this sender.
     """
 
-    __slots__ = ("crowd", "gap", "newest", "oldest", "others", "total")
+    __slots__ = ("answered", "provider", "row", "source", "state", "written")
+
+    def __init__(
+        self,
+        row: DomainRow | None = None,
+        state: str = "",
+        answered: int | None = None,
+        source: str = "",
+        provider: str = "",
+        written: int | None = None,
+    ) -> None:
+        self.row = row
+        self.state = state
+        self.answered = answered
+        self.source = source
+        self.provider = provider
+        self.written = written
+
+
+# Where nothing is known.
+NOBODY = Identity()
+
+
+class Pending:
+    """What else waits in the store.
+
+    OTHERS is how many rows of the same sender and recipient wait from other networks, OLDEST since
+    when the first of them; NEWEST is the last first attempt from any network of that pair, and GAP
+    the least number of seconds between two of them (None where there are no two). CROWD is how many
+    triplets of the same network wait (counted no further than the limit), TOTAL how many in all (an
+    estimate). OF_DOMAIN is the oldest first attempt of the pair from a client that may send for the
+    sender's domain, and IDENTITY what is known of this one.
+    """
+
+    __slots__ = ("crowd", "gap", "identity", "newest", "of_domain", "oldest", "others", "total")
 
     def __init__(
         self,
@@ -149,6 +269,8 @@ class Waiting:
         gap: int | None = None,
         crowd: int = 0,
         total: int = 0,
+        of_domain: int | None = None,
+        identity: Identity | None = None,
     ) -> None:
         self.others = others
         self.oldest = oldest
@@ -156,17 +278,22 @@ class Waiting:
         self.gap = gap
         self.crowd = crowd
         self.total = total
+        self.of_domain = of_domain
+        self.identity = identity or NOBODY
 
 
 class Change:
-    """One row to be written: from OLD, as it was read (None: there was none), to NEW (None: there is none), which expires at EXPIRES."""
+    """A row to be written: from OLD as it was read (None: no row) to NEW (None: delete it).
+
+    It expires at EXPIRES, in seconds since 1970.
+    """
 
     __slots__ = ("expires", "new", "old")
 
     def __init__(
         self,
-        old: "TripletRow | ClientRow | RuleRow | None",
-        new: TripletRow | ClientRow | None,
+        old: "TripletRow | ClientRow | DomainRow | RuleRow | None",
+        new: TripletRow | ClientRow | DomainRow | NetworkRow | None,
         expires: int = 0,
     ) -> None:
         self.old = old
@@ -174,18 +301,34 @@ class Change:
         self.expires = expires
 
 
-def without_store(envelope: Envelope, settings: "Settings") -> Verdict | None:
-    """The verdict on an envelope that needs no look-up, or None: reasons `incomplete` and `exempt`."""
-    if envelope.missing:
-        return Verdict(ACCEPT, "incomplete", detail=f"missing={envelope.missing}")
-    if envelope.exempt:
-        return Verdict(ACCEPT, "exempt", detail=f"by={envelope.exempt}")
-    if settings.off:
-        return Verdict(ACCEPT, "exempt", detail="by=GREYCHECK")
-    if not envelope.sender and settings.null_sender == ACCEPT:
-        return Verdict(ACCEPT, "exempt", detail="by=null_sender")
-    return None
+class Timings:
+    """The delay, retry window and lifetime of one mail, in seconds.
 
+    They are the settings', or those of the RULE that greylists it.
+    """
+
+    __slots__ = ("delay", "lifetime", "retry_window")
+
+    def __init__(self, settings: "Settings", rule: RuleRow | None = None) -> None:
+        self.delay = settings.delay if rule is None or rule.delay is None else rule.delay
+        self.lifetime = settings.lifetime
+        # A window that ends before the delay does would hold mail for ever.
+        longer = self.delay if settings.retry_window <= self.delay else 0
+        self.retry_window = settings.retry_window + longer
+
+
+# --- the decision ---------------------------------------------------------------------------------
+
+# What a decision needs to go on.
+ROWS = "rows"  # the rows of its triplet and client, and the rules that match: take_rows
+EARLIER = "earlier"  # its triplet's row under the key of an earlier release: take_earlier
+MESSAGE = "message"  # whether the first recipient of the message has passed: take_message
+PENDING = "pending"  # what else waits, and whom the client may send for: take_pending
+IDENTITY = "identity"  # whom the client may send for, alone: take_identity
+NETWORKS = "networks"  # from which networks the pair waits: take_networks
+
+# Nothing: a step lets the mail go on, or has decided.
+NOTHING = ""
 
 # Phases of a triplet.
 ABSENT = "absent"  # never seen, or expired and removed
@@ -194,325 +337,845 @@ DUE = "due"  # waits, its delay is over and its retry window is not
 KNOWN = "known"  # passed, and its lifetime is not over
 OVER = "over"  # its retry window or its lifetime is over
 
-#   phase: (action, reason)
-TRANSITIONS = {
-    ABSENT: (DEFER, "new"),
-    OVER: (DEFER, "new"),
-    EARLY: (DEFER, "early"),
-    DUE: (ACCEPT, "retry"),
-    KNOWN: (ACCEPT, "known"),
-}
+
+class Decision:
+    """The decision on ENVELOPE under SETTINGS at NOW (seconds since 1970).
+
+    ``advance`` goes on as far as it can. Once it returns nothing, ``action`` and ``reason`` are
+    decided by ``step``, and ``changes`` are the rows to be written: most often none. What was given
+    is left to be read (``rows``, ``row``, ``rule``, ``timings``, ``pending``), for ``explain``.
+    ``client`` is the client's row where neither a rule nor a shared address keeps it from counting.
+    ``domain`` is the sender's where the client may send for it, which can only be where
+    ``may_have_identity`` is true.
+
+    ``unrecorded`` is for whoever writes: why ``changes`` could not be written, where the verdict
+    stands all the same.
+    """
+
+    __slots__ = (
+        "_asked_earlier",
+        "_at",
+        "_current",
+        "_first_passed",
+        "_networks",
+        "_triplet",
+        "action",
+        "authorised_by",
+        "by_identity",
+        "changes",
+        "client",
+        "delayed",
+        "detail",
+        "domain",
+        "envelope",
+        "identity",
+        "may_have_identity",
+        "now",
+        "pending",
+        "phase",
+        "reason",
+        "row",
+        "rows",
+        "rule",
+        "settings",
+        "shared",
+        "timings",
+        "unrecorded",
+        "wait",
+        "warning",
+    )
+
+    def __init__(self, envelope: Envelope, settings: "Settings", now: int) -> None:
+        self.envelope = envelope
+        self.settings = settings
+        self.now = now
+        self.action = self.reason = self.detail = self.unrecorded = self.warning = ""
+        self.wait = self.delayed = self._at = 0
+        self.changes: list[Change] = []
+        self.rows: Rows | None = None
+        self.pending: Pending | None = None
+        self.identity: Identity | None = None
+        self.domain = b""
+        self.authorised_by = self.by_identity = ""
+        self._networks: Sequence[str] | None = None
+        self._triplet: Triplet | None = None
+        self._first_passed: bool | None = None
+        self._asked_earlier = False
+
+    def advance(self) -> str:
+        """Goes on as far as possible; returns what it needs then, NOTHING once it is decided."""
+        at, steps, has_rows = self._at, STEPS, self.rows is not None
+        while not self.reason:
+            step = steps[at]
+            need = step.take(self) if has_rows or not step.needs_rows else ROWS
+            if need:
+                self._at = at
+                return need
+            at += 1
+        self._at = at
+        return NOTHING
+
+    def anew(self) -> "Decision":
+        """The same decision from its beginning, after somebody else has changed a row."""
+        other = Decision(self.envelope, self.settings, self.now)
+        other._triplet = self._triplet
+        return other
+
+    # What it was given.
+
+    def take_rows(self, rows: Rows) -> None:
+        """Takes what the store has for this envelope. It settles the rule and the times."""
+        self.rows = rows
+        self.row = self._current = rows.triplet
+        self.rule = deciding_rule(rows.rules, self.settings) if rows.rules else None
+        self.timings = Timings(self.settings, self.rule)
+        self.phase = phase(self.row, self.timings, self.now)
+        # Where many clients may share the address, as behind a container's NAT, it is no client
+        # that can be known or refused for its haste.
+        address = self.triplet.client
+        self.shared = address if is_private(address) else ""
+        self.client = None if self.shared or self.rule is not None else rows.client
+        sender = self.triplet.sender
+        self.may_have_identity = bool(sender) and not self.shared and self.settings.identity != "no"
+
+    def take_earlier(self, row: TripletRow | None) -> None:
+        """Takes the triplet's row under the key of an earlier release, if it is alive."""
+        self._asked_earlier = True
+        found = phase(row, self.timings, self.now)
+        if found not in (ABSENT, OVER):
+            self.row, self.phase = row, found
+
+    def take_message(self, first_passed: bool) -> None:
+        """Takes whether the message's first recipient passed at most MESSAGE_TIME ago."""
+        self._first_passed = first_passed
+
+    def take_pending(self, pending: Pending) -> None:
+        """Takes what else waits, and what is known of the sender's domain."""
+        self.pending = pending
+        self.take_identity(pending.identity)
+
+    def take_identity(self, identity: Identity) -> None:
+        """Takes what is known of the client and the sender's domain: whether it may send for it."""
+        self.identity = identity
+        if not self.may_have_identity:
+            return
+        by = authority(identity, self.envelope, self.settings)
+        if by:
+            self.domain, self.authorised_by = domain_of(self.triplet.sender), by
+
+    def take_networks(self, networks: "Sequence[str]") -> None:
+        """Takes the networks from which the same sender and recipient wait."""
+        self._networks = networks
+
+    # What it is about, and what came of it.
+
+    @property
+    def since(self) -> int:
+        """Since when other mail counts as the same that waits: as long as the retry window is."""
+        return self.now - self.timings.retry_window
+
+    @property
+    def triplet(self) -> "Triplet":
+        """The triplet of its envelope, which must have a client."""
+        if self._triplet is None:
+            settings = self.settings
+            self._triplet = triplet(self.envelope, settings.ipv4_prefix, settings.ipv6_prefix)
+        return self._triplet
+
+    @property
+    def step(self) -> str:
+        """The name of the step that decided, or at which it waits for what it needs."""
+        return STEPS[self._at - bool(self.reason)].name
+
+    @property
+    def opens_message(self) -> bool:
+        """Whether later recipients of the message pass because of this one.
+
+        This is its first recipient, greylisting lets it pass, and its client is not known: else
+        they pass by that.
+        """
+        if self.reason not in ("known", "retry", "pool") or self.rows is None:
+            return False
+        if not self.envelope.message or not self.envelope.first or self.unrecorded:
+            return False
+        client = self.rows.client
+        for change in self.changes:
+            if isinstance(change.new, ClientRow):
+                client = change.new
+        return bool(self.shared) or not is_known(client, self.settings, self.now)
+
+    @property
+    def is_final_before_write(self) -> bool:
+        """Whether the answer can be given before ``changes`` are written: they only count a use.
+
+        A strike is more than that: with the next one another verdict is due.
+        """
+        if self.reason == "early":
+            only_triplets = all(isinstance(change.new, TripletRow) for change in self.changes)
+            return only_triplets and not self.needs_record
+        return self.only_counts_use and not self.opens_message
+
+    @property
+    def only_counts_use(self) -> bool:
+        """Whether ``changes`` record no more than a use of what is known: nobody waits for that."""
+        return self.reason in ("known", "client", "domain")
+
+    @property
+    def needs_record(self) -> bool:
+        """Whether the verdict is true only once ``changes`` are written.
+
+        Unwritten, such a deferral would be repeated at each retry: what is new, and what waits
+        since a time in the future, which each attempt would take for now.
+        """
+        if self.reason == "new":
+            return True
+        return self.reason == "early" and any(
+            isinstance(change.old, TripletRow)
+            and isinstance(change.new, TripletRow)
+            and change.old.first != change.new.first
+            for change in self.changes
+        )
+
+    def verdict(self) -> Verdict:
+        """What to answer and to log.
+
+        In observe mode that is an acceptance which tells the action.
+        """
+        action, observed = self.action, ""
+        if action != ACCEPT and self.observing():
+            action, observed = ACCEPT, action
+        return Verdict(
+            action,
+            self.reason,
+            self.wait,
+            self.detail,
+            self.unrecorded,
+            observed,
+            self.opens_message,
+            self.delayed,
+            self.warning,
+            self.domain,
+            self.by_identity,
+        )
+
+    def failed(self, message: str) -> Verdict:
+        """The verdict of the setting ``on_error``, because the check failed by MESSAGE."""
+        action, observed = self.settings.on_error, ""
+        try:
+            if action != ACCEPT and self.observing():
+                action, observed = ACCEPT, action
+        except Exception:
+            pass  # the envelope itself is what cannot be worked with: it has no domain to look for
+        return Verdict(action, "error", 0, f"error={message}", observed=observed)
+
+    def observing(self) -> str:
+        """The name of the setting by which such mail is only observed, or nothing."""
+        settings = self.settings
+        if settings.mode == "observe":
+            return "mode"
+        if not settings.observe_domains and not settings.observe_percent:
+            return ""
+        domain = domain_of(self.triplet.recipient).decode("utf-8", "surrogateescape")
+        if domain in settings.observe_domains:
+            return "observe_domains"
+        return "observe_percent" if share(self.triplet.network) < settings.observe_percent else ""
+
+    # For the steps.
+
+    def decide(
+        self,
+        action: str,
+        reason: str,
+        changes: "Sequence[Change]" = (),
+        wait: int = 0,
+        detail: str | None = None,
+    ) -> str:
+        """Ends here, with CHANGES to be written.
+
+        DETAIL is by default the rule that greylists it.
+        """
+        self.action, self.reason, self.wait = action, reason, wait
+        if action == ACCEPT and self.rows is not None and self.phase in (EARLY, DUE):
+            assert self.row is not None
+            self._waited_since(self.row.first)
+        if detail is not None:
+            self.detail = detail
+        elif self.rule is not None:
+            self.detail = f"rule={self.rule.pattern.replace(' ', ',')}"
+        self.changes = changes if isinstance(changes, list) else list(changes)
+        if self._asked_earlier and self.row is not self._current and reason != "message":
+            self._carry_over()
+        return NOTHING
+
+    def _waited_since(self, first: int) -> None:
+        """A wait ends of which the FIRST attempt was then, or before."""
+        self.delayed = max(self.delayed, self.now - first)
+
+    def _carry_over(self) -> None:
+        """Makes the changes of a row under an earlier key changes of the row under today's.
+
+        It is carried over even where nothing changed.
+        """
+        row, current = self.row, self._current
+        assert row is not None
+        is_changed = any(change.old is row for change in self.changes)
+        self.changes = [
+            Change(current, change.new, change.expires) if change.old is row else change
+            for change in self.changes
+        ]
+        if not is_changed:
+            since, time = min(row.first, self.now), self.timings.retry_window
+            if row.passed is not None:
+                since, time = row.last, self.timings.lifetime
+            self.changes.insert(0, Change(current, row, since + time))
+
+    def pass_triplet(self, reason: str) -> str:
+        """Ends with an acceptance by which the triplet passes.
+
+        Its client becomes known, and the domain that it may send for. A client whose address many
+        may share has a row that tells when that was last warned of, and that never counts.
+        """
+        assert self.rows is not None
+        row, client, now, settings = self.row, self.rows.client, self.now, self.settings
+        expires = now + settings.lifetime
+        first, early = (min(row.first, now), row.early) if row else (now, 0)
+        changes = [Change(row, TripletRow(first, now, early, 1, now), expires)]
+        if not settings.client_passes:
+            return self.decide(ACCEPT, reason, changes + _passed_by_domain(self))
+        if self.shared:  # which has no domain
+            if client is not None and client.passes and abs(now - client.last) < WARNED:
+                return self.decide(ACCEPT, reason, changes)
+            self.warning = (
+                f"{self.shared} is an address that many clients may share: it is not made known"
+                " (tcpserver behind NAT?)"
+            )
+        if client is None or now - client.last > settings.lifetime:
+            changes.append(Change(client, ClientRow(now, now, 1), expires))
+        else:
+            changes.append(Change(client, ClientRow(client.first, now, client.passes + 1), expires))
+        return self.decide(ACCEPT, reason, changes + _passed_by_domain(self))
 
 
-class Terms:
-    """The delay, retry window and lifetime that count for one mail, in seconds: the settings', or those of the RULE that greylists it."""
-
-    __slots__ = ("delay", "lifetime", "retry_window")
-
-    def __init__(self, settings: "Settings", rule: RuleRow | None = None) -> None:
-        self.delay = settings.delay if rule is None or rule.delay is None else rule.delay
-        self.lifetime = settings.lifetime
-        # A window that ends before the delay does would hold mail for ever.
-        self.retry_window = settings.retry_window + (self.delay if settings.retry_window <= self.delay else 0)
+# --- the steps ------------------------------------------------------------------------------------
 
 
-def phase(row: TripletRow | None, terms: Terms, now: int) -> str:
-    """The phase of a triplet at NOW. Both ends belong to it: a retry passes exactly at delay, and still at the window's last second."""
+def _incomplete(it: Decision) -> str:
+    """An envelope without a client or addresses cannot be looked up."""
+    if it.envelope.missing:
+        it.decide(ACCEPT, "incomplete", detail=f"missing={it.envelope.missing}")
+    return NOTHING
+
+
+def _exempt(it: Decision) -> str:
+    """A relay client, an authenticated one, or what a setting exempts is not checked."""
+    if it.envelope.exempt:
+        return it.decide(ACCEPT, "exempt", detail=f"by={it.envelope.exempt}")
+    if it.settings.off:
+        return it.decide(ACCEPT, "exempt", detail="by=GREYCHECK")
+    if not it.envelope.sender and it.settings.null_sender == ACCEPT:
+        return it.decide(ACCEPT, "exempt", detail="by=null_sender")
+    return NOTHING
+
+
+def _rule(it: Decision) -> str:
+    """An operator's rule allows, defers or rejects.
+
+    One that greylists lets the mail go on to its triplet. An action that only a newer program knows
+    defers too: its operator can still say what becomes of the mail.
+    """
+    rule = it.rule
+    if rule is None or rule.action == "greylist":
+        return NOTHING
+    if rule.action == "allow":
+        return it.decide(ACCEPT, "rule")
+    if rule.action == "reject":
+        return it.decide(REJECT, "rule")
+    return it.decide(DEFER, "rule", wait=it.timings.delay)
+
+
+def _strikes(it: Decision) -> str:
+    """A client that was refused for its haste stays refused for ``strike_time``."""
+    client = it.client
+    if client is None or not it.settings.strikes:
+        return NOTHING
+    # Further ahead than anybody is ever refused for: a clock was wrong when that was written.
+    if it.now < client.struck <= it.now + it.settings.strike_time:
+        it.decide(REJECT, "strikes")
+    return NOTHING
+
+
+def _client(it: Decision) -> str:
+    """A client that has passed often enough is known: its other mail passes too (RFC 6647 5(2))."""
+    client = it.client
+    if client is not None and is_known(client, it.settings, it.now):
+        it.decide(ACCEPT, "client", _used_by_client(it, client))
+    return NOTHING
+
+
+def _known(it: Decision) -> str:
+    """The triplet has passed before, and was used within its lifetime."""
+    if it.phase in (ABSENT, OVER) and not it._asked_earlier and it.triplet.is_tagged:
+        return EARLIER
+    if it.phase == KNOWN:
+        it.decide(ACCEPT, "known", _used_triplet(it))
+    return NOTHING
+
+
+def _retry(it: Decision) -> str:
+    """The triplet waits, its delay is over and its retry window is not: it passes."""
+    if it.phase == DUE:
+        assert it.row is not None
+        if it.identity is None and it.settings.domain_passes and it.may_have_identity:
+            return IDENTITY
+        it.pass_triplet("retry")
+    return NOTHING
+
+
+def _expected(it: Decision) -> str:
+    """An operator or a program expects this mail: it passes, once."""
+    assert it.rows is not None
+    expected, now = it.rows.expected, it.now
+    if expected is not None:
+        passed = Change(it.row, TripletRow(now, now, 0, 1, now), now + it.timings.lifetime)
+        by = f"by={expected.pattern.replace(' ', ',')}"
+        it.decide(ACCEPT, "expected", (passed, Change(expected, None)), detail=by)
+    return NOTHING
+
+
+def _message(it: Decision) -> str:
+    """A later recipient of a message passes where its first one did (RFC 6647 5(1)).
+
+    Nothing is recorded of it. An operator's rule stands.
+    """
+    if it.rule is not None or it.envelope.first or not it.envelope.message:
+        return NOTHING
+    if it._first_passed is None:
+        return MESSAGE
+    if it._first_passed:
+        it.decide(ACCEPT, "message")
+    return NOTHING
+
+
+def _provider(it: Decision) -> str:
+    """The client is in a network of a provider whose mail the operator lets in (RFC 6647 5(6))."""
+    if it.rule is not None or it.settings.identity == "no":
+        return NOTHING
+    if it.pending is None:
+        return PENDING
+    provider = it.pending.identity.provider
+    if provider:
+        _by_identity(it, "provider", f"provider={provider}")
+    return NOTHING
+
+
+def _correspondent(it: Decision) -> str:
+    """The recipient has written to this sender.
+
+    Where the sender's domain says who may send for it, it must be one of these.
+    """
+    if it.rule is not None or not it.settings.learn_outbound:
+        return NOTHING
+    if it.pending is None:
+        return PENDING
+    identity = it.pending.identity
+    if identity.written is not None and (it.domain or identity.state != "found"):
+        it.decide(ACCEPT, "correspondent")
+    return NOTHING
+
+
+def _domain(it: Decision) -> str:
+    """The client may send for the sender's domain, which has passed often enough: so does this."""
+    if it.rule is not None or not it.may_have_identity or not it.settings.domain_passes:
+        return NOTHING
+    if it.pending is None:
+        return PENDING
+    if it.domain and is_known_domain(it.pending.identity.row, it.settings, it.now):
+        _by_identity(it, "domain", "", _used_domain(it))
+    return NOTHING
+
+
+def _moved(it: Decision) -> str:
+    """The mail waits from another client that may send for the same domain, and its delay is over.
+
+    The domain stands in the network's place.
+    """
+    if not it.may_have_identity:
+        return NOTHING
+    if it.pending is None:
+        return PENDING
+    since = it.pending.of_domain
+    if not it.domain or since is None or it.now - since < it.timings.delay:
+        return NOTHING
+    if it.settings.identity == "observe":
+        it.by_identity = it.by_identity or "retry"
+        return NOTHING
+    it._waited_since(since)
+    return it.pass_triplet("retry")
+
+
+def _haste(it: Decision) -> str:
+    """A retry that follows the last attempt too fast is a strike; with enough of them, a refusal.
+
+    What an early attempt changes is worked out here, for ``_early``.
+    """
+    if it.phase != EARLY:
+        return NOTHING
+    row, settings, now = it.row, it.settings, it.now
+    assert row is not None
+    assert it.rows is not None
+    first = min(row.first, now)
+    if first == row.first and abs(now - row.last) <= SAME_ATTEMPT:
+        return NOTHING
+    expires = first + it.timings.retry_window
+    it.changes = [Change(row, TripletRow(first, now, row.early + 1), expires)]
+    client = it.rows.client
+    if not settings.strikes or it.shared or (client is None and row.early >= HASTE):
+        return NOTHING
+    before = client.strikes if client else 0
+    is_strike = _is_hasty(row.last, settings, now) and _is_own(client, settings, now)
+    strikes = before + 1 if is_strike else 0
+    if strikes == before:
+        return NOTHING
+    if strikes >= settings.strikes:
+        struck = _struck(client, 0, now + settings.strike_time, settings, now)
+        return it.decide(REJECT, "strikes", (*it.changes, struck), detail="")
+    it.changes.append(_struck(client, strikes, 0, settings, now))
+    return NOTHING
+
+
+def _pool(it: Decision) -> str:
+    """A provider retries from another network each time: its mail waits from enough of them.
+
+    The oldest must have waited for the delay.
+    """
+    if not it.settings.pool_networks:
+        return NOTHING
+    if it.pending is None:
+        return PENDING
+    if not is_pool(it, it.pending):
+        return NOTHING
+    learns = it.may_have_identity and it.pending.identity.state != "found"
+    if learns and it._networks is None:
+        return NETWORKS
+    assert it.pending.oldest is not None
+    it._waited_since(it.pending.oldest)
+    it.pass_triplet("pool")
+    if learns:
+        # What the domain itself says of its networks counts more than what was seen.
+        expires = it.now + it.settings.lifetime
+        networks = dict.fromkeys((it.triplet.network, *(it._networks or ())))
+        it.changes += [Change(None, NetworkRow(network, it.now), expires) for network in networks]
+    return NOTHING
+
+
+def _crowded(it: Decision) -> str:
+    """Too much of one network waits: what is new from there is deferred and not recorded.
+
+    What waits already passes at its retry, and makes its client known.
+    """
+    limit = it.settings.network_limit
+    if not limit or it.phase == EARLY:
+        return NOTHING
+    if it.pending is None:
+        return PENDING
+    if it.pending.crowd >= limit:
+        it.decide(DEFER, "crowded", wait=it.timings.delay)
+    return NOTHING
+
+
+def _full(it: Decision) -> str:
+    """Too many triplets wait in all, so somebody fills the table: new ones are let through."""
+    limit = it.settings.pending_limit
+    if not limit or it.phase == EARLY:
+        return NOTHING
+    if it.pending is None:
+        return PENDING
+    if it.pending.total >= limit:
+        it.decide(ACCEPT, "full")
+    return NOTHING
+
+
+def _new(it: Decision) -> str:
+    """The triplet is unknown, or its time is over: it is recorded, and waits from now on."""
+    if it.phase != EARLY:
+        now, times = it.now, it.timings
+        fresh = Change(it.row, TripletRow(now, now), now + times.retry_window)
+        it.decide(DEFER, "new", (fresh,), _wait(it, now))
+    return NOTHING
+
+
+def _early(it: Decision) -> str:
+    """The triplet waits, and its delay is not over."""
+    assert it.row is not None
+    return it.decide(DEFER, "early", it.changes, _wait(it, min(it.row.first, it.now)))
+
+
+def _wait(it: Decision, since: int) -> int:
+    """Returns how long a mail still waits, in seconds, of which the first attempt was at SINCE.
+
+    Where the client may send for the domain, that of another of its clients counts.
+    """
+    if it.domain and it.settings.identity == "yes" and it.pending is not None:
+        since = min(since, it.pending.of_domain or since)
+    return since + it.timings.delay - it.now
+
+
+class Step:
+    """A step of the order: its NAME, the REASON that it gives, and the function that TAKEs it.
+
+    NEEDS_ROWS is true where it reads what the store has of the envelope. What else it needs, the
+    function returns.
+    """
+
+    __slots__ = ("name", "needs_rows", "reason", "take")
+
+    def __init__(
+        self, name: str, reason: str, take: "Callable[[Decision], str]", needs_rows: bool = True
+    ) -> None:
+        self.name = name
+        self.reason = reason
+        self.take = take
+        self.needs_rows = needs_rows
+
+
+# The whole order. Each step decides, or lets the mail go on to the next; the last one always
+# decides. What ``explain``, the manual and docs/decision.rst say of the order they take from here.
+STEPS = (
+    Step("incomplete", "incomplete", _incomplete, needs_rows=False),
+    Step("exempt", "exempt", _exempt, needs_rows=False),
+    Step("rule", "rule", _rule),
+    Step("strikes", "strikes", _strikes),
+    Step("client", "client", _client),
+    Step("known", "known", _known),
+    Step("retry", "retry", _retry),
+    Step("expected", "expected", _expected),
+    Step("message", "message", _message),
+    Step("provider", "provider", _provider),
+    Step("correspondent", "correspondent", _correspondent),
+    Step("domain", "domain", _domain),
+    Step("moved", "retry", _moved),
+    Step("haste", "strikes", _haste),
+    Step("pool", "pool", _pool),
+    Step("crowded", "crowded", _crowded),
+    Step("full", "full", _full),
+    Step("new", "new", _new),
+    Step("early", "early", _early),
+)
+
+
+# --- what the steps ask ---------------------------------------------------------------------------
+
+
+def phase(row: TripletRow | None, timings: Timings, now: int) -> str:
+    """The phase of a triplet's ROW at NOW.
+
+    Both ends belong to it: a retry passes exactly at the delay, and still at the window's last
+    second.
+    """
     if row is None:
         return ABSENT
     if row.passed is not None:
-        return KNOWN if now - row.last <= terms.lifetime else OVER
+        return KNOWN if now - row.last <= timings.lifetime else OVER
     age = now - min(row.first, now)
-    if age < terms.delay:
+    if age < timings.delay:
         return EARLY
-    return DUE if age <= terms.retry_window else OVER
+    return DUE if age <= timings.retry_window else OVER
 
 
 def is_known(row: ClientRow | None, settings: "Settings", now: int) -> bool:
-    """Whether the client has passed often enough for its other mail to pass too (RFC 6647 section 5, item 2)."""
+    """Whether the client of ROW has passed often enough for its other mail to pass too."""
     if row is None or not settings.client_passes:
         return False
     return row.passes >= settings.client_passes and now - row.last <= settings.lifetime
 
 
-def decide(found: Found, settings: "Settings", now: int) -> tuple[Verdict, list[Change]]:
-    """The verdict on an envelope of which the store has FOUND this, and the changes to be written; none is the common case.
+def authority(identity: Identity, envelope: Envelope, settings: "Settings") -> str:
+    """By what the client of ENVELOPE may send for the sender's domain; empty where it may not."""
+    if settings.identity == "no":
+        return ""
+    if settings.trust_spfresult == "yes" and envelope.spf_passed:
+        return "SPFRESULT"
+    return identity.source
 
-    A verdict of reason `new` holds only once its change is committed. Every other one stands without: its row is there already.
+
+def is_known_domain(row: DomainRow | None, settings: "Settings", now: int) -> bool:
+    """Whether the domain of ROW has passed often enough for its other mail to pass too."""
+    if row is None or not settings.domain_passes:
+        return False
+    return row.passes >= settings.domain_passes and now - row.last <= settings.lifetime
+
+
+def _by_identity(it: Decision, reason: str, detail: str, changes: "Sequence[Change]" = ()) -> None:
+    """Lets a mail pass for REASON; where identities are only observed, says that it would."""
+    if it.settings.identity == "observe":
+        it.by_identity = it.by_identity or reason
+    else:
+        it.decide(ACCEPT, reason, changes, detail=detail)
+
+
+def _used_domain(it: Decision) -> list[Change]:
+    """Returns the change that records a use of a known domain."""
+    assert it.identity is not None
+    row = it.identity.row
+    if row is None or _is_recent(row, it):
+        return []
+    used = DomainRow(row.first, it.now, row.passes)
+    return [Change(row, used, it.now + it.settings.lifetime), *_used_network(it)]
+
+
+def _used_network(it: Decision) -> list[Change]:
+    """Returns the change that prolongs what was learnt of a pool, where the client is of one."""
+    if it.authorised_by != "pool":
+        return []
+    used = NetworkRow(it.triplet.network, it.now)
+    return [Change(None, used, it.now + it.settings.lifetime)]
+
+
+def _passed_by_domain(it: Decision) -> list[Change]:
+    """Returns the change by which the domain becomes known that the client may send for.
+
+    A domain that is known is hardly written: all hosts share its row.
     """
-    rule = deciding(found.rules, settings)
-    if rule is not None and rule.action == "allow":
-        return Verdict(ACCEPT, "rule", detail=f"rule={rule.pattern}"), []
-    if rule is not None and rule.action == "reject":
-        return Verdict(REJECT, "rule", detail=f"rule={rule.pattern}"), []
-    client = found.client
-    if rule is None and client is not None and not found.shared:
-        # Further ahead than anybody is ever refused for: a clock was wrong when that was written.
-        if settings.strikes and now < client.struck <= now + settings.strike_time:
-            return Verdict(REJECT, "strikes"), []
-        if is_known(client, settings, now):
-            return Verdict(ACCEPT, "client"), _used_by_client(client, found.triplet, Terms(settings), now)
-    return _greylisted(found, Terms(settings, rule), settings, now, f"rule={rule.pattern}" if rule else "")
+    if not it.domain or it.identity is None:
+        return []
+    if not it.settings.domain_passes:
+        return _used_network(it)
+    row, now = it.identity.row, it.now
+    if is_known_domain(row, it.settings, now):
+        return _used_domain(it)
+    if row is None or now - row.last > it.settings.lifetime:
+        new = DomainRow(now, now, 1)
+    else:
+        new = DomainRow(row.first, now, row.passes + 1)
+    return [Change(row, new, now + it.settings.lifetime), *_used_network(it)]
 
 
-def deciding(rules: "Sequence[RuleRow]", settings: "Settings") -> RuleRow | None:
-    """The first of RULES that counts. A name that nobody verified allows nothing: anybody can write one into his reverse DNS."""
+def deciding_rule(rules: "Sequence[RuleRow]", settings: "Settings") -> RuleRow | None:
+    """The first of RULES that counts.
+
+    A name that nobody verified allows nothing: anybody can write one into his reverse DNS.
+    """
     for rule in rules:
         if rule.kind != "name" or rule.action != "allow" or settings.verified_names == "yes":
             return rule
     return None
 
 
-def _greylisted(
-    found: Found, terms: Terms, settings: "Settings", now: int, detail: str
-) -> tuple[Verdict, list[Change]]:
-    row = found.triplet
-    now_in = phase(row, terms, now)
-    action, reason = TRANSITIONS[now_in]
-    if action == DEFER and found.expected is not None:
-        passed = Change(row, TripletRow(now, now, 0, 1, now), now + terms.lifetime)
-        return Verdict(ACCEPT, "expected", detail=f"by={found.expected.pattern.replace(' ', ',')}"), [
-            passed,
-            Change(found.expected, None),
-        ]
-    if row is None or now_in == OVER:
-        fresh = TripletRow(first=now, last=now)
-        return Verdict(action, reason, terms.delay, detail), [Change(row, fresh, now + terms.retry_window)]
-    if now_in == EARLY:
-        return _early(row, found, terms, settings, now, detail)
-    if now_in == KNOWN:
-        return Verdict(action, reason, detail=detail), _used_triplet(row, terms, now)
-    verdict = Verdict(action, reason, detail=detail)
-    verdict.delayed = now - min(row.first, now)
-    return _passing(verdict, found, settings, now)
-
-
-def _early(
-    row: TripletRow, found: Found, terms: Terms, settings: "Settings", now: int, detail: str
-) -> tuple[Verdict, list[Change]]:
-    client = found.client
-    first = min(row.first, now)
-    verdict = Verdict(DEFER, "early", first + terms.delay - now, detail)
-    if first == row.first and abs(now - row.last) <= SAME_ATTEMPT:
-        return verdict, []
-    counted = Change(row, TripletRow(first, now, row.early + 1), first + terms.retry_window)
-    if not settings.strikes or found.shared:
-        return verdict, [counted]
-    if client is None and row.early >= HASTE:
-        return verdict, [counted]
-    hammering = _is_hasty(row.last, settings, now) and _is_own(client, settings, now)
-    strikes = (client.strikes if client else 0) + 1 if hammering else 0
-    if strikes == (client.strikes if client else 0):
-        return verdict, [counted]
-    if strikes >= settings.strikes:
-        return Verdict(REJECT, "strikes"), [counted, _struck(client, 0, now + settings.strike_time, settings, now)]
-    return verdict, [counted, _struck(client, strikes, 0, settings, now)]
-
-
 def _is_hasty(last: int, settings: "Settings", now: int) -> bool:
-    """Whether an attempt NOW follows the LAST one too soon. After one in the future, before a clock was set back, nobody knows."""
+    """Whether an attempt NOW follows the LAST one too fast.
+
+    After one in the future, before a clock was set back, that is not known.
+    """
     return 0 <= now - last <= settings.strike_interval
 
 
 def _is_own(client: ClientRow | None, settings: "Settings", now: int) -> bool:
-    """Whether the last attempt may have been CLIENT's own, as far as that is known: a triplet's may be another address's of its network.
+    """Whether the last attempt may have been CLIENT's own, and not its neighbour's in the network.
 
-    Of a client that never passed, the row says when its last strike was. Of others, and of the first strike, nothing is known.
+    Of a client that never passed, the row says when its last strike was. Of others, and of the
+    first strike, nothing is known.
     """
-    return client is None or not client.strikes or bool(client.passes) or _is_hasty(client.last, settings, now)
+    if client is None or not client.strikes or client.passes:
+        return True
+    return _is_hasty(client.last, settings, now)
 
 
-def _struck(client: ClientRow | None, strikes: int, until: int, settings: "Settings", now: int) -> Change:
-    """The client's row with STRIKES in a row, refused UNTIL (0: it is not). Where it never passed, ``last`` is its last strike."""
+def _struck(
+    client: ClientRow | None, strikes: int, until: int, settings: "Settings", now: int
+) -> Change:
+    """The client's row with STRIKES in a row, refused UNTIL (0: it is not).
+
+    Where the client never passed, ``last`` is its last strike.
+    """
     expires = until or now + settings.retry_window
     if client is None:
         return Change(None, ClientRow(now, now, 0, strikes, until), expires)
     if not client.passes:
         return Change(client, ClientRow(client.first, now, 0, strikes, until), expires)
     expires = max(expires, client.last + settings.lifetime)
-    return Change(client, ClientRow(client.first, client.last, client.passes, strikes, until), expires)
+    new = ClientRow(client.first, client.last, client.passes, strikes, until)
+    return Change(client, new, expires)
 
 
-def _used_by_client(client: ClientRow, row: TripletRow | None, terms: Terms, now: int) -> list[Change]:
-    """The changes that remember a use of a known client, and of the triplet if that has passed too."""
-    triplet = _used_triplet(row, terms, now) if row is not None and phase(row, terms, now) == KNOWN else []
-    if _is_recent(client, terms, now):
-        return triplet
-    used = ClientRow(client.first, now, client.passes, client.strikes, client.struck)
-    return [*triplet, Change(client, used, now + terms.lifetime)]
+def _used_by_client(it: Decision, client: ClientRow) -> list[Change]:
+    """Returns the changes that record a use of a known client.
+
+    The triplet's use is recorded too, if that has passed.
+    """
+    changes = _used_triplet(it) if it.phase == KNOWN else []
+    if not _is_recent(client, it):
+        used = ClientRow(client.first, it.now, client.passes, client.strikes, client.struck)
+        changes.append(Change(client, used, it.now + it.timings.lifetime))
+    return changes
 
 
-def _used_triplet(row: TripletRow, terms: Terms, now: int) -> list[Change]:
-    if _is_recent(row, terms, now):
+def _used_triplet(it: Decision) -> list[Change]:
+    row = it.row
+    if row is None or _is_recent(row, it):
         return []
-    used = TripletRow(row.first, now, row.early, row.passes + 1, row.passed)
-    return [Change(row, used, now + terms.lifetime)]
+    used = TripletRow(row.first, it.now, row.early, row.passes + 1, row.passed)
+    return [Change(row, used, it.now + it.timings.lifetime)]
 
 
-def _is_recent(row: TripletRow | ClientRow, terms: Terms, now: int) -> bool:
+def _is_recent(row: TripletRow | ClientRow | DomainRow, it: Decision) -> bool:
     """Whether the last use of ROW was recorded a moment ago, so that this one need not be."""
-    return abs(now - row.last) < min(REFRESH, terms.lifetime // 2)
+    return abs(it.now - row.last) < min(REFRESH, it.timings.lifetime // 2)
 
 
-def _passing(verdict: Verdict, found: Found, settings: "Settings", now: int) -> tuple[Verdict, list[Change]]:
-    """VERDICT, an acceptance, and the changes that make a triplet pass, and its client known.
+def is_pool(it: Decision, pending: Pending) -> bool:
+    """Whether this is a retry of what waits from other networks, ``pool_networks`` of them.
 
-    A client whose address need not be its own has a row that tells when that was last warned of, and that never counts.
+    A sender of the recipient's own domain is none whose provider is elsewhere. Attempts that follow
+    each other faster than any queue retries are several senders', as a botnet's are.
     """
-    row, client = found.triplet, found.client
-    expires = now + settings.lifetime
-    first, early = (min(row.first, now), row.early) if row else (now, 0)
-    passed = Change(row, TripletRow(first, now, early, 1, now), expires)
-    if not settings.client_passes:
-        return verdict, [passed]
-    if found.shared:
-        if client is not None and client.passes and abs(now - client.last) < TOLD:
-            return verdict, [passed]
-        verdict.warning = (
-            f"{found.shared} is an address that many clients may share: it is not made known (tcpserver behind NAT?)"
-        )
-    if client is None or now - client.last > settings.lifetime:
-        return verdict, [passed, Change(client, ClientRow(now, now, 1), expires)]
-    return verdict, [passed, Change(client, ClientRow(client.first, now, client.passes + 1), expires)]
-
-
-# How long the first recipient of a message that passed vouches for later ones, in seconds. Nobody takes longer to name them.
-MESSAGE_TIME = 600
-
-
-def may_follow(verdict: Verdict, found: Found, settings: "Settings") -> bool:
-    """Whether VERDICT on a later recipient falls where the first one passed: RFC 6647 section 5, item 1. An operator's rule stands."""
-    return verdict.action == DEFER and deciding(found.rules, settings) is None
-
-
-def followed() -> tuple[Verdict, list[Change]]:
-    """The verdict on such a recipient, of which nothing is recorded: reason `message`."""
-    return Verdict(ACCEPT, "message"), []
-
-
-def vouches(verdict: Verdict, changes: "Sequence[Change]", found: Found, settings: "Settings", now: int) -> bool:
-    """Whether VERDICT on the first recipient is what lets later ones pass: greylisting let it pass, and does not know its client."""
-    if verdict.reason not in ("known", "retry", "pool"):
+    now = it.now
+    if pending.others < it.settings.pool_networks or pending.oldest is None:
         return False
-    client = found.client
-    for change in changes:
-        if isinstance(change.new, ClientRow):
-            client = change.new
-    return bool(found.shared) or not is_known(client, settings, now)
-
-
-def holds(verdict: Verdict, changes: "Sequence[Change]") -> bool:
-    """Whether VERDICT is the same whatever becomes of its CHANGES: they only count an attempt or a use of what is recorded.
-
-    A strike is no such thing: with the next one another verdict is due.
-    """
-    if verdict.vouches:
+    if now - pending.oldest < it.timings.delay or is_own_domain(it.triplet):
         return False
-    if verdict.reason == "early":
-        return all(isinstance(change.new, TripletRow) for change in changes) and not needs_record(verdict, changes)
-    return verdict.reason in ("known", "client")
+    newest = pending.oldest if pending.newest is None else pending.newest
+    return now - newest >= POOL_GAP and (pending.gap is None or pending.gap >= POOL_GAP)
 
 
-def needs_record(verdict: Verdict, changes: "Sequence[Change]") -> bool:
-    """Whether VERDICT is only true once its CHANGES are recorded: a deferral whose mail would be deferred at each retry without them.
-
-    That is what is new, and what waits since a time in the future, which each attempt would take for now.
-    """
-    if verdict.reason == "new":
-        return True
-    return verdict.reason == "early" and any(
-        isinstance(change.old, TripletRow)
-        and isinstance(change.new, TripletRow)
-        and change.old.first != change.new.first
-        for change in changes
-    )
+def is_own_domain(triplet: "Triplet") -> bool:
+    """Whether sender and recipient of TRIPLET are of one domain."""
+    return domain_of(triplet.sender) == domain_of(triplet.recipient)
 
 
-def is_remembered(row: TripletRow | None, now: int, seconds: int = MESSAGE_TIME) -> bool:
-    """Whether ROW says that a message's first recipient passed not more than so many SECONDS before NOW."""
-    return row is not None and now - row.last <= seconds
-
-
-def remembering(row: TripletRow | None, now: int) -> Change:
-    """The change to ROW that says so."""
-    return Change(row, TripletRow(now, now, 0, 1, now), now + MESSAGE_TIME)
-
-
-# Attempts of one message from one provider's networks are at least this many seconds apart: of the schedules that are known (docs), the
-# hastiest retries after six. What comes closer are several senders.
-POOL_GAP = 5
-
-
-def looks_around(verdict: Verdict, settings: "Settings") -> bool:
-    """Whether ``look_around`` may change VERDICT."""
-    if verdict.reason == "new":
-        return bool(settings.pool_networks or settings.network_limit or settings.pending_limit)
-    return verdict.reason == "early" and bool(settings.pool_networks)
-
-
-def look_around(
-    verdict: Verdict,
-    changes: list[Change],
-    found: Found,
-    asked: "Triplet",
-    waiting: Waiting,
-    settings: "Settings",
-    now: int,
-) -> tuple[Verdict, list[Change]]:
-    """VERDICT and CHANGES on what is ASKED, reconsidered by what is WAITING besides: reasons `pool`, `crowded` and `full`.
-
-    Providers retry from another network each time; what waits from enough of them, the oldest longer than the delay, has been retried.
-    Where too much of one network waits, what is new from there is deferred and not recorded: what waits already passes at its retry, and
-    makes its client known. Where too many triplets wait in all, somebody is filling the table, and new ones are let through.
-    """
-    if waiting.others and is_pool(asked, waiting, Terms(settings, deciding(found.rules, settings)), settings, now):
-        return _passing(Verdict(ACCEPT, "pool", detail=verdict.detail), found, settings, now)
-    if verdict.reason == "new" and settings.network_limit and waiting.crowd >= settings.network_limit:
-        return Verdict(DEFER, "crowded", verdict.wait, verdict.detail), []
-    if verdict.reason == "new" and settings.pending_limit and waiting.total >= settings.pending_limit:
-        return Verdict(ACCEPT, "full", detail=verdict.detail), []
-    return verdict, changes
-
-
-def is_pool(asked: "Triplet", waiting: Waiting, terms: Terms, settings: "Settings", now: int) -> bool:
-    """Whether what is ASKED is a retry of what is WAITING from other networks.
-
-    A sender of the recipient's own domain is none whose provider is elsewhere. Attempts that follow each other sooner than any queue
-    does are several senders', as a botnet's are.
-    """
-    if not settings.pool_networks or waiting.others < settings.pool_networks or waiting.oldest is None:
-        return False
-    if now - waiting.oldest < terms.delay or is_own_domain(asked):
-        return False
-    newest = waiting.oldest if waiting.newest is None else waiting.newest
-    return now - newest >= POOL_GAP and (waiting.gap is None or waiting.gap >= POOL_GAP)
-
-
-def is_own_domain(asked: "Triplet") -> bool:
-    """Whether the sender of what is ASKED is of the recipient's own domain."""
-    return asked.sender.rpartition(b"@")[2] == asked.recipient.rpartition(b"@")[2]
-
-
-def observe(verdict: Verdict, envelope: Envelope, settings: "Settings") -> Verdict:
-    """VERDICT on ENVELOPE, or the acceptance that remembers it where such mail is only observed."""
-    if verdict.action != ACCEPT and _is_observed(envelope, settings):
-        verdict.observed, verdict.action = verdict.action, ACCEPT
-    return verdict
-
-
-def _is_observed(envelope: Envelope, settings: "Settings") -> bool:
-    if settings.mode == "observe":
-        return True
-    if not settings.observe_domains and not settings.observe_percent:
-        return False
-    asked = triplet(envelope, settings.ipv4_prefix, settings.ipv6_prefix)
-    domain = asked.recipient.rpartition(b"@")[2].decode("utf-8", "surrogateescape")
-    return domain in settings.observe_domains or share(asked.network) < settings.observe_percent
+def domain_of(address: bytes) -> bytes:
+    """The domain of a normalised ADDRESS, or all of it where it has none."""
+    return address.rpartition(b"@")[2]
 
 
 def share(network: str) -> int:
-    """A stable number from 0 to 99 for a client NETWORK (FNV-1a: nothing is to be imported for it)."""
+    """A stable number from 0 to 99 for a client NETWORK (FNV-1a: nothing is to be imported)."""
     value = 0xCBF29CE484222325
     for byte in network.encode():
         value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
     return (value >> 32) % 100
+
+
+# --- what stands for a message --------------------------------------------------------------------
+
+
+def message_passed_recently(row: TripletRow | None, now: int, seconds: int = MESSAGE_TIME) -> bool:
+    """Whether a message's ROW says that its first recipient passed at most SECONDS before NOW."""
+    return row is not None and now - row.last <= seconds
+
+
+def message_row(row: TripletRow | None, now: int) -> Change:
+    """The change to a message's ROW that records that its first recipient passed."""
+    return Change(row, TripletRow(now, now, 0, 1, now), now + MESSAGE_TIME)
+
+
+# What a client is told where the check could not be made.
+FAULT = "temporary failure, please try again later"
+
+
+def client_text(verdict: Verdict, settings: "Settings") -> str:
+    """What a client is told about VERDICT, a deferral or a refusal, where its hook lets it."""
+    if verdict.reason == "error":
+        return FAULT
+    if verdict.action == DEFER:
+        return settings.defer_text.replace("{wait}", str(verdict.wait))
+    return settings.reject_text

@@ -1,8 +1,9 @@
 """The settings: one table of names, types, defaults and meanings, and how they are read.
 
-The environment counts first (``GREYCHECK_DELAY=1m``, from envdir, or from tcprules for one client), then a file of ``name = value``
-lines, then the defaults. A setting that cannot be read never stops mail: the default is used, and ``problems`` says so in words that
-name the file and line, or the variable. The forked child logs them; operators' commands refuse with the same words.
+The environment counts first (``GREYCHECK_DELAY=1m``, from envdir, or from tcprules for one client),
+then a file of ``name = value`` lines, then the defaults. A setting that cannot be read never stops
+mail: the default is used, and ``problems`` says so in words that name the file and line, or the
+variable. The forked child logs them; operators' commands refuse with the same words.
 
 The table feeds the parser, ``greycheck config`` and the manual.
 """
@@ -38,7 +39,8 @@ def duration_text(seconds: int) -> str:
     return f"{seconds}s"
 
 
-# A kind of setting is how its text is parsed, and how its value is written again: what ``show`` writes, ``parse`` reads as the same.
+# A kind of setting is how its text is parsed, and how its value is written again: what ``show``
+# writes, ``parse`` reads as the same.
 
 
 def _whole(low: int, high: int) -> "Kind":
@@ -50,7 +52,8 @@ def _whole(low: int, high: int) -> "Kind":
     return parse, str
 
 
-# Ten years: longer than any use of it, and short enough for the columns and timers that times go through.
+# Ten years: longer than any use of it, and short enough for the columns and timers that times go
+# through.
 LONGEST = 3650 * 86400
 
 
@@ -73,23 +76,64 @@ def _choice(*choices: str) -> "Kind":
     return parse, str
 
 
-def database_url(text: str) -> str:
-    """The URL of the database that TEXT names: a server's URL, or an SQLite file's URL or absolute path. Raises ValueError."""
+class Database:
+    """Where the store is: in an SQLite file, on a server, or nowhere.
+
+    ``url``     as SQLAlchemy has it, with its password; empty where there is no store
+    ``path``    the SQLite file; empty where it is none
+    ``server``  what the URL of a server says; None where it is no server's
+
+    Made once, when settings are read: everything else takes it from there. ``migrate.shown`` writes
+    it without its password.
+    """
+
+    __slots__ = ("path", "server", "url")
+
+    def __init__(self, url: str = "") -> None:
+        """Reads URL. Raises ValueError, without its password, if it is a server's and wrong."""
+        self.url = url
+        self.path = ""
+        self.server: Server | None = None
+        if url.startswith("sqlite"):
+            self.path = url.partition(":///")[2]
+        elif url:
+            from greycheck.store.url import parse_url
+
+            self.server = parse_url(url)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Database) and self.url == other.url
+
+
+def database_at(place: "Database | str") -> Database:
+    """Returns the database at PLACE, which may be a URL. Raises ValueError as ``Database``."""
+    return place if isinstance(place, Database) else Database(place)
+
+
+def read_database(text: str) -> Database:
+    """Returns the database that TEXT names: a URL, or the absolute path of an SQLite file.
+
+    Raises ValueError.
+    """
     scheme, sep, _rest = text.partition("://")
     if sep and scheme.partition("+")[0] == "sqlite":
         text = text[len(scheme) + 4 :]
     elif sep:
-        from greycheck.store import server
-
-        server.parse(text)
-        return text
+        return Database(text)
     if not text.startswith("/"):
-        raise ValueError("not an SQLAlchemy URL or an absolute path (as sqlite:////var/lib/greycheck/greycheck.db)")
+        raise ValueError(
+            "not an SQLAlchemy URL or an absolute path (as"
+            " sqlite:////var/lib/greycheck/greycheck.db)"
+        )
     if not text.isascii() and text.encode("utf-8", "replace").decode() != text:
         raise ValueError("an SQLite file whose path is no UTF-8 cannot be named in a URL")
     if "?" in text or "%" in text:
         raise ValueError("an SQLite file with ? or % in its path cannot be named in a URL")
-    return "sqlite:///" + text
+    return Database("sqlite:///" + text)
+
+
+def _show_database(database: Database) -> str:
+    return database.url
 
 
 def _absolute_path(text: str) -> str:
@@ -98,17 +142,17 @@ def _absolute_path(text: str) -> str:
     return text
 
 
-_DATABASE = database_url, str
+_DATABASE = read_database, _show_database
 _PATH = _absolute_path, str
 
 
 def _parse_hosts(text: str) -> tuple[str, ...]:
     hosts = tuple(host.strip() for host in text.split(",") if host.strip())
     if hosts:
-        from greycheck.store import server
+        from greycheck.store.url import read_host
 
         for host in hosts:
-            server.read_host(host)
+            read_host(host)
     return hosts
 
 
@@ -156,33 +200,59 @@ def _parse_listen(text: str) -> tuple[tuple[str, int], ...]:
         host, colon, port = each.strip().rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         address = host if host in ANY_ADDRESS else normalise.client_address(host.encode())
-        if not colon or address is None or not (port.isascii() and port.isdigit() and int(port) < 65536):
-            raise ValueError(f"{each.strip()}: not an address and a port (as 127.0.0.1:10023 or [::1]:10023)")
+        if (
+            not colon
+            or address is None
+            or not (port.isascii() and port.isdigit() and int(port) < 65536)
+        ):
+            raise ValueError(
+                f"{each.strip()}: not an address and a port (as 127.0.0.1:10023 or [::1]:10023)"
+            )
         found.append((address, int(port)))
     return tuple(found)
 
 
 def _show_listen(addresses: tuple[tuple[str, int], ...]) -> str:
-    return ", ".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in addresses)
+    return ", ".join(
+        f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in addresses
+    )
 
 
 _LISTEN = _parse_listen, _show_listen
 
 
-def _parse_networks(text: str) -> tuple[str, ...]:
-    found = []
+def _parse_name_servers(text: str) -> tuple[tuple[str, int], ...]:
+    found: list[tuple[str, int]] = []
     for each in text.split(",") if text else ():
-        address, _, prefix = each.strip().partition("/")
-        canonical = address if address in ANY_ADDRESS else normalise.client_address(address.encode())
-        bits = normalise.address_bits(canonical)[0] if canonical else 0
-        if canonical is None or (prefix and not (prefix.isascii() and prefix.isdigit() and int(prefix) <= bits)):
-            raise ValueError(f"{each.strip()}: not a network (as 192.0.2.0/24 or 2001:db8::/32)")
-        length = int(prefix or bits)
-        found.append(normalise.client_network(canonical, length, length))
+        each = each.strip()
+        is_bare = normalise.client_address(each.encode()) is not None
+        found += _parse_listen(each if not is_bare else f"[{each}]:53")
     return tuple(found)
 
 
-_NETWORKS = _parse_networks, ", ".join
+_NAME_SERVERS = _parse_name_servers, _show_listen
+
+
+def _parse_networks(text: str) -> tuple[normalise.Network, ...]:
+    found = []
+    for each in text.split(",") if text else ():
+        address, _, prefix = each.strip().partition("/")
+        canonical = (
+            address if address in ANY_ADDRESS else normalise.client_address(address.encode())
+        )
+        bits, value = normalise.address_bits(canonical) if canonical else (0, 0)
+        length = normalise.prefix_length(prefix, bits) if prefix else bits
+        if canonical is None or length is None:
+            raise ValueError(f"{each.strip()}: not a network (as 192.0.2.0/24 or 2001:db8::/32)")
+        found.append(normalise.Network(bits, value, length))
+    return tuple(found)
+
+
+def _show_networks(networks: tuple[normalise.Network, ...]) -> str:
+    return ", ".join(map(str, networks))
+
+
+_NETWORKS = _parse_networks, _show_networks
 _TEXT = str, str
 
 TYPE_CHECKING = False
@@ -190,23 +260,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from greycheck.store.url import Server
+
     Kind = tuple[Callable[[str], object], Callable[[Any], str]]
 
 
 class Setting:
-    """One row of the table. ``default`` and ``text`` are the same value, parsed and as one would write it.
+    """One row of the table.
 
-    ``parse`` makes a value of text, and raises ValueError; ``show`` makes text of a value that ``parse`` reads as the same.
+    ``default`` and ``text`` are the same value, parsed and as an operator writes it. ``parse``
+    makes a value of text, and raises ValueError; ``show`` makes text of a value that ``parse``
+    reads as the same. ``where`` are the programs that read it, names of ``cli.config.READERS``
+    with commas between.
     """
 
-    __slots__ = ("default", "meaning", "name", "parse", "show", "text")
+    __slots__ = ("default", "meaning", "name", "parse", "show", "text", "where")
 
-    def __init__(self, name: str, kind: "Kind", text: str, meaning: str) -> None:
+    def __init__(
+        self, name: str, kind: "Kind", text: str, meaning: str, where: str = "check"
+    ) -> None:
         self.name = name
         self.parse, self.show = kind
         self.text = text
-        self.default = self.parse(text) if text or name != "database" else ""
+        self.default = self.parse(text) if text or name != "database" else Database()
         self.meaning = meaning
+        self.where = where
 
 
 TABLE = (
@@ -215,53 +293,104 @@ TABLE = (
         _DATABASE,
         "",
         "Where triplets are kept: an SQLAlchemy URL, or the path of an SQLite file.",
+        "check, expire, commands",
     ),
     Setting(
         "database_file",
         _PATH,
         "",
         "A file with the database's URL in its first line, for the checker alone to read.",
+        "check, expire, commands",
     ),
     Setting(
         "database_hosts",
         _HOSTS,
         "",
         "Hosts of a server in the order in which they are tried here, instead of the URL's.",
+        "check, expire, commands",
     ),
     Setting(
         "state_directory",
         _PATH,
         "",
         "Where checks note that a server does not answer; else where an SQLite file would be.",
+        "check, expire, commands",
     ),
     Setting(
         "database_mode",
         _mode("0600", "0660"),
         "0600",
         "Permissions of an SQLite file that greycheck makes: 0600 or 0660.",
+        "check, expire, commands",
     ),
-    Setting("delay", _duration(0), "5m", "How long after the first attempt a retry still comes too early."),
+    Setting(
+        "delay",
+        _duration(0),
+        "5m",
+        "How long after the first attempt a retry still comes too early.",
+        "check, expire, commands",
+    ),
     Setting(
         "retry_window",
         _duration(1),
         "48h",
         "How long after the first attempt a retry still counts as the same message.",
+        "check, expire, commands",
     ),
-    Setting("lifetime", _duration(1), "36d", "How long what passed is remembered after its last use."),
-    Setting("ipv4_prefix", _whole(1, 32), "24", "Prefix length that makes a network of an IPv4 client."),
-    Setting("ipv6_prefix", _whole(1, 128), "64", "Prefix length that makes a network of an IPv6 client."),
+    Setting(
+        "lifetime",
+        _duration(1),
+        "36d",
+        "How long what passed is remembered after its last use.",
+        "check, expire, commands",
+    ),
+    Setting(
+        "ipv4_prefix",
+        _whole(1, 32),
+        "24",
+        "Prefix length that makes a network of an IPv4 client.",
+        "check, commands",
+    ),
+    Setting(
+        "ipv6_prefix",
+        _whole(1, 128),
+        "64",
+        "Prefix length that makes a network of an IPv6 client.",
+        "check, commands",
+    ),
     Setting(
         "client_passes",
         _whole(0, 1000000),
         "1",
         "After how many passed triplets all mail of a client address passes; 0 never.",
+        "check, commands",
     ),
     Setting(
-        "null_sender", _choice("greylist", "accept"), "greylist", "What happens to the null sender: greylist or accept."
+        "null_sender",
+        _choice("greylist", "accept"),
+        "greylist",
+        "What happens to the null sender: greylist or accept.",
     ),
-    Setting("strikes", _whole(0, 1000), "0", "After how many hasty retries in a row a client is refused; 0 never."),
-    Setting("strike_interval", _duration(2), "5s", "How soon after the last attempt a retry is a strike."),
-    Setting("strike_time", _duration(1), "24h", "How long a client is refused for its strikes."),
+    Setting(
+        "strikes",
+        _whole(0, 1000),
+        "0",
+        "After how many hasty retries in a row a client is refused; 0 never.",
+        "check, commands",
+    ),
+    Setting(
+        "strike_interval",
+        _duration(2),
+        "5s",
+        "How soon after the last attempt a retry is a strike.",
+    ),
+    Setting(
+        "strike_time",
+        _duration(1),
+        "24h",
+        "How long a client is refused for its strikes.",
+        "check, commands",
+    ),
     Setting(
         "pool_networks",
         _whole(0, 1000),
@@ -269,10 +398,45 @@ TABLE = (
         "From how many other networks the same mail must wait to count as retried; 0 never.",
     ),
     Setting(
+        "identity",
+        _choice("yes", "observe", "no"),
+        "yes",
+        "Whether a sender's domain stands for the networks it sends from: yes, observe or no.",
+        "check, commands",
+    ),
+    Setting(
+        "domain_passes",
+        _whole(0, 1000000),
+        "1",
+        "After how many passed triplets all mail of a domain passes from its networks; 0 never.",
+        "check, commands",
+    ),
+    Setting(
+        "trust_spfresult",
+        _choice("yes", "no"),
+        "no",
+        "Whether SPFRESULT=pass of the mail server gives the domain's identity: yes or no.",
+    ),
+    Setting(
+        "resolver",
+        _NAME_SERVERS,
+        "",
+        "DNS servers that are asked for SPF, with commas between; by default the system's.",
+        "commands",
+    ),
+    Setting(
+        "learn_outbound",
+        _duration(0),
+        "0",
+        "How long whom our users write to may answer them at once; 0 never.",
+        "check, commands",
+    ),
+    Setting(
         "network_limit",
         _whole(0, 1000000),
         "1000",
-        "How many triplets of one client network may wait before new ones are not recorded; 0 for any number.",
+        "How many triplets of one client network may wait before new ones are not recorded; 0 for"
+        " any number.",
     ),
     Setting(
         "pending_limit",
@@ -280,15 +444,25 @@ TABLE = (
         "1000000",
         "How many triplets may wait before new ones are accepted; 0 for any number.",
     ),
-    Setting("verified_names", _choice("yes", "no"), "no", "Whether tcpserver verifies TCPREMOTEHOST (-p): yes or no."),
+    Setting(
+        "verified_names",
+        _choice("yes", "no"),
+        "no",
+        "Whether tcpserver verifies TCPREMOTEHOST (-p): yes or no.",
+        "check, commands",
+    ),
     Setting(
         "mode",
         _choice("enforce", "observe"),
         "enforce",
         "Whether verdicts count or are only logged: enforce or observe.",
+        "check, commands",
     ),
     Setting(
-        "observe_domains", _DOMAINS, "", "Recipient domains for which verdicts are only logged, with commas between."
+        "observe_domains",
+        _DOMAINS,
+        "",
+        "Recipient domains for which verdicts are only logged, with commas between.",
     ),
     Setting(
         "observe_percent",
@@ -296,48 +470,131 @@ TABLE = (
         "0",
         "Share of client networks for which verdicts are only logged, in percent.",
     ),
-    Setting("deadline", _duration(1, 600), "5s", "How long one check may take before on_error answers."),
     Setting(
-        "on_error", _choice("accept", "defer"), "accept", "The verdict where the check cannot be made: accept or defer."
+        "deadline",
+        _duration(1, 600),
+        "5s",
+        "How long one check may take before on_error answers.",
+        "check, commands",
     ),
     Setting(
-        "socket", _PATH, "/run/greycheck/socket", "Where the resident listens, and native children ask: a unix socket."
-    ),
-    Setting("socket_mode", _mode("0600", "0660", "0666"), "0660", "Permissions of that socket: 0600, 0660 or 0666."),
-    Setting("socket_owner", _OWNER, "", "Owner of that socket: a user, a :group or user:group."),
-    Setting("socket_patience", _duration(1, 60), "1s", "How long a native child waits for the resident."),
-    Setting("listen", _LISTEN, "", "Where the resident listens besides: addresses and ports, with commas between."),
-    Setting("listen_clients", _NETWORKS, "127.0.0.0/8, ::1", "Networks that may ask the resident there."),
-    Setting("max_connections", _whole(1, 100000), "2000", "How many peers the resident serves at once."),
-    Setting("max_request", _whole(1024, 1048576), "16384", "How long a request to the resident may be, in bytes."),
-    Setting(
-        "request_time", _duration(1, 600), "10s", "How long a peer may take over a request, or over taking an answer."
+        "on_error",
+        _choice("accept", "defer"),
+        "accept",
+        "The verdict where the check cannot be made: accept or defer.",
+        "check, launcher",
     ),
     Setting(
-        "idle_time", _duration(1), "20m", "How long the resident keeps the connection of a peer that asks nothing."
+        "socket",
+        _PATH,
+        "/run/greycheck/socket",
+        "Where the resident listens, and native children ask: a unix socket.",
+        "launcher, serve, commands",
     ),
-    Setting("max_queue", _whole(1, 1000000), "1000", "How many requests may wait for a server database at once."),
-    Setting("pool_size", _whole(1, 1000), "8", "How many connections to a server database the resident has."),
-    Setting("header", _choice("yes", "no"), "no", "Whether a policy's answer adds X-Greylist to a message: yes or no."),
+    Setting(
+        "socket_mode",
+        _mode("0600", "0660", "0666"),
+        "0660",
+        "Permissions of that socket: 0600, 0660 or 0666.",
+        "serve",
+    ),
+    Setting(
+        "socket_owner", _OWNER, "", "Owner of that socket: a user, a :group or user:group.", "serve"
+    ),
+    Setting(
+        "socket_patience",
+        _duration(1, 60),
+        "1s",
+        "How long a native child waits for the resident.",
+        "launcher, commands",
+    ),
+    Setting(
+        "listen",
+        _LISTEN,
+        "",
+        "Where the resident listens besides: addresses and ports, with commas between.",
+        "serve",
+    ),
+    Setting(
+        "listen_clients",
+        _NETWORKS,
+        "127.0.0.0/8, ::1",
+        "Networks that may ask the resident there.",
+        "serve",
+    ),
+    Setting(
+        "max_connections",
+        _whole(1, 100000),
+        "2000",
+        "How many peers the resident serves at once.",
+        "serve",
+    ),
+    Setting(
+        "max_request",
+        _whole(1024, 1048576),
+        "16384",
+        "How long a request to the resident may be, in bytes.",
+        "serve, policy",
+    ),
+    Setting(
+        "request_time",
+        _duration(1, 600),
+        "10s",
+        "How long a peer may take over a request, or over taking an answer.",
+        "serve",
+    ),
+    Setting(
+        "idle_time",
+        _duration(1),
+        "20m",
+        "How long the resident keeps the connection of a peer that asks nothing.",
+        "serve",
+    ),
+    Setting(
+        "max_queue",
+        _whole(1, 1000000),
+        "1000",
+        "How many requests may wait for a server database at once.",
+        "serve",
+    ),
+    Setting(
+        "pool_size",
+        _whole(1, 1000),
+        "8",
+        "How many connections to a server database the resident has.",
+        "serve",
+    ),
+    Setting(
+        "header",
+        _choice("yes", "no"),
+        "no",
+        "Whether a policy's answer adds X-Greylist to a message: yes or no.",
+        "serve, policy",
+    ),
     Setting(
         "defer_text",
         _TEXT,
         "greylisted, please try again later",
         "What a deferral tells a client, where the hook lets it.",
     ),
-    Setting("reject_text", _TEXT, "refused by local policy", "What a refusal tells a client, where the hook lets it."),
+    Setting(
+        "reject_text",
+        _TEXT,
+        "refused by local policy",
+        "What a refusal tells a client, where the hook lets it.",
+    ),
 )
 
 
 class Settings:
     """The values of the table, where each came from, and what was wrong.
 
-    ``sources`` maps a name to ``/path:line``, a variable or ``default``; ``problems`` are lines for the log. ``off`` is the variable
-    GREYCHECK=off, which tcprules sets for a client that is not to be checked. ``database`` is a URL, empty where the settings that say
-    where the store is cannot be used.
+    ``sources`` maps a name to ``/path:line``, a variable or ``default``; ``problems`` are lines for
+    the log. ``off`` is the variable GREYCHECK=off, which tcprules sets for a client that is not to
+    be checked. ``database`` is nowhere if the settings that say where the store is cannot be used.
     """
 
-    database: str
+    database: Database
     database_file: str
     database_hosts: tuple[str, ...]
     state_directory: str
@@ -353,6 +610,11 @@ class Settings:
     strike_interval: int
     strike_time: int
     pool_networks: int
+    identity: str
+    domain_passes: int
+    trust_spfresult: str
+    resolver: tuple[tuple[str, int], ...]
+    learn_outbound: int
     network_limit: int
     pending_limit: int
     verified_names: str
@@ -366,7 +628,7 @@ class Settings:
     socket_owner: tuple[str, str]
     socket_patience: int
     listen: tuple[tuple[str, int], ...]
-    listen_clients: tuple[str, ...]
+    listen_clients: tuple[normalise.Network, ...]
     max_connections: int
     max_request: int
     request_time: int
@@ -394,7 +656,10 @@ Lines = tuple[dict[str, tuple[str, str]], list[str]]
 
 
 def read(environ: dict[bytes, bytes], lines: Lines | None = None) -> Settings:
-    """The settings of a process with ENVIRON; LINES are those of its file, where it was read before. Never fails."""
+    """Returns the settings of a process with ENVIRON. Never fails.
+
+    LINES are those of its file, if it was read before.
+    """
     settings = Settings()
     in_file, problems = read_file(environ) if lines is None else lines
     given = in_file.copy()
@@ -406,13 +671,16 @@ def read(environ: dict[bytes, bytes], lines: Lines | None = None) -> Settings:
         if source != "default":
             _take(settings, setting, text, source)
     for number, (name, (_text, source)) in enumerate(given.items()):
-        settings.problems.append(f"{source}: {no_such(name) if number < GUESSES else f'{name}: no such setting'}")
+        settings.problems.append(
+            f"{source}: {no_such(name) if number < GUESSES else f'{name}: no such setting'}"
+        )
     _settle_database(settings, environ)
     _hold_together(settings)
     return settings
 
 
-# Of how many settings that do not exist it is looked for what was meant: a file of nothing else must not cost a check its deadline.
+# Of how many settings that do not exist it is looked for what was meant: a file of nothing else
+# must not cost a check its deadline.
 GUESSES = 5
 
 
@@ -441,10 +709,13 @@ def _take(settings: Settings, setting: Setting, text: str, source: str) -> None:
         if setting.name in _WHERE:
             _lose_store(settings, f"{source}: {setting.name}: {error}")
             return
-        settings.problems.append(f"{source}: {setting.name} = {text}: {error}; using {setting.text or 'the default'}")
+        settings.problems.append(
+            f"{source}: {setting.name} = {text}: {error}; using {setting.text or 'the default'}"
+        )
 
 
-# The settings that say where the store is. Where one cannot be used, no other store is: it would know of nobody.
+# The settings that say where the store is. Where one cannot be used, no other store is: it would
+# know of nobody.
 _WHERE = ("database", "database_file", "database_hosts")
 
 
@@ -454,18 +725,18 @@ def _lose_store(settings: Settings, problem: str) -> None:
 
 
 def _settle_database(settings: Settings, environ: dict[bytes, bytes]) -> None:
-    """Makes one URL of the settings that say where the store is."""
-    if settings.database_file and not settings.database:
+    """Makes one database of the settings that say where the store is."""
+    if settings.database_file and not settings.database.url:
         _read_database_file(settings)
     if not settings.has_store:
-        settings.database = ""
-    elif not settings.database:
-        settings.database = "sqlite:///" + default_directory(environ) + "/" + DATABASE_FILE
-    elif not settings.database.startswith("sqlite:"):
+        settings.database = Database()
+    elif not settings.database.url:
+        settings.database = Database(f"sqlite:///{default_directory(environ)}/{DATABASE_FILE}")
+    elif settings.database.server is not None:
         if settings.database_hosts:
-            from greycheck.store import server
+            from greycheck.store.url import with_hosts
 
-            settings.database = server.with_hosts(settings.database, settings.database_hosts)
+            settings.database = Database(with_hosts(settings.database.url, settings.database_hosts))
         settings.state_directory = settings.state_directory or default_directory(environ)
 
 
@@ -480,28 +751,35 @@ def _read_database_file(settings: Settings) -> None:
         _lose_store(settings, f"{path}: {error}")
 
 
-def database_in_file(path: str) -> str:
-    """The URL of the database that the first line of the file PATH names. Raises OSError, and ValueError as ``database_url``."""
+def database_in_file(path: str) -> Database:
+    """Returns the database that the first line of the file PATH names.
+
+    Raises OSError, and ValueError as ``read_database``.
+    """
     descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
     try:
         text = posix.read(descriptor, FILE).decode("utf-8", "surrogateescape")
     finally:
         posix.close(descriptor)
-    return database_url(text.partition("\n")[0].strip())
+    return read_database(text.partition("\n")[0].strip())
 
 
 def _hold_together(settings: Settings) -> None:
-    """Where no retry could ever pass, mail would be held for ever: a window that ends before the delay does is a wrong setting."""
+    """Mends a retry window that ends before the delay does: no retry could ever pass."""
     if settings.retry_window > settings.delay:
         return
-    source = settings.sources["retry_window" if settings.sources["retry_window"] != "default" else "delay"]
+    source = settings.sources[
+        "retry_window" if settings.sources["retry_window"] != "default" else "delay"
+    ]
     by_name = {setting.name: setting for setting in TABLE}
     settings.set(by_name["retry_window"], by_name["retry_window"].default, "default")
     used = f"retry_window = {by_name['retry_window'].text}"
     if settings.retry_window <= settings.delay:
         settings.set(by_name["delay"], by_name["delay"].default, "default")
         used += ", delay = 5m"
-    settings.problems.append(f"{source}: retry_window ends before delay is over: no retry could pass; using {used}")
+    settings.problems.append(
+        f"{source}: retry_window ends before delay is over: no retry could pass; using {used}"
+    )
 
 
 def read_file(environ: dict[bytes, bytes]) -> Lines:
@@ -514,10 +792,15 @@ def read_file(environ: dict[bytes, bytes]) -> Lines:
 
 def _read_file(path: bytes | None, given: dict[str, tuple[str, str]], problems: list[str]) -> None:
     name = (
-        CONFIG_FILE if path is None else path.decode("utf-8", "surrogateescape") or "GREYCHECK_CONFIG, which is empty"
+        CONFIG_FILE
+        if path is None
+        else path.decode("utf-8", "surrogateescape") or "GREYCHECK_CONFIG, which is empty"
     )
     try:
-        fd = posix.open(CONFIG_FILE if path is None else path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
+        fd = posix.open(
+            CONFIG_FILE if path is None else path,
+            posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK,
+        )
     except OSError as error:
         if path is not None or not isinstance(error, FileNotFoundError):
             problems.append(f"{name}: {error.strerror}")
@@ -534,7 +817,9 @@ def _read_file(path: bytes | None, given: dict[str, tuple[str, str]], problems: 
         whole, end, _cut = content[:FILE].rpartition(b"\n")
         content = whole + end
         line = content.count(b"\n") + 1
-        problems.append(f"{name}: longer than {FILE} bytes: line {line} and what follows is not read")
+        problems.append(
+            f"{name}: longer than {FILE} bytes: line {line} and what follows is not read"
+        )
     text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
     for number, each in enumerate(text.split("\n"), 1):
         each = each.strip()
@@ -547,7 +832,9 @@ def _read_file(path: bytes | None, given: dict[str, tuple[str, str]], problems: 
         given[setting.strip().lower()] = (value.strip(), f"{name}:{number}")
 
 
-def _read_environ(environ: dict[bytes, bytes], given: dict[str, tuple[str, str]], settings: Settings) -> None:
+def _read_environ(
+    environ: dict[bytes, bytes], given: dict[str, tuple[str, str]], settings: Settings
+) -> None:
     for key, value in environ.items():
         if not key.startswith(b"GREYCHECK"):
             continue
@@ -564,8 +851,9 @@ def _read_environ(environ: dict[bytes, bytes], given: dict[str, tuple[str, str]]
 def default_directory(environ: dict[bytes, bytes]) -> str:
     """Where the SQLite file lives when no setting says so.
 
-    The system's directory where it exists; else, for an ordinary user (one who owns his home directory), his state directory; else
-    the system's, so that the message about its absence names it. HOME alone proves nothing: a service may inherit /root's.
+    The system's directory where it exists; else, for an ordinary user (one who owns his home
+    directory), his state directory; else the system's, so that the message about its absence names
+    it. HOME alone proves nothing: a service may inherit /root's.
     """
     try:
         posix.stat(SYSTEM_DIRECTORY)

@@ -1,4 +1,6 @@
-"""Which word may have been meant. Without imports: a check says it too, of a setting that does not exist.
+"""Finds the word that may have been meant, for a setting that does not exist.
+
+It imports nothing, as a check may need it.
 
 Interface: ``nearest``.
 """
@@ -7,21 +9,21 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# No word that is looked for is longer.
+# No known word is longer.
 LONGEST = 32
 
 
 def nearest(word: str, known: "Iterable[str]") -> str:
-    """The one of the KNOWN words that is spelt like WORD but for a letter in three; empty where none is."""
+    """Returns the KNOWN word that differs from WORD in at most one letter of three; else empty."""
     most = max(1, len(word) // 3)
     if len(word) > LONGEST:
         return ""
-    distance, found = min(((_distance(word, each), each) for each in known), default=(most + 1, ""))
-    return found if distance <= most else ""
+    distance, best = min(((_distance(word, each), each) for each in known), default=(most + 1, ""))
+    return best if distance <= most else ""
 
 
 def _distance(one: str, other: str) -> int:
-    """How many letters are missing, too many, wrong, or changed places with the next between ONE and OTHER."""
+    """Returns how many letters of ONE must be added, removed, changed or swapped to get OTHER."""
     before: list[int] = []
     row = list(range(len(other) + 1))
     for i, a in enumerate(one, 1):

@@ -1,6 +1,9 @@
-"""Characters that are printable, and that nobody sees: they are no part of a setting, and are escaped on a terminal."""
+"""Characters that are printable but not visible.
 
-# Printable for Unicode, and seen by nobody: fillers, variation selectors, the empty pattern of Braille.
+They are not allowed in a setting, and are escaped on a terminal.
+"""
+
+# Printable by Unicode, but not visible: fillers, variation selectors, the empty pattern of Braille.
 UNSEEN = frozenset(
     chr(code)
     for first, last in (

@@ -2,7 +2,7 @@
 
 import sqlalchemy as sa
 
-from greycheck.store import steps
+from greycheck.store.schema import migration_ops
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}

@@ -1,4 +1,6 @@
-"""What all tests share: a place that any user can reach, and launchers installed as an operator installs them."""
+"""What all tests share: a place that any user can reach, and launchers installed as an operator
+installs them.
+"""
 
 import os
 import shutil
@@ -11,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from greycheck.cli.launcher import PROGRAMS
-from greycheck.store import schema
+from greycheck.launchers.python import PROGRAMS
+from greycheck.store.schema import migrate
 from tests.resident.resident import Resident
 from tests.servers import MariaDB, Postgres, galera, mariadb, postgres, standby, templates  # noqa: F401
 from tests.support import MEASURED, NOWHERE, Child, Database, ServerDatabase, SQLiteFile
@@ -20,7 +22,9 @@ from tests.support import MEASURED, NOWHERE, Child, Database, ServerDatabase, SQ
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """An empty directory below directories that any user may pass; pytest's own are closed to others."""
+    """An empty directory below directories that any user may pass; pytest's own are closed to
+    others.
+    """
     directory = Path(tempfile.mkdtemp(prefix="greycheck-test-"))
     directory.chmod(0o755)
     yield directory
@@ -31,7 +35,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "both_ways: also with programs in C, which ask a resident")
     config.addinivalue_line("markers", "one_way: not so, where all others of the file are")
     config.addinivalue_line(
-        "markers", "system: needs more than Python, by its fixtures or their parameters: not in dev/test --quick"
+        "markers",
+        "root: skipped for others than root, by its reason: dev/test runs it through sudo",
+    )
+    config.addinivalue_line(
+        "markers",
+        "system: needs more than Python, by its fixtures or their parameters: not in dev/test"
+        " --quick",
     )
 
 
@@ -44,33 +54,62 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of a resident, each hook is tried with a file, and each server with one hook."""
-    spared = [item for item in items if hasattr(item, "callspec") and is_spared(item.callspec.params)]
+    spared = [
+        item for item in items if hasattr(item, "callspec") and is_spared(item.callspec.params)
+    ]
     config.hook.pytest_deselected(items=spared)
     items[:] = [item for item in items if item not in spared]
     for item in items:
         if needs_more_than_python(item):
             item.add_marker("system")
+        if needs_root(item):
+            item.add_marker("root")
 
 
 # Fixtures that run a server or a compiler, and how a parameter begins that asks for one.
-SYSTEM = frozenset(("postgres", "standby", "mariadb", "galera", "on_postgresql", "on_mariadb", "natives", "bare_mx"))
+SYSTEM = frozenset(
+    (
+        "postgres",
+        "standby",
+        "mariadb",
+        "galera",
+        "on_postgresql",
+        "on_mariadb",
+        "natives",
+        "bare_mx",
+    )
+)
 SERVERS = ("postgres", "mariadb", "mysql", "galera")
 
 
 def needs_more_than_python(item: pytest.Item) -> bool:
     given = list(item.callspec.params.values()) if hasattr(item, "callspec") else []
     on_server = any(isinstance(value, str) and value.startswith(SERVERS) for value in given)
-    return on_server or "resident" in given or not SYSTEM.isdisjoint(getattr(item, "fixturenames", ()))
+    return (
+        on_server or "resident" in given or not SYSTEM.isdisjoint(getattr(item, "fixturenames", ()))
+    )
+
+
+def needs_root(item: pytest.Item) -> bool:
+    """Whether ITEM is skipped for others than root."""
+    reasons = [str(mark.kwargs.get("reason", "")) for mark in item.iter_markers("skipif")]
+    return any("root" in reason.split() for reason in reasons)
 
 
 def is_spared(given: dict[str, object]) -> bool:
     on_server = given.get("database", "sqlite") != "sqlite" or "pair" in given
-    return given.get("way") == "resident" and on_server and given.get("hook", "SMTPEXTFORK") != "SMTPEXTFORK"
+    return (
+        given.get("way") == "resident"
+        and on_server
+        and given.get("hook", "SMTPEXTFORK") != "SMTPEXTFORK"
+    )
 
 
 @pytest.fixture
 def way(request: pytest.FixtureRequest) -> str:
-    """How programs come to their verdict: ``forked``, as a Python child, or by asking a ``resident`` that serves the test's store."""
+    """How programs come to their verdict: ``forked``, as a Python child, or by asking a
+    ``resident`` that serves the test's store.
+    """
     return str(getattr(request, "param", "forked"))
 
 
@@ -127,7 +166,7 @@ def measured_launchers() -> Iterator[Path]:
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An SQLite store without rows, to be copied: migrations take longer than most tests."""
     path = tmp_path_factory.mktemp("store") / "greycheck.db"
-    schema.upgrade(f"sqlite:///{path}")
+    migrate.upgrade(f"sqlite:///{path}")
     return path
 
 
@@ -153,7 +192,8 @@ def on_mariadb(
     found.close()
 
 
-# For a process that coverage is not to measure. Residents are measured in tests/resident; there they may take three times as long.
+# For a process that coverage is not to measure. Residents are measured in tests/resident; there
+# they may take three times as long.
 UNMEASURED: dict[str, str | None] = {"COVERAGE_PROCESS_START": "", "COVERAGE_PROCESS_CONFIG": ""}
 
 Serving = Callable[[ServerDatabase | None], Resident]
@@ -161,12 +201,16 @@ Serving = Callable[[ServerDatabase | None], Resident]
 
 @pytest.fixture(scope="module")
 def serving(empty_store: Path) -> Iterator[Serving]:
-    """The resident of a server database, or with an SQLite file: one of each for a file of tests, and no row in its store."""
+    """The resident of a server database, or with an SQLite file: one of each for a file of tests,
+    and no row in its store.
+    """
     started: dict[str, Resident] = {}
     with ExitStack() as running:
 
         def start(server_database: ServerDatabase | None) -> Resident:
-            directory = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="greycheck-test-")))
+            directory = Path(
+                running.enter_context(tempfile.TemporaryDirectory(prefix="greycheck-test-"))
+            )
             directory.chmod(0o755)
             store: Database = SQLiteFile(directory / "greycheck.db", empty_store)
             if server_database is not None:
@@ -174,7 +218,9 @@ def serving(empty_store: Path) -> Iterator[Serving]:
             store.make()
             # Sessions may be another user's, and a busy machine may take its time.
             settings = {"socket_mode": "0666", "deadline": "60s"}
-            return running.enter_context(Resident(directory, settings, store, environ=UNMEASURED)).wait()
+            return running.enter_context(
+                Resident(directory, settings, store, environ=UNMEASURED)
+            ).wait()
 
         def serve(server_database: ServerDatabase | None) -> Resident:
             name = server_database.url if server_database else ""
@@ -187,8 +233,11 @@ def serving(empty_store: Path) -> Iterator[Serving]:
 
 
 @pytest.fixture
-def database(request: pytest.FixtureRequest, place: Path, empty_store: Path, way: str) -> Database:
-    """An SQLite file that is yet to be made; where ``support.on_every_database`` asks for it, any store, with tables but no row.
+def database(
+    request: pytest.FixtureRequest, place: Path, empty_store: Path, way: str
+) -> Iterator[Database]:
+    """An SQLite file that is yet to be made; where ``support.on_every_database`` asks for it, any
+    store, with tables but no row.
 
     A resident's store has its tables.
     """
@@ -198,13 +247,17 @@ def database(request: pytest.FixtureRequest, place: Path, empty_store: Path, way
         server_database = request.getfixturevalue(f"on_{dialect}")
     if way == "resident":
         serving: Serving = request.getfixturevalue("serving")
-        return serving(server_database).store
+        served = serving(server_database).store
+        yield served
+        served.leave()
+        return
     found: Database = SQLiteFile(place / "greycheck.db", empty_store, driver == "resident")
     if server_database is not None:
         found = server_database.seen_from(place, driver)
     if dialect:
         found.make()
-    return found
+    yield found
+    found.leave()
 
 
 @pytest.fixture
@@ -217,7 +270,9 @@ def programs(request: pytest.FixtureRequest, way: str) -> Path:
 @pytest.fixture
 def child(programs: Path, database: Database, way: str) -> Child:
     """What a mail server runs, with a store of its own."""
-    return Child(programs, database, database.directory / "socket" if way == "resident" else NOWHERE)
+    return Child(
+        programs, database, database.directory / "socket" if way == "resident" else NOWHERE
+    )
 
 
 @pytest.fixture(params=["launcher", "measured"])

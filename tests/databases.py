@@ -4,18 +4,18 @@ from collections.abc import Sequence
 
 from sqlalchemy import Engine, insert, select
 
-from greycheck.store.engine import open_engine
-from greycheck.store.tables import metadata
+from greycheck.store.admin.engine import open_engine
+from greycheck.store.schema.tables import metadata
 
 Row = tuple[object, ...]
 
 
 def fill(engine: Engine, table: str, rows: Sequence[Row]) -> None:
-    """Puts ROWS into TABLE."""
+    """Puts ROWS into TABLE. The last columns, which have defaults, may be left out."""
     found = metadata.tables[table]
     names = [column.name for column in found.columns]
     with engine.begin() as connection:
-        connection.execute(insert(found), [dict(zip(names, row, strict=True)) for row in rows])
+        connection.execute(insert(found), [dict(zip(names, row, strict=False)) for row in rows])
 
 
 def fill_url(url: str, table: str, rows: Sequence[Row]) -> None:
@@ -31,4 +31,6 @@ def contents(url: str, table: str) -> list[Row]:
     with engine.connect() as connection:
         found = [tuple(row) for row in connection.execute(select(metadata.tables[table]))]
     engine.dispose()
-    return sorted(found, key=lambda row: row[0] if isinstance(row[0], bytes) else str(row[0]).encode())
+    return sorted(
+        found, key=lambda row: row[0] if isinstance(row[0], bytes) else str(row[0]).encode()
+    )

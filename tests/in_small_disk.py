@@ -1,4 +1,5 @@
-"""A small disk of its own, for test_faults.py: run in a mount namespace, it mounts a tmpfs and prints how children ended there.
+"""A small disk of its own, for test_faults.py: run in a mount namespace, it mounts a tmpfs and
+prints how children ended there.
 
 Usage: in_small_disk.py MOUNTPOINT LAUNCHER. Prints one JSON line: {event: [exit code, log]}.
 """
@@ -15,7 +16,9 @@ results: dict[str, list[object]] = {}
 
 
 def mount(*options: str) -> None:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0755", *options, "none", str(place)], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "mode=0755", *options, "none", str(place)], check=True
+    )
 
 
 def check(event: str, sender: str, **settings: str) -> None:
@@ -30,7 +33,12 @@ def check(event: str, sender: str, **settings: str) -> None:
         **settings,
     }
     ran = subprocess.run(
-        [launcher], env=environ, stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=False
+        [launcher],
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=120,
+        check=False,
     )
     results[event] = [ran.returncode, ran.stderr.decode()]
 
@@ -38,7 +46,9 @@ def check(event: str, sender: str, **settings: str) -> None:
 def age(seconds: int) -> None:
     with sqlite3.connect(place / "greycheck.db") as connection:
         connection.execute(
-            "UPDATE triplet SET first_attempt = first_attempt - ?1, last_attempt = last_attempt - ?1", (seconds,)
+            "UPDATE triplet SET first_attempt = first_attempt - ?1, last_attempt = last_attempt -"
+            " ?1",
+            (seconds,),
         )
     connection.close()
 
@@ -47,7 +57,8 @@ def ahead(sender: str, seconds: int) -> None:
     """As if SENDER had been recorded under a clock that was so many SECONDS ahead."""
     with sqlite3.connect(place / "greycheck.db") as connection:
         connection.execute(
-            "UPDATE triplet SET first_attempt = first_attempt + ?1, last_attempt = last_attempt + ?1, expires_at = expires_at + ?1"
+            "UPDATE triplet SET first_attempt = first_attempt + ?1, last_attempt = last_attempt +"
+            " ?1, expires_at = expires_at + ?1"
             " WHERE sender = ?2",
             (seconds, sender),
         )

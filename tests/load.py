@@ -1,11 +1,13 @@
-"""Children at a steady rate, as a busy mail server forks them, and what may not happen to any of them."""
+"""Children at a steady rate, as a busy mail server forks them, and what may not happen to any of
+them.
+"""
 
 import os
 import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Event, Thread
 
@@ -13,10 +15,12 @@ from greycheck import settings
 from greycheck.envelope import Envelope, triplet
 from greycheck.policy import Change, TripletRow
 from greycheck.store import connect
-from greycheck.store.lean import Asked
+from greycheck.store.base import Asked
 from tests.support import ACCEPTED, DEFERRED
 
-RATE = 50  # children a second, as far as the machine can: those that compute are MOST at most, those that wait do not count
+# Children a second, as far as the machine can: those that compute are MOST at most, those that wait
+# do not count.
+RATE = 50
 MOST = 15
 DEADLINE = 2  # seconds
 CLIENT = "192.0.2.1"
@@ -36,7 +40,13 @@ class One:
     """One child: what it was asked, on which MX host, and how it ended."""
 
     def __init__(
-        self, kind: str, sender: bytes, mx: int, command: list[str], environ: dict[str, str], log: Path
+        self,
+        kind: str,
+        sender: bytes,
+        mx: int,
+        command: list[str],
+        environ: dict[str, str],
+        log: Path,
     ) -> None:
         self.kind = kind
         self.mx = mx
@@ -45,7 +55,9 @@ class One:
         self.started = time.monotonic()
         self.took = 0.0
         with log.open("wb") as stderr:
-            self.process = subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stderr=stderr)
+            self.process = subprocess.Popen(
+                command, env=environ, stdin=subprocess.DEVNULL, stderr=stderr
+            )
 
     def has_ended(self) -> bool:
         if self.process.poll() is None:
@@ -67,7 +79,10 @@ class One:
 
 
 class Load:
-    """A steady load on the store at URLS, one for each MX host, in turn. Each host has a state directory below PLACE."""
+    """A steady load on the store at URLS, one for each MX host, in turn.
+
+    Each host has a state directory below PLACE.
+    """
 
     def __init__(self, program: Path, urls: Iterable[str], place: Path) -> None:
         self.environs = []
@@ -99,16 +114,18 @@ class Load:
         """Rows of ROWS triplets of each kind that has one."""
         now = int(time.time())
         environ = {key.encode(): value.encode() for key, value in self.environs[0].items()}
-        store = connect(settings.read(environ), 60)
-        for number in range(rows):
-            for kind, row in (
-                ("known", TripletRow(now - 90000, now - 600, 0, 1, now - 80000)),
-                ("due", TripletRow(now - 3600, now - 3600)),
-                ("early", TripletRow(now, now)),
-            ):
-                envelope = Envelope("", CLIENT, b"%s%d@example.org" % (kind.encode(), number), RECIPIENT)
-                asked = Asked(envelope, triplet(envelope, 24, 64))
-                assert store.save(asked, [Change(None, row, now + 90000)], patient=True)
+        with closing(connect(settings.read(environ), 60)) as store:
+            for number in range(rows):
+                for kind, row in (
+                    ("known", TripletRow(now - 90000, now - 600, 0, 1, now - 80000)),
+                    ("due", TripletRow(now - 3600, now - 3600)),
+                    ("early", TripletRow(now, now)),
+                ):
+                    envelope = Envelope(
+                        "", CLIENT, b"%s%d@example.org" % (kind.encode(), number), RECIPIENT
+                    )
+                    asked = Asked(envelope, triplet(envelope, 24, 64))
+                    assert store.save(asked, [Change(None, row, now + 90000)], patient=True)
 
     def start_one(self, kind: str = "") -> None:
         """A child of KIND, or of each in turn."""
@@ -159,12 +176,17 @@ class Load:
             thread.join()
 
     def calm(self) -> None:
-        """Waits for a second's worth of children that decide as ever, and remembers how long they take on this machine."""
+        """Waits for a second's worth of children that decide as ever, and remembers how long they
+        take on this machine.
+        """
         before = len(self.ended)
-        self.wait(lambda: len(self.ended) >= before + RATE, "children end")
-        after = self.ended[before:]
-        assert not [one for one in after if one.verdict[1] == "error"], after
-        self.slowest_when_calm = max(one.took for one in after)
+
+        def is_calm() -> bool:
+            last = self.ended[max(before, len(self.ended) - RATE) :]
+            return len(last) == RATE and not any(one.verdict[1] == "error" for one in last)
+
+        self.wait(is_calm, "children decide as ever")
+        self.slowest_when_calm = max(one.took for one in self.ended[-RATE:])
 
     def wait_recovered(self) -> None:
         """Waits until as many in a row as there are kinds of children decide as ever."""
@@ -180,26 +202,37 @@ class Load:
     def wait_errors(self, number: int = 1) -> None:
         """Waits until NUMBER children more than now could not ask the store."""
         before = len(self.ended)
-        self.wait(lambda: sum(one.verdict[1] == "error" for one in self.ended[before:]) >= number, "children fail")
+        self.wait(
+            lambda: sum(one.verdict[1] == "error" for one in self.ended[before:]) >= number,
+            "children fail",
+        )
 
     def wait(self, happened: Callable[[], bool], what: str) -> None:
         end = time.monotonic() + 60
         while not happened():
-            assert time.monotonic() < end, f"{what}: not within 60 seconds; the last: {self.ended[-5:]}"
+            assert time.monotonic() < end, (
+                f"{what}: not within 60 seconds; the last: {self.ended[-5:]}"
+            )
             time.sleep(0.01)
 
-    # --- what may not happen ----------------------------------------------------------------------------------------------
+    # --- what may not happen ----------------------------------------------------------------------
 
     def wrong(self) -> list[One]:
         return [one for one in self.ended if one.verdict not in MAY[one.kind]]
 
     def late(self) -> list[One]:
-        """Those that took longer than the deadline and half a second, and than a quiet check takes on this machine."""
+        """Those that took longer than the deadline and half a second, and than a quiet check takes
+        on this machine.
+        """
         return [one for one in self.ended if one.took > DEADLINE + 0.5 + self.slowest_when_calm]
 
     def lost(self, senders: set[str]) -> list[One]:
         """Those that were deferred as new, and are not among the SENDERS of the store's rows."""
-        return [one for one in self.ended if one.verdict == (DEFERRED, "new") and one.sender.decode() not in senders]
+        return [
+            one
+            for one in self.ended
+            if one.verdict == (DEFERRED, "new") and one.sender.decode() not in senders
+        ]
 
     def said(self, words: str, mx: int | None = None) -> list[One]:
         """Those that said WORDS, on that MX host alone where one is given."""

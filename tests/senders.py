@@ -1,4 +1,6 @@
-"""Envelope senders as mailing systems, lists and people have them, two and two: those that are one triplet, and those that are not."""
+"""Envelope senders as mailing systems, lists and people have them, two and two: those that are one
+triplet, and those that are not.
+"""
 
 # Two messages of one sender, or a tagged sender and the plain one.
 ONE = [
@@ -18,8 +20,14 @@ ONE = [
         "bounces+848413-634f-user=example.net@sgmail.github.example",
         "bounces+848413-7a01-user=example.net@sgmail.github.example",
     ),
-    ("bounce+a1b2c3.4d5e6f-user=example.net@mg.example.com", "bounce+ffb2c3.4d5eaa-user=example.net@mg.example.com"),
-    ("msprvs1=17582z2tky0dk=bounces-9178@spmailt.example", "msprvs1=17590aBcDeFgH=bounces-9178@spmailt.example"),
+    (
+        "bounce+a1b2c3.4d5e6f-user=example.net@mg.example.com",
+        "bounce+ffb2c3.4d5eaa-user=example.net@mg.example.com",
+    ),
+    (
+        "msprvs1=17582z2tky0dk=bounces-9178@spmailt.example",
+        "msprvs1=17590aBcDeFgH=bounces-9178@spmailt.example",
+    ),
     (
         "support=example.com__9m4vlv27x6v0rxwe@mmh2xurvokdh.a-hu5amac.na63.bnc.salesforce.example",
         "support=example.com__0-4faoc4mc7i68gc@5hnj2mufr87e4htv.a-hu5amac.na63.bnc.salesforce.example",
@@ -32,7 +40,10 @@ ONE = [
         "user+SRS=aBcDe=F1=example.com=alice@tenant.onmicrosoft.example",
         "user+SRS=zYxWv=F2=example.com=alice@tenant.onmicrosoft.example",
     ),
-    ("SRS0=guWu=HQ=example.com=alice@mail.example.net", "SRS0=5cDK=TQ=example.com=alice@mail.example.net"),
+    (
+        "SRS0=guWu=HQ=example.com=alice@mail.example.net",
+        "SRS0=5cDK=TQ=example.com=alice@mail.example.net",
+    ),
     ("SRS0+S7Ai=4B=example.com=alice@fwd.example", "SRS0+aB3/=4C=example.com=alice@fwd.example"),
     (
         "SRS0=abcd=ZG=authority.example=prvs=123456789a=noreply@forwarder.example",
@@ -78,20 +89,32 @@ ONE = [
         "bounce-411654-17-29016-user=example.net@s4.acemsrvg.example",
         "bounce-411654-18-29016-user=example.net@s4.acemsrvg.example",
     ),
-    ("b.179.46731.1d401ac35ffe33fb@lists.example.org", "b.180.46999.9e871bd36aae44ac@lists.example.org"),
-    ("list-return-123-user=example.net@example.org", "list-return-124-user=example.net@example.org"),
+    (
+        "b.179.46731.1d401ac35ffe33fb@lists.example.org",
+        "b.180.46999.9e871bd36aae44ac@lists.example.org",
+    ),
+    (
+        "list-return-123-user=example.net@example.org",
+        "list-return-124-user=example.net@example.org",
+    ),
     (
         "linux-kernel+bounces-123456-user=example.net@vger.kernel.example",
         "linux-kernel+bounces-123999-user=example.net@vger.kernel.example",
     ),
     ("owner-mutt-users-M25356@mutt.example", "owner-mutt-users-M25357@mutt.example"),
     ("bounce-197450001@bounce.gr-mail5.example", "bounce-197450777@bounce.gr-mail5.example"),
-    ("0cc175b9c0f1b6a831c399e269772661@example.com", "92eb5ffee6ae2fec3ad71c777531578f@example.com"),
+    (
+        "0cc175b9c0f1b6a831c399e269772661@example.com",
+        "92eb5ffee6ae2fec3ad71c777531578f@example.com",
+    ),
     (
         "sl.lmycyibrgq2tqmrwgyztonrmeazdgnrxgy2tsxi.qwertz@simplelogin.example",
         "sl.lmycyibsgq2tqmrwgyztonrmeazdgnrxgy2zzzz.asdfgh@simplelogin.example",
     ),
-    ("list-return-123-user.name=example.net@l.example", "list-return-99-user.name=example.net@l.example"),
+    (
+        "list-return-123-user.name=example.net@l.example",
+        "list-return-99-user.name=example.net@l.example",
+    ),
     (
         "users-return-4711-joe=example.com@tomcat.apache.example",
         "users-return-4712-joe=example.com@tomcat.apache.example",
@@ -123,12 +146,18 @@ ONE = [
     ),
     ("bounce-1234567-7654321@lists.example.org", "bounce-1234568-7654321@lists.example.org"),
     ("bounce_7a8b9c.1f2e3d@zoho.example", "bounce_8a8b9c.2f2e3d@zoho.example"),
-    ("550e8400-e29b-41d4-a716-446655440000@push.example", "123e4567-e89b-12d3-a456-426614174000@push.example"),
+    (
+        "550e8400-e29b-41d4-a716-446655440000@push.example",
+        "123e4567-e89b-12d3-a456-426614174000@push.example",
+    ),
     (
         "news-550e8400-e29b-41d4-a716-446655440000@push.example",
         "news-123e4567-e89b-12d3-a456-426614174000@push.example",
     ),
-    ("a1b2c3d4.0f9e8d7c.12345678.90abcdef@x.example", "b1b2c3d4.1f9e8d7c.22345678.a0abcdef@x.example"),
+    (
+        "a1b2c3d4.0f9e8d7c.12345678.90abcdef@x.example",
+        "b1b2c3d4.1f9e8d7c.22345678.a0abcdef@x.example",
+    ),
     (
         "3kZ9WYgoTBXcjkVkTgRnacfgZigf.YgeTgdZgd@trix.bounces.google.example",
         "3Ab1cDgoEBXcjkVkTgRnaqrsZigf.YgeTgxZgd@trix.bounces.google.example",
@@ -149,19 +178,28 @@ ONE = [
     ),
     ("owner-linux-kernel-M12@l.example", "owner-linux-kernel-M12345@l.example"),
     ("prvs=alice=1234abcdef@example.com", "alice@example.com"),
-    ("jobs_123456_20240102_user=example.com@b.example", "jobs_123457_20240103_user=example.com@b.example"),
+    (
+        "jobs_123456_20240102_user=example.com@b.example",
+        "jobs_123457_20240103_user=example.com@b.example",
+    ),
     (
         "no-reply=shop.example__1abcdefghij2k3lm@x9k2m4q7w1zt.b-1234abcd.eu12.bnc.sf.example",
         "no-reply=shop.example__9-bcdefghij2k3ln@q1w2e3r4t5y6.b-1234abcd.eu12.bnc.sf.example",
     ),
     ("bounces-9f86d081884c7d65-news@x.example", "bounces-1f86d081884c7d66-news@x.example"),
-    ("0100018b9e3f1a2c.7d1c9f6a4b3e.000000@x.example", "0100018b9e3f1a2d.8d1c9f6a4b3e.000000@x.example"),
+    (
+        "0100018b9e3f1a2c.7d1c9f6a4b3e.000000@x.example",
+        "0100018b9e3f1a2d.8d1c9f6a4b3e.000000@x.example",
+    ),
     ("7hgf3k2m9q8w1x5z6c4v0b3n@x.example", "8igf3k2m9q8w1x5z6c4v0b3p@x.example"),
     (
         "123-ABC-456.0.200100.0.0.5000.9.1234567@em.mkto.example",
         "123-ABC-456.0.200101.0.0.5001.9.1234568@em.mkto.example",
     ),
-    ("a0b1c2d3e4fjoe.doe=gmail.example@bounce.tw.example", "a9b8c7d6e5fjoe.doe=gmail.example@bounce.tw.example"),
+    (
+        "a0b1c2d3e4fjoe.doe=gmail.example@bounce.tw.example",
+        "a9b8c7d6e5fjoe.doe=gmail.example@bounce.tw.example",
+    ),
     ("sl.nfxgk3tuon2ws4rbmvxgc.abcde@sl.example", "sl.nfxgk3tuon2ws5rbmvxgd.zyxwv@sl.example"),
     ("msprvs1=18000aBc9dEfG=bounces-1-2@s.example", "msprvs1=18001xBc9dEfG=bounces-1-2@s.example"),
     (
@@ -172,8 +210,14 @@ ONE = [
         "bounces+1234567-ab12-joe=example.net@em1234.x.example",
         "bounces+1234567-cd34-joe=example.net@em1234.x.example",
     ),
-    ("bounce-10_HTML-999-12-345-6@bounce.s1.et.example", "bounce-11_HTML-998-13-345-7@bounce.s1.et.example"),
-    ("bounces+848413-634f-user=example.net@sg.example", "bounces+1-ffff-user=example.net@sg.example"),
+    (
+        "bounce-10_HTML-999-12-345-6@bounce.s1.et.example",
+        "bounce-11_HTML-998-13-345-7@bounce.s1.et.example",
+    ),
+    (
+        "bounces+848413-634f-user=example.net@sg.example",
+        "bounces+1-ffff-user=example.net@sg.example",
+    ),
     ("dated-1700000000.abc123-joe@x.example", "dated-1700000999.bcd124-joe@x.example"),
     ("joe-dated-1700000000.1a2b3c@x.example", "joe-dated-1700000999.2b3c4d@x.example"),
     ("errors-12345@x.example", "errors-12399@x.example"),
@@ -193,7 +237,10 @@ ONE = [
         "SRS0=a=b=one.example=btv1==0123456789a==bob@f.example",
         "SRS0=c=d=one.example=btv1==9876543210f==bob@f.example",
     ),
-    ("SRS0=a=b=one.example=bounces+12-3=x@f.example", "SRS0=c=d=one.example=bounces+13-4=x@f.example"),
+    (
+        "SRS0=a=b=one.example=bounces+12-3=x@f.example",
+        "SRS0=c=d=one.example=bounces+13-4=x@f.example",
+    ),
     ("prvs=0123456789=bounce-12@x.example", "prvs=1123456789=bounce-13@x.example"),
     ("prvs=0123456789=joe+news@x.example", "joe@x.example"),
     ("joe+prvs=0123456789@x.example", "joe@x.example"),
@@ -201,22 +248,32 @@ ONE = [
     ("notification+kjdmpj-ds@book.example", "notification+zj4oa9@book.example"),
     ("c19wuoqgh538f3-news@x.example", "c39zak9dxfbm50-news@x.example"),
     ("news-4f8a1c9e2b7d6a50@x.example", "news-5a8a1c9e2b7d6a51@x.example"),
-    ("0123456789abcdef0123456789abcdef01234567@x.example", "f123456789abcdef0123456789abcdef01234560@x.example"),
+    (
+        "0123456789abcdef0123456789abcdef01234567@x.example",
+        "f123456789abcdef0123456789abcdef01234560@x.example",
+    ),
     ("pm-a1b2c3d4e5f60718@pm.example", "pm-b1b2c3d4e5f60719@pm.example"),
     ("12.34.56.78.90.12.34.56@x.example", "12.35.57.79.91.13.35.57@x.example"),
-    ("bounce-1d2f3a.4b5c6d-ann=example.com@mg.example", "bounce-2d2f3a.5b5c6d-ann=example.com@mg.example"),
+    (
+        "bounce-1d2f3a.4b5c6d-ann=example.com@mg.example",
+        "bounce-2d2f3a.5b5c6d-ann=example.com@mg.example",
+    ),
     ("bounces-9-0a1b-ann=example.com@mg.example", "bounces-8-f001-ann=example.com@mg.example"),
     ("owner-users-M1@x.example", "owner-users-M999999@x.example"),
     ("mailer-17.1a2b3c4d5e6f7@x.example", "mailer-18.2a2b3c4d5e6f8@x.example"),
 ]
 
-# Two senders, however alike: numbers that are names, years, telephones; and what stays of a sender whose tags are folded.
+# Two senders, however alike: numbers that are names, years, telephones; and what stays of a sender
+# whose tags are folded.
 TWO = [
     (
         "user+SRS=aBcDe=F1=example.com=alice@tenant.onmicrosoft.example",
         "user+SRS=zYxWv=F2=example.org=bob@tenant.onmicrosoft.example",
     ),
-    ("SRS0=guWu=HQ=example.com=alice@mail.example.net", "SRS0=guWu=HQ=example.com=bob@mail.example.net"),
+    (
+        "SRS0=guWu=HQ=example.com=alice@mail.example.net",
+        "SRS0=guWu=HQ=example.com=bob@mail.example.net",
+    ),
     ("order-10234@shop.example.com", "order-10235@shop.example.com"),
     ("route66@example.com", "route67@example.com"),
     ("+49301234567@sms.example.com", "+49301234568@sms.example.com"),

@@ -1,7 +1,9 @@
-"""PostgreSQL, MariaDB and Galera on loopback: real servers with data of their own, which tests stop, freeze, kill and fill.
+"""PostgreSQL, MariaDB and Galera on loopback: real servers with data of their own, which tests
+stop, freeze, kill and fill.
 
-All of them are this process's: they end with the thread that started them. Ports lie below those that the kernel gives to clients,
-so that a server that was killed finds its port free again, and no client meets itself there.
+All of them are this process's: they end with the thread that started them. Ports lie below those
+that the kernel gives to clients, so that a server that was killed finds its port free again, and no
+client meets itself there.
 """
 
 import functools
@@ -32,7 +34,9 @@ PAUSE = 0.01
 SMALL_DISK = 96  # megabytes
 
 _newest = max(
-    Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name), default=Path("/usr/bin")
+    Path("/usr/lib/postgresql").glob("*/bin"),
+    key=lambda path: float(path.parent.name),
+    default=Path("/usr/bin"),
 )
 ENVIRON = {"PATH": f"{_newest}:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 GALERA = "/usr/lib/galera/libgalera_smm.so"
@@ -56,7 +60,12 @@ def free_port() -> int:
         return port
 
 
-def run(command: Sequence[object], stdin: str = "", timeout: float = PATIENCE, prefix: Sequence[str] = ()) -> str:
+def run(
+    command: Sequence[object],
+    stdin: str = "",
+    timeout: float = PATIENCE,
+    prefix: Sequence[str] = (),
+) -> str:
     """What COMMAND prints; what it complains about is the error."""
     ran = subprocess.run(
         [*prefix, *map(str, command)],
@@ -70,7 +79,9 @@ def run(command: Sequence[object], stdin: str = "", timeout: float = PATIENCE, p
         check=False,
     )
     if ran.returncode:
-        raise RuntimeError(f"{' '.join(map(str, command))}: exit code {ran.returncode}: {ran.stderr or ran.stdout}")
+        raise RuntimeError(
+            f"{' '.join(map(str, command))}: exit code {ran.returncode}: {ran.stderr or ran.stdout}"
+        )
     return ran.stdout
 
 
@@ -95,7 +106,9 @@ def family(pid: int) -> list[int]:
     """PID and its descendants."""
     try:
         children = [
-            int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()
+            int(child)
+            for task in Path(f"/proc/{pid}/task").glob("*/children")
+            for child in task.read_text().split()
         ]
     except (FileNotFoundError, ProcessLookupError):
         children = []
@@ -103,12 +116,15 @@ def family(pid: int) -> list[int]:
 
 
 def dying(account: str) -> list[str]:
-    """A prefix that runs a program as ACCOUNT, if root may choose, until the thread that started it ends.
+    """A prefix that runs a program as ACCOUNT, if root may choose, until the thread that started it
+    ends.
 
     The last of the prefixes, since the kernel forgets that wish at every change of a user.
     """
     found = pwd.getpwnam(account) if os.geteuid() == 0 else None
-    to_account = [f"--reuid={found.pw_uid}", f"--regid={found.pw_gid}", "--init-groups"] if found else []
+    to_account = (
+        [f"--reuid={found.pw_uid}", f"--regid={found.pw_gid}", "--init-groups"] if found else []
+    )
     return ["setpriv", *to_account, "--pdeathsig", "KILL"]
 
 
@@ -119,25 +135,40 @@ def own(account: str, *paths: Path) -> None:
 
 
 class SmallDisk:
-    """A tmpfs at PLACE that only programs with its prefix see there; PATH is where others find it."""
+    """A tmpfs at PLACE that only programs with its prefix see there; PATH is where others find
+    it.
+    """
 
     def __init__(self, place: Path) -> None:
         self.log = place.with_name("small-disk.log")
         root = os.geteuid() == 0
-        mount = f'mount -t tmpfs -o size={SMALL_DISK}m,mode=0755 none "$0" && echo mounted >&2 && exec sleep infinity'
+        mount = (
+            f'mount -t tmpfs -o size={SMALL_DISK}m,mode=0755 none "$0" && echo mounted >&2 && exec'
+            " sleep infinity"
+        )
         unshare = ["unshare", "--mount"] if root else ["unshare", "--map-root-user", "--mount"]
         with self.log.open("wb") as log:
             self.keeper = subprocess.Popen(
-                [*unshare, "setpriv", "--pdeathsig", "KILL", "sh", "-c", mount, place], stderr=log, env=ENVIRON, cwd="/"
+                [*unshare, "setpriv", "--pdeathsig", "KILL", "sh", "-c", mount, place],
+                stderr=log,
+                env=ENVIRON,
+                cwd="/",
             )
-        wait_until(lambda: b"mounted" in self.log.read_bytes() or self.keeper.poll() is not None, "mount")
+        wait_until(
+            lambda: b"mounted" in self.log.read_bytes() or self.keeper.poll() is not None, "mount"
+        )
         if self.keeper.poll() is not None:
             raise RuntimeError(f"no small disk: {self.log.read_text()}")
         self.path = Path(f"/proc/{self.keeper.pid}/root{place}")
         self.prefix = ["nsenter", f"--target={self.keeper.pid}", "--mount"]
         if not root:  # root in there, which PostgreSQL would not be
             self.prefix += ["--user", "--preserve-credentials"]
-            self.prefix += ["unshare", "--user", f"--map-user={os.geteuid()}", f"--map-group={os.getegid()}"]
+            self.prefix += [
+                "unshare",
+                "--user",
+                f"--map-user={os.geteuid()}",
+                f"--map-group={os.getegid()}",
+            ]
 
     def fill(self) -> None:
         """Leaves no room for another block."""
@@ -157,10 +188,14 @@ class SmallDisk:
 
 
 class Templates:
-    """A directory for servers, with certificates and new data directories, each made when it is first asked for."""
+    """A directory for servers, with certificates and new data directories, each made when it is
+    first asked for.
+    """
 
     def __init__(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="greycheck-", dir="/tmp"))  # short, for names of sockets
+        self.directory = Path(
+            tempfile.mkdtemp(prefix="greycheck-", dir="/tmp")
+        )  # short, for names of sockets
         self.directory.chmod(0o755)
         self.numbers: dict[str, int] = {}
 
@@ -176,7 +211,9 @@ class Templates:
 
     @functools.cached_property
     def certificates(self) -> Path:
-        """A directory with ca.pem, server.pem and server.key, and foreign.pem, the certificate of a CA that signed nothing."""
+        """A directory with ca.pem, server.pem and server.key, and foreign.pem, the certificate of a
+        CA that signed nothing.
+        """
         directory = self.directory / "certificates"
         directory.mkdir()
         key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
@@ -199,14 +236,33 @@ class Templates:
     @functools.cached_property
     def postgres(self) -> Path:
         directory = self.new_directory("new-postgres", Postgres.account)
-        words = ["--username=postgres", "--no-locale", "--encoding=UTF8", "--no-sync", "--no-instructions"]
+        words = [
+            "--username=postgres",
+            "--no-locale",
+            "--encoding=UTF8",
+            "--no-sync",
+            "--no-instructions",
+        ]
         run(["initdb", *words, "-D", directory], prefix=dying(Postgres.account))
         (directory / "pg_hba.conf").write_text(
             "local all postgres trust\nlocal replication postgres trust\n"
             "local all all scram-sha-256\nhost all all 127.0.0.0/8 scram-sha-256\n"
         )
-        statements = f"CREATE ROLE {USER} LOGIN PASSWORD '{PASSWORD}'\nCREATE DATABASE {DATABASE} OWNER {USER}\n"
-        single = ["postgres", "--single", "-D", directory, "-c", "fsync=off", "-c", "exit_on_error=on", "postgres"]
+        statements = (
+            f"CREATE ROLE {USER} LOGIN PASSWORD '{PASSWORD}'\nCREATE DATABASE {DATABASE} OWNER"
+            f" {USER}\n"
+        )
+        single = [
+            "postgres",
+            "--single",
+            "-D",
+            directory,
+            "-c",
+            "fsync=off",
+            "-c",
+            "exit_on_error=on",
+            "postgres",
+        ]
         run(single, statements, prefix=dying(Postgres.account))
         return directory
 
@@ -217,9 +273,15 @@ class Templates:
         statements.write_text(
             "FLUSH PRIVILEGES;\n"
             f"CREATE USER {USER} IDENTIFIED BY '{PASSWORD}';\n"
-            f"CREATE DATABASE {DATABASE} CHARACTER SET utf8mb4;\nGRANT ALL ON {DATABASE}.* TO {USER};\n"
+            f"CREATE DATABASE {DATABASE} CHARACTER SET utf8mb4;\nGRANT ALL ON {DATABASE}.* TO"
+            f" {USER};\n"
         )
-        words = ["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db", "--skip-log-bin"]
+        words = [
+            "--no-defaults",
+            "--auth-root-authentication-method=normal",
+            "--skip-test-db",
+            "--skip-log-bin",
+        ]
         log_size = f"--innodb-log-file-size={MariaDB.settings['innodb_log_file_size']}"
         # In /tmp, two of them at once would take each other's tables for their own.
         own_tmp = self.new_directory("tmp-mariadb", MariaDB.account)
@@ -230,7 +292,9 @@ class Templates:
 
     @functools.cached_property
     def galera(self) -> Path:
-        """The data of a cluster of one that was left in order, which is what makes it a Galera's."""
+        """The data of a cluster of one that was left in order, which is what makes it a
+        Galera's.
+        """
         with GaleraNode(self, self.mariadb, [GaleraPorts()], 0) as node:
             node.start(wsrep_new_cluster="ON")
             node.stop()
@@ -241,7 +305,9 @@ class Templates:
 
 
 class Server:
-    """What servers have in common: a directory, a port, a process, and an administrator on the unix socket."""
+    """What servers have in common: a directory, a port, a process, and an administrator on the unix
+    socket.
+    """
 
     kind: ClassVar[str]
     account: ClassVar[str]
@@ -249,7 +315,9 @@ class Server:
     driver: ClassVar[str]
     ending: ClassVar[signal.Signals]  # asks for a clean end, without waiting for clients
 
-    def __init__(self, templates: Templates, template: Path | None, *, small_disk: bool = False) -> None:
+    def __init__(
+        self, templates: Templates, template: Path | None, *, small_disk: bool = False
+    ) -> None:
         self.directory = templates.new_directory(self.kind, self.account)
         self.data = self.directory / "data"
         self.data.mkdir(mode=0o700)
@@ -321,12 +389,17 @@ class Server:
         said = f"{scheme}://{quote(user, safe='')}:{quote(password, safe='')}@{where}/{database}"
         return f"{said}?{urlencode(query)}" if query else said
 
-    def sql(self, statement: str, database: str = DATABASE, timeout: float = PATIENCE) -> list[tuple[str, ...]]:
+    def sql(
+        self, statement: str, database: str = DATABASE, timeout: float = PATIENCE
+    ) -> list[tuple[str, ...]]:
         """The rows of the administrator's STATEMENT or statements, each committed for itself."""
         return self.rows(run(self.client(database), f"{statement};\n", timeout))
 
     def start(self, **settings: object) -> None:
-        """Sees to it that it runs and answers, whatever a test did to it. SETTINGS are for a server that did not run."""
+        """Sees to it that it runs and answers, whatever a test did to it.
+
+        SETTINGS are for a server that did not run.
+        """
         self.thaw()
         self.launch(**settings)
         self.wait_ready()
@@ -352,7 +425,9 @@ class Server:
             )
 
     def wait_ready(self) -> None:
-        wait_until(lambda: not self.is_running() or self.is_up(), f"{self.directory} is up", self.tail)
+        wait_until(
+            lambda: not self.is_running() or self.is_up(), f"{self.directory} is up", self.tail
+        )
         if not self.is_running():
             raise RuntimeError(f"{self.directory} does not start\n{self.tail()}")
 
@@ -455,7 +530,9 @@ class Postgres(Server):
         "ssl": "on",
     }
 
-    def __init__(self, templates: Templates, *, small_disk: bool = False, primary: "Postgres | None" = None) -> None:
+    def __init__(
+        self, templates: Templates, *, small_disk: bool = False, primary: "Postgres | None" = None
+    ) -> None:
         self.templates, self.primary = templates, primary
         super().__init__(templates, None if primary else templates.postgres, small_disk=small_disk)
         self.socket_directory = self.directory
@@ -472,7 +549,10 @@ class Postgres(Server):
             run(["pg_basebackup", *words], prefix=dying(self.account))
 
     def standby(self) -> "Postgres":
-        """A further server that follows this one, which must run; yet to be started. ``SELECT pg_promote()`` makes it a primary."""
+        """A further server that follows this one, which must run; yet to be started.
+
+        ``SELECT pg_promote()`` makes it a primary.
+        """
         return Postgres(self.templates, primary=self)
 
     def catch_up(self) -> None:
@@ -480,7 +560,9 @@ class Postgres(Server):
         assert self.primary, "this is no standby"
         written = self.primary.sql("SELECT pg_current_wal_insert_lsn()", "")[0][0]
         replayed = f"SELECT pg_last_wal_replay_lsn() >= '{written}'"
-        wait_until(lambda: self.sql(replayed, "") == [("t",)], f"{self.directory} has {written}", self.tail)
+        wait_until(
+            lambda: self.sql(replayed, "") == [("t",)], f"{self.directory} has {written}", self.tail
+        )
 
     def command(self, **settings: object) -> list[str]:
         own_settings: dict[str, object] = {
@@ -491,13 +573,28 @@ class Postgres(Server):
             "ssl_key_file": self.key,
         }
         said = {**self.settings, **own_settings, **settings}
-        return ["postgres", "-D", str(self.data), *(word for name in said for word in ("-c", f"{name}={said[name]}"))]
+        return [
+            "postgres",
+            "-D",
+            str(self.data),
+            *(word for name in said for word in ("-c", f"{name}={said[name]}")),
+        ]
 
     def socket_query(self) -> dict[str, str]:
         return {"host": str(self.socket_directory), "port": str(self.port)}
 
     def client(self, database: str) -> list[str]:
-        words = ["-XAtq", "-F", "\x1f", "-R", "\x1e", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose"]
+        words = [
+            "-XAtq",
+            "-F",
+            "\x1f",
+            "-R",
+            "\x1e",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-v",
+            "VERBOSITY=verbose",
+        ]
         return [
             "psql",
             *words,
@@ -511,7 +608,11 @@ class Postgres(Server):
         ]
 
     def rows(self, said: str) -> list[tuple[str, ...]]:
-        return [tuple(row.split("\x1f")) for row in said.removesuffix("\n").split("\x1e")] if said else []
+        return (
+            [tuple(row.split("\x1f")) for row in said.removesuffix("\n").split("\x1e")]
+            if said
+            else []
+        )
 
     def create(self, database: str) -> None:
         self.sql(f"CREATE DATABASE {database} OWNER {USER}", "")
@@ -523,8 +624,10 @@ class Postgres(Server):
         # A new database would be a thousand files.
         others = f"FROM pg_stat_activity WHERE datname = '{database}' AND pid <> pg_backend_pid()"
         self.sql(
-            f"SELECT pg_terminate_backend(pid, {PATIENCE}000) {others}; DROP OWNED BY {USER}; DROP SCHEMA public CASCADE;"
-            "CREATE SCHEMA public AUTHORIZATION pg_database_owner; GRANT USAGE ON SCHEMA public TO PUBLIC",
+            f"SELECT pg_terminate_backend(pid, {PATIENCE}000) {others}; DROP OWNED BY {USER}; DROP"
+            " SCHEMA public CASCADE;"
+            "CREATE SCHEMA public AUTHORIZATION pg_database_owner; GRANT USAGE ON SCHEMA public TO"
+            " PUBLIC",
             database,
         )
 
@@ -544,9 +647,14 @@ class MariaDB(Server):
         "innodb_doublewrite": 0,
         "binlog_format": "ROW",
         "innodb_autoinc_lock_mode": 2,
+        # Who crashes, of a full disk say, is gone at once: while it prints a trace, for seconds,
+        # its other threads go on answering.
+        "stack_trace": "OFF",
     }
 
-    def __init__(self, templates: Templates, template: Path | None = None, *, small_disk: bool = False) -> None:
+    def __init__(
+        self, templates: Templates, template: Path | None = None, *, small_disk: bool = False
+    ) -> None:
         super().__init__(templates, template or templates.mariadb, small_disk=small_disk)
         self.socket = self.directory / "socket"
 
@@ -577,7 +685,13 @@ class MariaDB(Server):
             "--no-auto-rehash",
             "--default-character-set=utf8mb4",
         ]
-        return ["mariadb", *words, f"--socket={self.socket}", "--user=root", f"--database={database}"]
+        return [
+            "mariadb",
+            *words,
+            f"--socket={self.socket}",
+            "--user=root",
+            f"--database={database}",
+        ]
 
     def rows(self, said: str) -> list[tuple[str, ...]]:
         return [tuple(row.split("\t")) for row in said.splitlines()]
@@ -610,7 +724,9 @@ class GaleraNode(MariaDB):
 
     kind = "galera"
 
-    def __init__(self, templates: Templates, template: Path, ports: Sequence[GaleraPorts], number: int) -> None:
+    def __init__(
+        self, templates: Templates, template: Path, ports: Sequence[GaleraPorts], number: int
+    ) -> None:
         super().__init__(templates, template)
         own = ports[number]
         timers = (  # Those that ship would tell a dead node after 6.4 s.
@@ -620,10 +736,12 @@ class GaleraNode(MariaDB):
         )
         self.wsrep = {
             "wsrep_on": "ON",
-            "loose_plugin_wsrep_provider": "OFF",  # where it is on, from MariaDB 11.4, no option can be changed at run time
+            # Where it is on, from MariaDB 11.4, no option can be changed at run time.
+            "loose_plugin_wsrep_provider": "OFF",
             "wsrep_provider": GALERA,
             "wsrep_cluster_name": "greycheck",
-            "wsrep_cluster_address": "gcomm://" + ",".join(f"127.0.0.1:{node.group}" for node in ports),
+            "wsrep_cluster_address": "gcomm://"
+            + ",".join(f"127.0.0.1:{node.group}" for node in ports),
             "wsrep_node_name": f"node{number}",
             "wsrep_node_address": f"127.0.0.1:{own.group}",
             "wsrep_node_incoming_address": f"127.0.0.1:{self.port}",
@@ -644,7 +762,8 @@ class GaleraNode(MariaDB):
     def galera_state(self) -> GaleraState:
         names = ("wsrep_cluster_status", "wsrep_local_state_comment", "wsrep_cluster_size")
         found = {
-            row[0]: row[1] for row in self.sql(f"SHOW GLOBAL STATUS WHERE Variable_name IN {names}", "", timeout=5)
+            row[0]: row[1]
+            for row in self.sql(f"SHOW GLOBAL STATUS WHERE Variable_name IN {names}", "", timeout=5)
         }
         status, state, size = (found[name] for name in names)
         return GaleraState(status, state, int(size))
@@ -677,17 +796,27 @@ class Galera:
         self.remove()
 
     def start(self) -> None:
-        """A new cluster, if this one is not whole: then the nodes are others, and what they stored is gone."""
-        if self.nodes and all(node.is_up() and node.galera_state().size == self.size for node in self.nodes):
+        """A new cluster, if this one is not whole: then the nodes are others, and what they stored
+        is gone.
+        """
+        if self.nodes and all(
+            node.is_up() and node.galera_state().size == self.size for node in self.nodes
+        ):
             return
         self.remove()
         ports = [GaleraPorts() for _ in range(self.size)]
-        self.nodes = [GaleraNode(self.templates, self.templates.galera, ports, number) for number in range(self.size)]
+        self.nodes = [
+            GaleraNode(self.templates, self.templates.galera, ports, number)
+            for number in range(self.size)
+        ]
         members = sorted(str(uuid.uuid1()) for _ in self.nodes)
         view = "".join(f"member: {member} 0\n" for member in members)
         for node, member in zip(self.nodes, members, strict=True):
             saved = node.data / "gvwstate.dat"
-            saved.write_text(f"my_uuid: {member}\n#vwbeg\nview_id: 3 {members[0]} 3\nbootstrap: 0\n{view}#vwend\n")
+            saved.write_text(
+                f"my_uuid: {member}\n#vwbeg\nview_id: 3 {members[0]} 3\nbootstrap:"
+                f" 0\n{view}#vwend\n"
+            )
             own(node.account, saved)
         for node in self.nodes:
             node.launch()
@@ -695,7 +824,9 @@ class Galera:
             self.wait_synced(number)
 
     def wait_synced(self, number: int, size: int | None = None) -> None:
-        """Waits until a node is synced in a cluster of SIZE nodes, or of all that run, and the others of them agree."""
+        """Waits until a node is synced in a cluster of SIZE nodes, or of all that run, and the
+        others of them agree.
+        """
         node = self.nodes[number]
         size = size or sum(one.is_running() and not one.frozen for one in self.nodes)
         node.wait_ready()
@@ -714,7 +845,11 @@ class Galera:
             "the cut is noticed",
             self.nodes[number].tail,
         )
-        others = [other for other in range(self.size) if other != number and self.nodes[other].is_running()]
+        others = [
+            other
+            for other in range(self.size)
+            if other != number and self.nodes[other].is_running()
+        ]
         for other in others:
             self.wait_synced(other, len(others))
 
@@ -748,7 +883,9 @@ def templates() -> Iterator[Templates]:
 
 @pytest.fixture(scope="session")
 def postgres(templates: Templates) -> Iterator[Postgres]:
-    """A PostgreSQL for all tests: one that breaks it calls ``start()`` when it is done, one that stores calls ``empty()``."""
+    """A PostgreSQL for all tests: one that breaks it calls ``start()`` when it is done, one that
+    stores calls ``empty()``.
+    """
     with Postgres(templates) as server:
         server.start()
         yield server

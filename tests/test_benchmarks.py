@@ -1,4 +1,7 @@
-"""Every benchmark starts, finds its answers right, and prints its ratios. How large they are is nobody's business here."""
+"""Every benchmark starts, finds its answers right, and prints its ratios.
+
+How large they are is nobody's business here.
+"""
 
 import os
 import re
@@ -21,7 +24,8 @@ def ratios_of_peers() -> list[str]:
     return (
         ["x postgrey"] * to_postgrey
         + ["x 1000 rows"] * 3
-        + ["x median"] * 2
+        + ["x median"] * (2 + 4)
+        + ["x SQLite"] * (12 + 2)
         + ["x empty"] * (1 + os.access(LATENCY, os.W_OK))
     )
 
@@ -30,10 +34,13 @@ def ratios_of_peers() -> list[str]:
 RATIOS = {
     "check": ["x bare"] * 4 + ["x known", "x new"],
     "asking": ["x config"] * 10,
-    "rules": ["x bare"] * 3 + ["x 20 rules"],
+    "rules": ["x bare"] * 3 + ["x 20 rules"] * 2 + ["x 20 pairs"],
     "throughput": ["x SQLAlchemy"],
     "memory": ["x bare"] * 12,
-    "databases": ["x bare"] * (1 + 11 * 2 + 5) + ["x SELECT 1"] * 11 * 2 + ["x lowest"] * 11 + ["x SQLite"] * 5,
+    "databases": ["x bare"] * (1 + 11 * 2 + 5)
+    + ["x SELECT 1"] * 11 * 2
+    + ["x lowest"] * 11
+    + ["x SQLite"] * 5,
     "rcpt": ["x one read"] * 2 + ["x one read, _exit"],
     "peers": ratios_of_peers(),
 }
@@ -71,7 +78,9 @@ def test_peers_are_measured_or_the_packages_named() -> None:
     printed = run("peers", "--quick")
 
     for peer in PEERS:
-        assert (f"{peer.name}: known" in printed) != (f"{peer.name} is missing: apt-get install" in printed)
+        assert (f"{peer.name}: known" in printed) != (
+            f"{peer.name} is missing: apt-get install" in printed
+        )
 
 
 def test_ten_million_rows_are_a_run_of_their_own() -> None:
@@ -91,7 +100,11 @@ def test_what_a_failing_child_wrote_is_in_the_error(tmp_path: Path) -> None:
 def test_every_benchmark_is_tested_and_in_the_manual() -> None:
     text = (ROOT / "benchmarks" / "README.rst").read_text()
 
-    commands = {path.stem for path in Path(ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text()}
+    commands = {
+        path.stem
+        for path in Path(ROOT / "benchmarks").glob("*.py")
+        if "__main__" in path.read_text()
+    }
 
     assert commands == set(RATIOS)
     assert all(f"benchmarks.{name}" in text for name in commands)

@@ -1,20 +1,27 @@
-"""Strikes, pools, a full table and observing, through the real child: patterns that operators reported against other greylisters."""
+"""Strikes, pools, a full table and observing, through the real child: patterns that operators
+reported against other greylisters.
+"""
 
 import pytest
 
 from tests.support import ACCEPTED, DEFERRED, REJECTED, Child, on_every_database, with_every_driver
 
-# --- pools ------------------------------------------------------------------------------------------------------------
+# --- pools ----------------------------------------------------------------------------------------
 
 
 @with_every_driver
-def test_outlook_from_another_network_at_each_of_eight_attempts_passes_at_the_fourth(child: Child) -> None:
+def test_outlook_from_another_network_at_each_of_eight_attempts_passes_at_the_fourth(
+    child: Child,
+) -> None:
     verdicts = []
     for attempt in range(8):
         verdicts.append(child.smtpextfork(client=f"40.{92 + attempt}.0.{7 + attempt}").verdict)
         child.age(600)
     assert verdicts == [(DEFERRED, "new")] * 3 + [(ACCEPTED, "pool")] * 5
-    assert child.smtpextfork(client="40.95.0.10", recipient=b"carol@example.net").verdict == (ACCEPTED, "client")
+    assert child.smtpextfork(client="40.95.0.10", recipient=b"carol@example.net").verdict == (
+        ACCEPTED,
+        "client",
+    )
 
 
 @on_every_database
@@ -37,7 +44,9 @@ def test_two_sendgrid_hosts_in_turn_pass_at_the_third_attempt(child: Child) -> N
 
 
 @on_every_database
-def test_a_botnet_that_sends_one_sender_to_many_recipients_once_each_does_not_profit(child: Child) -> None:
+def test_a_botnet_that_sends_one_sender_to_many_recipients_once_each_does_not_profit(
+    child: Child,
+) -> None:
     for number in range(30):
         ran = child.smtpextfork(client=f"10.0.{number}.1", recipient=b"user%d@example.net" % number)
         assert ran.verdict == (DEFERRED, "new")
@@ -59,7 +68,7 @@ def test_what_waited_longer_than_the_retry_window_makes_no_pool(child: Child) ->
     assert child.smtpextfork(client="10.0.9.1").verdict == (DEFERRED, "new")
 
 
-# --- strikes ----------------------------------------------------------------------------------------------------------
+# --- strikes --------------------------------------------------------------------------------------
 
 # A retry within 70 seconds is a strike, and none is late enough to pass.
 HASTY = {"GREYCHECK_STRIKE_INTERVAL": "70s", "GREYCHECK_DELAY": "1h"}
@@ -111,7 +120,7 @@ def test_without_the_setting_nobody_is_struck(child: Child) -> None:
     assert child.rows("SELECT count(*) FROM client") == [(0,)]
 
 
-# --- a full table -----------------------------------------------------------------------------------------------------
+# --- a full table ---------------------------------------------------------------------------------
 
 
 @on_every_database
@@ -126,7 +135,7 @@ def test_a_table_that_is_full_takes_no_more_and_lets_mail_through(any_child: Chi
     assert any_child.rows("SELECT count(*) FROM triplet") == [(3,)]
 
 
-# --- observing --------------------------------------------------------------------------------------------------------
+# --- observing ------------------------------------------------------------------------------------
 
 
 @on_every_database
@@ -144,7 +153,11 @@ def test_observing_records_and_logs_and_accepts(any_child: Child) -> None:
 @on_every_database
 @pytest.mark.parametrize(
     ("recipient", "code"),
-    [(b"bob@Example.NET.", ACCEPTED), (b"bob@sub.example.net", DEFERRED), (b"bob@example.com", DEFERRED)],
+    [
+        (b"bob@Example.NET.", ACCEPTED),
+        (b"bob@sub.example.net", DEFERRED),
+        (b"bob@example.com", DEFERRED),
+    ],
 )
 def test_observing_can_be_for_recipient_domains(child: Child, recipient: bytes, code: int) -> None:
     ran = child.checkenv(recipient=recipient, GREYCHECK_OBSERVE_DOMAINS="example.org, example.NET")
@@ -154,17 +167,25 @@ def test_observing_can_be_for_recipient_domains(child: Child, recipient: bytes, 
 @on_every_database
 def test_observing_can_be_for_a_share_of_clients_which_stays_the_same(child: Child) -> None:
     networks = [f"10.0.{number}.1" for number in range(20)]
-    first = [child.smtpextfork(client=client, GREYCHECK_OBSERVE_PERCENT="50").code for client in networks]
-    again = [child.smtpextfork(client=client, GREYCHECK_OBSERVE_PERCENT="50").code for client in networks]
+    first = [
+        child.smtpextfork(client=client, GREYCHECK_OBSERVE_PERCENT="50").code for client in networks
+    ]
+    again = [
+        child.smtpextfork(client=client, GREYCHECK_OBSERVE_PERCENT="50").code for client in networks
+    ]
     assert first == again
     assert {ACCEPTED, DEFERRED} == set(first)
-    less = [child.smtpextfork(client=client, GREYCHECK_OBSERVE_PERCENT="20").code for client in networks]
+    less = [
+        child.smtpextfork(client=client, GREYCHECK_OBSERVE_PERCENT="20").code for client in networks
+    ]
     assert all(code == ACCEPTED for code, few in zip(first, less, strict=True) if few == ACCEPTED)
 
 
 def test_an_error_is_observed_like_any_verdict(child: Child) -> None:
     ran = child.smtpextfork(
-        GREYCHECK_DATABASE="/nonexistent/greycheck.db", GREYCHECK_ON_ERROR="defer", GREYCHECK_MODE="observe"
+        GREYCHECK_DATABASE="/nonexistent/greycheck.db",
+        GREYCHECK_ON_ERROR="defer",
+        GREYCHECK_MODE="observe",
     )
     assert ran.verdict == (ACCEPTED, "error")
     assert " observed=defer " in ran.log

@@ -1,5 +1,8 @@
-"""What a store has of senders that were folded otherwise goes on to count, for forked children, native ones and residents."""
+"""What a store has of senders that were folded otherwise goes on to count, for forked children,
+native ones and residents.
+"""
 
+from collections.abc import Sequence
 from time import time
 
 import pytest
@@ -7,16 +10,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import insert, select
 
-from greycheck import check, earlier, normalise, rules
+from greycheck import check, earlier, normalise, rule_keys
 from greycheck.envelope import Envelope, triplet
 from greycheck.log import show
-from greycheck.policy import Change, Found, TripletRow, Waiting
+from greycheck.policy import Change, Decision, Identity, Pending, Rows, TripletRow
 from greycheck.settings import Settings, read
-from greycheck.store import lean, tables
-from greycheck.store.lean import Asked
+from greycheck.store import base
+from greycheck.store.base import Asked
+from greycheck.store.schema import tables
 from tests.senders import ONE, TWO
 from tests.servers import wait_until
-from tests.support import ACCEPTED, CLIENT, DEFERRED, RECIPIENT, REJECTED, Child, both_ways, on_every_database
+from tests.support import (
+    ACCEPTED,
+    CLIENT,
+    DEFERRED,
+    RECIPIENT,
+    REJECTED,
+    Child,
+    both_ways,
+    on_every_database,
+)
 
 # Two messages of one sender: then each had a triplet of its own, or another one's.
 SENDER = b"user+SRS=aBcDe=F1=example.com=alice@tenant.example"
@@ -31,9 +44,10 @@ def asked_of(sender: bytes) -> Asked:
 
 
 def then(sender: bytes) -> Asked:
-    found = earlier.asked_then(asked_of(sender))
+    asked = asked_of(sender)
+    found = earlier.triplet_then(asked.triplet)
     assert found is not None
-    return found
+    return Asked(asked.envelope, found)
 
 
 def put_then(child: Child, ago: int, passed: bool = False) -> None:
@@ -87,7 +101,9 @@ def test_what_waits_goes_on_to_wait_from_its_first_attempt(child: Child) -> None
 def test_what_was_known_stays_known_and_is_looked_for_once(child: Child, ago: int) -> None:
     put_then(child, ago, passed=True)
     assert child.smtpextfork(sender=SENDER).verdict == (ACCEPTED, "known")
-    wait_until(lambda: passes_of(child, asked_of(SENDER)) == [1 if ago == 10 else 2], "it is carried over")
+    wait_until(
+        lambda: passes_of(child, asked_of(SENDER)) == [1 if ago == 10 else 2], "it is carried over"
+    )
     assert child.smtpextfork(sender=NEXT).verdict == (ACCEPTED, "known")
 
 
@@ -104,11 +120,13 @@ def test_a_rule_that_was_kept_as_folded_then_goes_on_to_match(child: Child) -> N
     child.make_store()
     folded = then(SENDER).triplet.sender
     values = {
-        "match_key": lean.digest(rules.key("sender", folded)),
+        "match_key": base.digest(rule_keys.key("sender", folded)),
         "kind": "sender",
         "pattern": f"from:{show(folded)}",
     }
-    child.store.execute(insert(tables.rule).values(values | {"action": "reject", "comment": "", "created_at": 1}))
+    child.store.execute(
+        insert(tables.rule).values(values | {"action": "reject", "comment": "", "created_at": 1})
+    )
     assert child.smtpextfork(sender=NEXT).verdict == (REJECTED, "rule")
 
 
@@ -119,57 +137,91 @@ class Counting:
         self.rows = rows
         self.asked: list[bytes] = []
 
-    def lookup(self, asked: Asked, _now: int) -> Found:
+    def lookup(self, asked: Asked, _now: int) -> Rows:
         self.asked.append(asked.key)
-        return Found(self.rows.get(asked.key))
+        return Rows(self.rows.get(asked.key))
 
-    def waiting(self, _asked: Asked, _since: int, _now: int, _settings: Settings) -> Waiting:
-        return Waiting(9, NOW - 900, NOW - 100, 60)
+    def waiting(self, _asked: Asked, _since: int, _now: int, _settings: Settings) -> Pending:
+        return Pending(9, NOW - 900, NOW - 100, 60)
+
+    def identity(self, _asked: Asked, _now: int, _settings: Settings) -> Identity:
+        return Identity()
+
+    def networks(self, _asked: Asked, _since: int, _settings: Settings) -> Sequence[str]:
+        return ()
 
 
-@pytest.mark.parametrize("sender", [b"alice@example.org", b"route66@example.org", b"order-10234@example.org", b""])
+def decide(store: Counting, asked: Asked, settings: Settings) -> Decision:
+    decision = Decision(asked.envelope, settings, NOW)
+    check.decide(store, asked, decision)  # type: ignore[arg-type]
+    return decision
+
+
+@pytest.mark.parametrize(
+    "sender", [b"alice@example.org", b"route66@example.org", b"order-10234@example.org", b""]
+)
 def test_what_has_no_tags_is_asked_for_once(sender: bytes) -> None:
     store = Counting({})
-    check.decide(store, asked_of(sender), SETTINGS, NOW)  # type: ignore[arg-type]
+    decide(store, asked_of(sender), SETTINGS)
     assert len(store.asked) == 1
 
 
 def test_what_is_not_there_either_way_is_new() -> None:
     store = Counting({})
     settings = read({b"GREYCHECK_CONFIG": b"/dev/null", b"GREYCHECK_POOL_NETWORKS": b"0"})
-    assert check.decide(store, asked_of(SENDER), settings, NOW)[0].reason == "new"  # type: ignore[arg-type]
+    assert decide(store, asked_of(SENDER), settings).reason == "new"
     assert len(store.asked) == 2
 
 
 def test_what_is_known_as_it_is_folded_now_is_asked_for_once() -> None:
     asked = asked_of(SENDER)
     store = Counting({asked.key: TripletRow(NOW - 900, NOW - 10, 0, 1, NOW - 10)})
-    assert check.decide(store, asked, SETTINGS, NOW)[0].reason == "known"  # type: ignore[arg-type]
+    assert decide(store, asked, SETTINGS).reason == "known"
     assert store.asked == [asked.key]
 
 
 @pytest.mark.parametrize("over", [None, TripletRow(1, 1)])
-def test_what_a_pool_lets_through_is_written_under_the_key_of_today(over: TripletRow | None) -> None:
+def test_what_a_pool_lets_through_is_written_under_the_key_of_today(
+    over: TripletRow | None,
+) -> None:
     asked, waits = asked_of(SENDER), TripletRow(NOW - 100, NOW - 100)
     store = Counting({then(SENDER).key: waits} | ({asked.key: over} if over else {}))
     settings = read({b"GREYCHECK_CONFIG": b"/dev/null", b"GREYCHECK_POOL_NETWORKS": b"3"})
-    verdict, changes = check.decide(store, asked, settings, NOW)  # type: ignore[arg-type]
-    assert verdict.reason == "pool"
+    decision = decide(store, asked, settings)
+    assert decision.reason == "pool"
+    changes = decision.changes
     assert [change.old for change in changes if isinstance(change.new, TripletRow)] == [over]
     assert not any(isinstance(change, Change) and change.old is waits for change in changes)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "expires"),
+    [
+        (TripletRow(NOW - 9000, NOW - 10, 0, 2, NOW - 9000), "known", NOW - 10 + SETTINGS.lifetime),
+        (TripletRow(NOW - 9, NOW, 1), "early", NOW - 9 + SETTINGS.retry_window),
+    ],
+)
+def test_what_nothing_changes_is_carried_over_as_it_is(
+    row: TripletRow, reason: str, expires: int
+) -> None:
+    settings = read({b"GREYCHECK_CONFIG": b"/dev/null", b"GREYCHECK_POOL_NETWORKS": b"0"})
+    decision = decide(Counting({then(SENDER).key: row}), asked_of(SENDER), settings)
+    assert decision.reason == reason
+    [change] = decision.changes
+    assert (change.old, change.new, change.expires) == (None, row, expires)
 
 
 @pytest.mark.parametrize("sender", sorted({sender for pair in ONE + TWO for sender in pair}))
 def test_whatever_was_folded_then_is_looked_for(sender: str) -> None:
     address = normalise.mail_address(sender.encode())
     if earlier.fold_sender(address) != normalise.fold_sender(address):
-        assert asked_of(sender.encode()).is_tagged
+        assert asked_of(sender.encode()).triplet.is_tagged
 
 
 @given(st.from_regex(rb"[a-z0-9._=+#-]{1,40}@([a-z0-9]{1,14}\.){0,4}example", fullmatch=True))
 def test_any_sender_that_was_folded_then_is_looked_for(sender: bytes) -> None:
     if earlier.fold_sender(sender) != sender:
-        assert asked_of(sender).is_tagged
+        assert asked_of(sender).triplet.is_tagged
 
 
 def test_what_is_longer_than_any_sender_was_left_as_it_is() -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from greycheck.cli.install import interpreter, launcher
-from greycheck.store import schema
+from greycheck.launchers.python import interpreter, launcher
+from greycheck.store.schema import migrate
 from tests.support import ACCEPTED, DEFERRED, ROOT, Child, Ran
 
 NOBODY = 65534
@@ -41,8 +41,14 @@ def assert_error(ran: Ran, message: str, code: int = ACCEPTED) -> None:
 
 def test_the_operator_may_have_mail_deferred_instead(any_child: Child) -> None:
     any_child.database = any_child.database.parent / "none" / "greycheck.db"
-    assert_error(any_child.smtpextfork(GREYCHECK_ON_ERROR="defer"), "none: No such file or directory", DEFERRED)
-    assert_error(any_child.checkenv(GREYCHECK_ON_ERROR="defer"), "none: No such file or directory", DEFERRED)
+    assert_error(
+        any_child.smtpextfork(GREYCHECK_ON_ERROR="defer"),
+        "none: No such file or directory",
+        DEFERRED,
+    )
+    assert_error(
+        any_child.checkenv(GREYCHECK_ON_ERROR="defer"), "none: No such file or directory", DEFERRED
+    )
 
 
 def test_the_stores_directory_is_missing(any_child: Child) -> None:
@@ -55,7 +61,8 @@ def test_the_stores_directory_belongs_to_somebody_else(child: Child) -> None:
     try:
         assert_error(
             ask(child),
-            f"{child.database.parent}: user {NOBODY if os.geteuid() == 0 else os.geteuid()} cannot write here",
+            f"{child.database.parent}: user {NOBODY if os.geteuid() == 0 else os.geteuid()} cannot"
+            " write here",
         )
     finally:
         child.database.parent.chmod(0o755)
@@ -104,7 +111,9 @@ def test_an_ordinary_users_first_mail_makes_his_state_directory(child: Child) ->
     home.mkdir()
     if os.geteuid() == 0:
         os.chown(home, NOBODY, NOBODY)
-    environ = child.environ(REMOTEMF=b"a", REMOTERCPT=b"b", HOME=str(home), GREYCHECK_DEADLINE="60s")
+    environ = child.environ(
+        REMOTEMF=b"a", REMOTERCPT=b"b", HOME=str(home), GREYCHECK_DEADLINE="60s"
+    )
     del environ[b"GREYCHECK_DATABASE"]
     script = WITHOUT_SYSTEM_DIRECTORY.format(
         root=str(ROOT), none=f"{home}/none", operator=(sys.executable, "-I", "-m", "greycheck")
@@ -112,7 +121,10 @@ def test_an_ordinary_users_first_mail_makes_his_state_directory(child: Child) ->
     ran = child.run([interpreter(), "-IS", "-c", script], environ, **as_nobody())
     assert ran.verdict == (DEFERRED, "new")
     made = home / ".local" / "state" / "greycheck"
-    assert (made.stat().st_mode & 0o777, (made / "greycheck.db").stat().st_mode & 0o777) == (0o700, 0o600)
+    assert (made.stat().st_mode & 0o777, (made / "greycheck.db").stat().st_mode & 0o777) == (
+        0o700,
+        0o600,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +132,15 @@ def small_disk(launchers: Path) -> dict[str, list[object]]:
     """How children ended on a disk of 400 KB, filled and emptied and made read-only."""
     place = launchers / "small-disk"
     place.mkdir()
-    unshare = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount"]
-    script = [sys.executable, str(ROOT / "tests" / "in_small_disk.py"), str(place), str(launchers / "greycheck")]
+    unshare = (
+        ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount"]
+    )
+    script = [
+        sys.executable,
+        str(ROOT / "tests" / "in_small_disk.py"),
+        str(place),
+        str(launchers / "greycheck"),
+    ]
     ran = subprocess.run([*unshare, *script], capture_output=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stderr.decode()
     found: dict[str, list[object]] = json.loads(ran.stdout)
@@ -131,9 +150,17 @@ def small_disk(launchers: Path) -> dict[str, list[object]]:
 @pytest.mark.parametrize(
     ("event", "code", "said"),
     [
-        ("no room to make the store", ACCEPTED, 'accept reason=error .*error="the schema could not be made: .*full'),
+        (
+            "no room to make the store",
+            ACCEPTED,
+            'accept reason=error .*error="the schema could not be made: .*full',
+        ),
         ("recorded", DEFERRED, "defer reason=new"),
-        ("new, disk full", ACCEPTED, 'accept reason=error .*error=".*database or disk is full .SQLITE_FULL.'),
+        (
+            "new, disk full",
+            ACCEPTED,
+            'accept reason=error .*error=".*database or disk is full .SQLITE_FULL.',
+        ),
         (
             "new, disk full, on_error=defer",
             DEFERRED,
@@ -143,7 +170,11 @@ def small_disk(launchers: Path) -> dict[str, list[object]]:
         ("due, disk full", ACCEPTED, 'accept reason=retry .*unrecorded=".*full .SQLITE_FULL.'),
         # Each attempt would be the first for ever.
         ("of the future, disk full", ACCEPTED, 'accept reason=error .*error=".*full .SQLITE_FULL.'),
-        ("of the future, disk full, on_error=defer", DEFERRED, 'defer reason=error .*error=".*full .SQLITE_FULL.'),
+        (
+            "of the future, disk full, on_error=defer",
+            DEFERRED,
+            'defer reason=error .*error=".*full .SQLITE_FULL.',
+        ),
         (
             "new, disk full and nobody there",
             ACCEPTED,
@@ -155,14 +186,18 @@ def small_disk(launchers: Path) -> dict[str, list[object]]:
         ("of the future, read-only", ACCEPTED, "accept reason=error"),
     ],
 )
-def test_a_full_or_read_only_disk(small_disk: dict[str, list[object]], event: str, code: int, said: str) -> None:
+def test_a_full_or_read_only_disk(
+    small_disk: dict[str, list[object]], event: str, code: int, said: str
+) -> None:
     found_code, log = small_disk[event]
     assert found_code == code
     assert re.search(said, str(log)), log
     assert str(log).count("\n") <= 1
 
 
-@pytest.mark.parametrize("content", [b"this is no database" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
+@pytest.mark.parametrize(
+    "content", [b"this is no database" * 100, b"SQLite format 3\0" + b"\xff" * 5000]
+)
 def test_the_file_is_not_a_database(any_child: Child, content: bytes) -> None:
     any_child.database.write_bytes(content)
     assert_error(any_child.smtpextfork(), f"{any_child.database}: ")
@@ -186,7 +221,8 @@ def test_an_unusable_database_is_not_replaced_by_another(any_child: Child) -> No
     ran = any_child.smtpextfork(GREYCHECK_DATABASE="oracle://host/db")
     assert ran.verdict == (ACCEPTED, "error")
     assert ran.lines[0] == (
-        "greycheck: warning GREYCHECK_DATABASE: database: oracle: no such database here: sqlite, postgresql, mariadb or mysql;"
+        "greycheck: warning GREYCHECK_DATABASE: database: oracle: no such database here: sqlite,"
+        " postgresql, mariadb or mysql;"
         " there is no store, and on_error answers"
     )
     assert 'error="there is no store: see the warning before"' in ran.lines[1]
@@ -209,7 +245,9 @@ def locked(path: Path, how: str = "IMMEDIATE") -> Iterator[None]:
 def test_the_file_is_locked_for_longer_than_the_deadline(any_child: Child, how: str) -> None:
     any_child.make_store()
     with locked(any_child.database, how):
-        assert_error(any_child.smtpextfork(GREYCHECK_DEADLINE="1s"), "locked by another process for 0.8s")
+        assert_error(
+            any_child.smtpextfork(GREYCHECK_DEADLINE="1s"), "locked by another process for 0.8s"
+        )
 
 
 def test_what_waits_in_a_locked_file_is_answered_as_it_stands(child: Child) -> None:
@@ -218,8 +256,12 @@ def test_what_waits_in_a_locked_file_is_answered_as_it_stands(child: Child) -> N
     child.smtpextfork(sender=b"early@example.org", client="198.51.100.1")
     child.age(100)
     with locked(child.database):
-        due = child.smtpextfork(sender=b"due@example.org", client="192.0.2.1", GREYCHECK_DEADLINE="1s")
-        early = child.smtpextfork(sender=b"early@example.org", client="198.51.100.1", GREYCHECK_DEADLINE="1s")
+        due = child.smtpextfork(
+            sender=b"due@example.org", client="192.0.2.1", GREYCHECK_DEADLINE="1s"
+        )
+        early = child.smtpextfork(
+            sender=b"early@example.org", client="198.51.100.1", GREYCHECK_DEADLINE="1s"
+        )
     assert due.verdict == (ACCEPTED, "retry")
     assert early.verdict == (DEFERRED, "early")
     assert " unrecorded=" in due.log
@@ -238,7 +280,8 @@ def test_known_mail_does_not_wait_for_a_lock(child: Child) -> None:
 
 
 @pytest.mark.parametrize(
-    ("revision", "said"), [("0000", "older than this program's"), ("9999", "newer than this program's")]
+    ("revision", "said"),
+    [("0000", "older than this program's"), ("9999", "newer than this program's")],
 )
 def test_the_schema_is_of_another_version(any_child: Child, revision: str, said: str) -> None:
     any_child.make_store()
@@ -250,7 +293,7 @@ def test_the_schema_is_of_another_version(any_child: Child, revision: str, said:
 
 def test_a_schema_that_was_taken_back_is_made_again(child: Child) -> None:
     child.make_store()
-    schema.downgrade(f"sqlite:///{child.database}", "base")
+    migrate.downgrade(f"sqlite:///{child.database}", "base")
     assert child.smtpextfork(GREYCHECK_DEADLINE="60s").verdict == (DEFERRED, "new")
 
 
@@ -265,14 +308,17 @@ def test_a_wrong_settings_file_is_named_and_mail_goes_on(any_child: Child) -> No
 
 
 def test_the_schema_cannot_be_made(any_child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An operator's interpreter that is gone: the program to make the schema with does not start."""
+    """An operator's interpreter that is gone: the program to make the schema with does not
+    start.
+    """
     text = launcher().replace(repr(sys.executable), repr("/nonexistent/python"))
     path = any_child.database.parent / "greycheck"
     path.write_text(text)
     path.chmod(0o755)
     any_child.programs = path.parent
     assert_error(
-        any_child.smtpextfork(), "the schema could not be made: /nonexistent/python: No such file or directory"
+        any_child.smtpextfork(),
+        "the schema could not be made: /nonexistent/python: No such file or directory",
     )
 
 
@@ -285,17 +331,21 @@ def test_a_package_that_cannot_be_read_still_ends_in_a_verdict(
     path = child.database.parent / "greycheck"
     path.write_text(launcher().replace(repr(str(ROOT)), repr("/nonexistent")))
     path.chmod(0o755)
-    ran = child.run([path], child.environ(REMOTEMF=b"a", REMOTERCPT=b"b", GREYCHECK_ON_ERROR=on_error))
+    ran = child.run(
+        [path], child.environ(REMOTEMF=b"a", REMOTERCPT=b"b", GREYCHECK_ON_ERROR=on_error)
+    )
     assert ran.code == code
-    # Beside a checkout there may be another directory of that name, with migrations and no module in it.
+    # Beside a checkout there may be another directory of that name, with migrations and no module
+    # in it.
     assert re.fullmatch(
-        f"greycheck: {action} reason=error error=\"ModuleNotFoundError: No module named 'greycheck(.child)?'\"",
+        f'greycheck: {action} reason=error error="ModuleNotFoundError: No module named'
+        " 'greycheck(.child)?'\"",
         ran.lines[0],
     )
     assert len(ran.lines) == 1
 
 
-# --- hanging and crashing in C ----------------------------------------------------------------------------------------
+# --- hanging and crashing in C --------------------------------------------------------------------
 
 HANG = """
 #include <stddef.h>
@@ -306,21 +356,29 @@ HANGS = {
     # A disk that does not answer: while the driver reads, the interpreter's lock is free.
     "read": HANG + "ssize_t pread64(int f, void *b, size_t n, off_t o) { hang(); return 0; }",
     # The same at the commit.
-    "write": HANG + "ssize_t pwrite64(int f, const void *b, size_t n, off_t o) { hang(); return 0; }",
+    "write": HANG
+    + "ssize_t pwrite64(int f, const void *b, size_t n, off_t o) { hang(); return 0; }",
 }
-HANG_LOCKED = HANG + "int sqlite3_bind_blob(void *s, int i, const void *v, int n, void *d) { hang(); return 0; }"
+HANG_LOCKED = (
+    HANG
+    + "int sqlite3_bind_blob(void *s, int i, const void *v, int n, void *d) { hang(); return 0; }"
+)
 
 
 def preload(place: Path, source: str) -> str:
     """A shared object of C SOURCE, for LD_PRELOAD."""
     target = place / "hang.so"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", target, "-x", "c", "-"], input=source.encode(), check=True)
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-o", target, "-x", "c", "-"], input=source.encode(), check=True
+    )
     return str(target)
 
 
 @pytest.mark.parametrize("where", HANGS)
 @pytest.mark.parametrize("stuck_log", [False, True])
-def test_a_driver_that_hangs_ends_at_the_deadline(child: Child, where: str, stuck_log: bool) -> None:
+def test_a_driver_that_hangs_ends_at_the_deadline(
+    child: Child, where: str, stuck_log: bool
+) -> None:
     child.make_store()
     environ = child.environ(
         REMOTEMF=b"alice@example.org",
@@ -341,22 +399,32 @@ def test_a_driver_that_hangs_ends_at_the_deadline(child: Child, where: str, stuc
     os.close(writer)
 
 
-def test_a_driver_that_hangs_with_the_interpreters_lock_does_not_hang_for_ever(child: Child) -> None:
+def test_a_driver_that_hangs_with_the_interpreters_lock_does_not_hang_for_ever(
+    child: Child,
+) -> None:
     child.make_store()
     environ = child.environ(
-        REMOTEMF=b"a", REMOTERCPT=b"b", LD_PRELOAD=preload(child.database.parent, HANG_LOCKED), GREYCHECK_DEADLINE="1s"
+        REMOTEMF=b"a",
+        REMOTERCPT=b"b",
+        LD_PRELOAD=preload(child.database.parent, HANG_LOCKED),
+        GREYCHECK_DEADLINE="1s",
     )
     ran = child.run([child.programs / "greycheck"], environ)
     assert ran.code != 127  # no verdict is possible; what counts is the end
 
 
-# --- kills and crowds -------------------------------------------------------------------------------------------------
+# --- kills and crowds -----------------------------------------------------------------------------
 
 
-def start(child: Child, sender: bytes, client: str = "192.0.2.1", **settings: str) -> "subprocess.Popen[bytes]":
+def start(
+    child: Child, sender: bytes, client: str = "192.0.2.1", **settings: str
+) -> "subprocess.Popen[bytes]":
     environ = child.environ(client, REMOTEMF=sender, REMOTERCPT=b"bob@example.net", **settings)
     return subprocess.Popen(
-        [child.programs / "greycheck"], env=environ, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [child.programs / "greycheck"],
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
 
 
@@ -414,7 +482,9 @@ def test_200_first_uses_at_once_make_one_store_and_all_answer(child: Child, same
     assert child.rows("SELECT count(*) FROM triplet") == [(1 if same else 200,)]
     child.age(300)
     assert crowd(child, 200, same) == [ACCEPTED] * 200
-    assert child.rows("SELECT count(*), min(passes), max(passes) FROM triplet") == [(1 if same else 200, 1, 1)]
+    assert child.rows("SELECT count(*), min(passes), max(passes) FROM triplet") == [
+        (1 if same else 200, 1, 1)
+    ]
     assert child.rows("PRAGMA integrity_check") == [("ok",)]
 
 
@@ -437,7 +507,11 @@ def fill(child: Child, number: int) -> None:
     connection = sqlite3.connect(child.database)
     with connection:
         connection.executemany(
-            "INSERT INTO triplet VALUES (?, '203.0.113.0/24', 'x@example.org', 'y@example.net', ?, ?, 0, 0, NULL, ?)",
-            ((random.Random(index).randbytes(16), now, now, now + 86400) for index in range(number)),
+            "INSERT INTO triplet VALUES (?, '203.0.113.0/24', 'x@example.org', 'y@example.net', ?,"
+            " ?, 0, 0, NULL, ?, NULL, 0)",
+            (
+                (random.Random(index).randbytes(16), now, now, now + 86400)
+                for index in range(number)
+            ),
         )
     connection.close()

@@ -1,4 +1,6 @@
-"""Fifty children a second, and what happens to database servers: each child ends in time with a verdict, none is wrong, no row is lost."""
+"""Fifty children a second, and what happens to database servers: each child ends in time with a
+verdict, none is wrong, no row is lost.
+"""
 
 import subprocess
 import time
@@ -9,14 +11,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from greycheck.store import schema
-from greycheck.store.engine import open_engine
-from greycheck.store.lean import StoreError
+from greycheck.store.admin.engine import open_engine
+from greycheck.store.base import StoreError
+from greycheck.store.schema import migrate
 from tests.load import Load
 from tests.servers import PASSWORD, USER, Galera, MariaDB, Postgres, Server
 from tests.support import DEFERRED
 
-# --- a server and its faults ------------------------------------------------------------------------------------------
+# --- a server and its faults ----------------------------------------------------------------------
 
 
 @pytest.fixture(params=["postgres", "mariadb"])
@@ -25,7 +27,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     found: Server = request.getfixturevalue(request.param)
     found.start()
     found.create("faults")
-    schema.upgrade(found.url("faults"))
+    migrate.upgrade(found.url("faults"))
     yield found
     found.start()
     found.drop("faults")
@@ -54,7 +56,9 @@ def assert_sound(load: Load, url: str) -> None:
     assert not load.said(PASSWORD)
 
 
-def test_a_stopped_server_costs_one_check_its_deadline_and_the_others_nothing(server: Server, load: Load) -> None:
+def test_a_stopped_server_costs_one_check_its_deadline_and_the_others_nothing(
+    server: Server, load: Load
+) -> None:
     with load.going_on():
         load.calm()
         server.freeze()
@@ -87,7 +91,10 @@ def test_a_server_without_a_connection_left(server: Server, load: Load) -> None:
     with load.going_on():
         load.calm()
         with limited(server):
-            load.wait(lambda: bool(load.said("too many ") or load.said("max_user_connections")), "they are told")
+            load.wait(
+                lambda: bool(load.said("too many ") or load.said("max_user_connections")),
+                "they are told",
+            )
         load.wait_recovered()
     assert_sound(load, server.url("faults"))
 
@@ -152,7 +159,9 @@ def test_a_table_that_an_operator_has_locked(server: Server, load: Load, how: st
         load.wait_recovered()
     assert_sound(load, server.url("faults"))
     if how == "writes":
-        assert not [one for one in after if one.kind in ("known", "early") and one.verdict[1] == "error"]
+        assert not [
+            one for one in after if one.kind in ("known", "early") and one.verdict[1] == "error"
+        ]
         assert load.said(" takes no writes: ")
         assert load.said(": not tried")
         assert load.said(" takes writes again after ")
@@ -165,7 +174,9 @@ def locked(server: Server, how: str) -> Iterator[None]:
         mode = "ACCESS EXCLUSIVE" if how == "all" else "SHARE"
         statements = f"BEGIN; LOCK TABLE triplet IN {mode} MODE; SELECT 'locked';\n"
     else:
-        statements = f"LOCK TABLES triplet {'WRITE' if how == 'all' else 'READ'}; SELECT 'locked';\n"
+        statements = (
+            f"LOCK TABLES triplet {'WRITE' if how == 'all' else 'READ'}; SELECT 'locked';\n"
+        )
     session = subprocess.Popen(
         [*server.client("faults"), *([] if isinstance(server, Postgres) else ["--unbuffered"])],
         stdin=subprocess.PIPE,
@@ -192,7 +203,7 @@ def test_a_full_disk(
     with kind(request.getfixturevalue("templates"), small_disk=True) as server:
         server.start()
         server.create("faults")
-        schema.upgrade(server.url("faults"))
+        migrate.upgrade(server.url("faults"))
         load = Load(launchers, [server.url("faults")], place)
         load.prepare()
         with load.going_on():
@@ -206,7 +217,9 @@ def test_a_full_disk(
 
 
 def test_more_children_than_connections(server: Server, launchers: Path, place: Path) -> None:
-    """Two hundred at once, and a server for some twenty: they wait for each other, and each is recorded."""
+    """Two hundred at once, and a server for some twenty: they wait for each other, and each is
+    recorded.
+    """
     server.restart(max_connections=20)
     load = Load(launchers, [server.url("faults")], place)
     load.environs[0]["GREYCHECK_DEADLINE"] = "100s"
@@ -218,14 +231,14 @@ def test_more_children_than_connections(server: Server, launchers: Path, place: 
     server.stop()
 
 
-# --- a cluster and its faults -----------------------------------------------------------------------------------------
+# --- a cluster and its faults ---------------------------------------------------------------------
 
 
 @pytest.fixture
 def cluster(galera: Galera) -> Iterator[Galera]:
     galera.start()
     galera.nodes[0].create("faults")
-    schema.upgrade(galera.nodes[0].url("faults"))
+    migrate.upgrade(galera.nodes[0].url("faults"))
     yield galera
     galera.start()
     galera.nodes[0].drop("faults")
@@ -238,7 +251,8 @@ def urls(cluster: Galera) -> list[str]:
     start, _, end = plain.partition("@")
     database = end.partition("/")[2]
     return [
-        f"{start}@/{database}?" + "&".join(f"host={host}" for host in nodes[number:] + nodes[:number])
+        f"{start}@/{database}?"
+        + "&".join(f"host={host}" for host in nodes[number:] + nodes[:number])
         for number in range(len(nodes))
     ]
 
@@ -265,17 +279,26 @@ TROUBLES: dict[str, tuple[Callable[[Galera], None], Callable[[Galera], None]]] =
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_a_node_in_trouble_is_passed_over_and_comes_back(cluster: Galera, cluster_load: Load, trouble: str) -> None:
-    """By the MX host whose own node it is: others may find out as well, but have no reason to ask it again."""
+def test_a_node_in_trouble_is_passed_over_and_comes_back(
+    cluster: Galera, cluster_load: Load, trouble: str
+) -> None:
+    """By the MX host whose own node it is: others may find out as well, but have no reason to ask
+    it again.
+    """
     begin, end = TROUBLES[trouble]
     port = cluster.nodes[0].port
     with cluster_load.going_on():
         cluster_load.calm()
         begin(cluster)
-        cluster_load.wait(lambda: bool(cluster_load.said(f":{port} is not asked any more", mx=0)), "a mark is made")
+        cluster_load.wait(
+            lambda: bool(cluster_load.said(f":{port} is not asked any more", mx=0)),
+            "a mark is made",
+        )
         cluster_load.wait_recovered()
         end(cluster)
-        cluster_load.wait(lambda: bool(cluster_load.said(f":{port} answers again", mx=0)), "it is asked again")
+        cluster_load.wait(
+            lambda: bool(cluster_load.said(f":{port} answers again", mx=0)), "it is asked again"
+        )
         cluster.wait_synced(0)
         cluster_load.wait_recovered()
     for node in cluster.nodes:

@@ -1,4 +1,6 @@
-"""Floods and evasion, through what a mail server runs: the child in Python, and the one in C, which asks a resident."""
+"""Floods and evasion, through what a mail server runs: the child in Python, and the one in C, which
+asks a resident.
+"""
 
 import re
 from collections.abc import Iterator
@@ -12,12 +14,15 @@ pytestmark = both_ways
 
 WINDOW = 48 * 3600
 
-# --- what waits for one network -----------------------------------------------------------------------------------------
+# --- what waits for one network -------------------------------------------------------------------
 
 
 def flood(child: Child, numbers: range, client: str = "192.0.2.1") -> list[tuple[int, str]]:
     """The verdicts on mail from senders of these NUMBERS, each a triplet of its own."""
-    return [child.smtpextfork(sender=b"s%d@example.org" % number, client=client).verdict for number in numbers]
+    return [
+        child.smtpextfork(sender=b"s%d@example.org" % number, client=client).verdict
+        for number in numbers
+    ]
 
 
 def recorded(child: Child) -> object:
@@ -44,11 +49,20 @@ def test_what_is_new_in_a_crowded_network_is_deferred_and_not_recorded(child: Ch
 @on_every_database
 def test_a_flood_from_a_network_leaves_others_and_what_passes_makes_room(child: Child) -> None:
     child.settings |= {"GREYCHECK_NETWORK_LIMIT": "2", "GREYCHECK_CLIENT_PASSES": "0"}
-    assert flood(child, range(4), "2001:db8:1:1::1") == [(DEFERRED, "new")] * 2 + [(DEFERRED, "crowded")] * 2
-    assert flood(child, range(4), "2001:db8:1:2::1") == [(DEFERRED, "new")] * 2 + [(DEFERRED, "crowded")] * 2
+    assert (
+        flood(child, range(4), "2001:db8:1:1::1")
+        == [(DEFERRED, "new")] * 2 + [(DEFERRED, "crowded")] * 2
+    )
+    assert (
+        flood(child, range(4), "2001:db8:1:2::1")
+        == [(DEFERRED, "new")] * 2 + [(DEFERRED, "crowded")] * 2
+    )
     child.age(300)
     assert flood(child, range(1), "2001:db8:1:1::1") == [(ACCEPTED, "retry")]
-    assert flood(child, range(2, 4), "2001:db8:1:1::1") == [(DEFERRED, "new"), (DEFERRED, "crowded")]
+    assert flood(child, range(2, 4), "2001:db8:1:1::1") == [
+        (DEFERRED, "new"),
+        (DEFERRED, "crowded"),
+    ]
     assert flood(child, range(2, 3), "2001:db8:1:2::1") == [(DEFERRED, "crowded")]
 
 
@@ -80,7 +94,9 @@ def test_a_network_that_is_crowded_does_not_make_the_table_full(child: Child) ->
     assert flood(child, range(1), "198.51.100.1") == [(DEFERRED, "new")]
 
 
-def test_who_shares_a_crowded_network_waits_unless_the_prefix_keeps_them_apart(child: Child) -> None:
+def test_who_shares_a_crowded_network_waits_unless_the_prefix_keeps_them_apart(
+    child: Child,
+) -> None:
     child.make_store()
     child.settings["GREYCHECK_NETWORK_LIMIT"] = "2"
     assert flood(child, range(3)) == [(DEFERRED, "new")] * 2 + [(DEFERRED, "crowded")]
@@ -96,7 +112,11 @@ def test_who_shares_a_crowded_network_waits_unless_the_prefix_keeps_them_apart(c
 
 def test_a_site_of_many_networks_is_one_where_the_prefix_says_so(child: Child) -> None:
     child.make_store()
-    child.settings |= {"GREYCHECK_NETWORK_LIMIT": "2", "GREYCHECK_PENDING_LIMIT": "4", "GREYCHECK_IPV6_PREFIX": "48"}
+    child.settings |= {
+        "GREYCHECK_NETWORK_LIMIT": "2",
+        "GREYCHECK_PENDING_LIMIT": "4",
+        "GREYCHECK_IPV6_PREFIX": "48",
+    }
 
     def hop(site: str) -> list[tuple[int, str]]:
         return [flood(child, range(1), f"{site}:{number:x}::1")[0] for number in range(4)]
@@ -106,7 +126,7 @@ def test_a_site_of_many_networks_is_one_where_the_prefix_says_so(child: Child) -
     assert hop("2001:db8:2") == [(DEFERRED, "new")] * 3 + [(ACCEPTED, "full")]
 
 
-# --- pools ----------------------------------------------------------------------------------------------------------------
+# --- pools ----------------------------------------------------------------------------------------
 
 
 @on_every_database
@@ -126,7 +146,7 @@ def test_attempts_of_a_botnet_within_moments_are_no_pool(child: Child) -> None:
     assert child.smtpextfork(client="40.9.0.1").verdict == (DEFERRED, "new")
 
 
-# --- addresses that many share ------------------------------------------------------------------------------------------
+# --- addresses that many share --------------------------------------------------------------------
 
 PRIVATE = ["172.18.0.1", "10.1.2.3", "192.168.7.7", "127.0.0.1", "169.254.1.1", "100.64.0.9"]
 PRIVATE += ["fd00:18::1", "fe80::1", "::1", "::ffff:172.18.0.1", "64:ff9b::a00:1"]
@@ -140,7 +160,10 @@ def test_a_client_at_an_address_that_many_share_is_never_known(child: Child, cli
     child.age(300)
     assert flood(child, range(3), client) == [(ACCEPTED, "retry")] * 2 + [(DEFERRED, "new")]
     child.age(300)
-    assert flood(child, range(4), client) == [(ACCEPTED, "known")] * 2 + [(ACCEPTED, "retry"), (DEFERRED, "new")]
+    assert flood(child, range(4), client) == [(ACCEPTED, "known")] * 2 + [
+        (ACCEPTED, "retry"),
+        (DEFERRED, "new"),
+    ]
 
 
 @on_every_database
@@ -154,17 +177,24 @@ def test_the_log_warns_of_a_shared_address_once_an_hour(child: Child) -> None:
         return [line for line in ran.lines if line.startswith("greycheck: warning ")]
 
     [line] = warned(0)
-    assert re.search(r" 172\.18\.0\.1 is an address that many clients may share: it is not made known", line)
+    assert re.search(
+        r" 172\.18\.0\.1 is an address that many clients may share: it is not made known", line
+    )
     assert warned(1) == []
     child.age(2900)
     assert warned(2) == []
     child.age(600)
     assert len(warned(3)) == 1
     assert warned(4) == []
-    assert child.smtpextfork(sender=b"new@example.org", client="172.18.0.1").verdict == (DEFERRED, "new")
+    assert child.smtpextfork(sender=b"new@example.org", client="172.18.0.1").verdict == (
+        DEFERRED,
+        "new",
+    )
 
 
-@pytest.mark.parametrize("client", ["172.32.0.1", "100.128.0.1", "192.169.0.1", "fec0::1", "2001:db8::1", "fc::1"])
+@pytest.mark.parametrize(
+    "client", ["172.32.0.1", "100.128.0.1", "192.169.0.1", "fec0::1", "2001:db8::1", "fc::1"]
+)
 def test_what_only_looks_like_one_is_made_known(child: Child, client: str) -> None:
     child.make_store()
     flood(child, range(1), client)
@@ -172,7 +202,7 @@ def test_what_only_looks_like_one_is_made_known(child: Child, client: str) -> No
     assert flood(child, range(2), client) == [(ACCEPTED, "retry"), (ACCEPTED, "client")]
 
 
-# --- a clock that was ahead, and a store that takes nothing ---------------------------------------------------------------
+# --- a clock that was ahead, and a store that takes nothing ---------------------------------------
 
 # What keeps rows of triplets as they are, and lets go again.
 HELD = {
@@ -181,12 +211,14 @@ HELD = {
         "DROP TRIGGER held",
     ),
     "postgresql": (
-        "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no room'; END $$;"
+        "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no"
+        " room'; END $$;"
         " CREATE TRIGGER held BEFORE UPDATE ON triplet FOR EACH ROW EXECUTE FUNCTION hold()",
         "DROP FUNCTION hold CASCADE",
     ),
     "mysql": (
-        "CREATE TRIGGER held BEFORE UPDATE ON triplet FOR EACH ROW SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'no room'",
+        "CREATE TRIGGER held BEFORE UPDATE ON triplet FOR EACH ROW SIGNAL SQLSTATE '45000' SET"
+        " MESSAGE_TEXT = 'no room'",
         "DROP TRIGGER held",
     ),
 }

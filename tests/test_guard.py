@@ -30,8 +30,8 @@ def codes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(guard.posix, "_exit", leave)
     monkeypatch.setattr(guard, "sleep", lambda _seconds: None)
     monkeypatch.setattr(guard._thread, "start_new_thread", lambda _call, _arguments: 0)
-    monkeypatch.setattr(guard._signal, "setitimer", lambda _which, _seconds: None)
-    monkeypatch.setattr(guard._signal, "signal", lambda _number, _handler: None)
+    monkeypatch.setattr(guard.log, "alarm", lambda _seconds, _handler: None)
+    monkeypatch.setattr(guard.log, "no_alarm", lambda: None)
     return found
 
 
@@ -53,7 +53,9 @@ def test_a_settled_check_is_cut_short_with_its_own_code(codes: list[int]) -> Non
     assert codes == [100]
 
 
-def test_a_verdict_after_the_deadline_waits_for_the_exit(codes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_verdict_after_the_deadline_waits_for_the_exit(
+    codes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     guarded = guard.Guard(5, never)
     guarded._verdict.acquire()
 
@@ -66,8 +68,12 @@ def test_a_verdict_after_the_deadline_waits_for_the_exit(codes: list[int], monke
     assert codes == []
 
 
-def test_a_deadline_within_settling_gives_the_verdict_or_the_answer_for_none(codes: list[int]) -> None:
-    """Between any two instructions of it: never a third answer, as an exit code that was not set yet would be."""
+def test_a_deadline_within_settling_gives_the_verdict_or_the_answer_for_none(
+    codes: list[int],
+) -> None:
+    """Between any two instructions of it: never a third answer, as an exit code that was not set
+    yet would be.
+    """
 
     def expire() -> NoReturn:
         codes.append(101)
@@ -81,7 +87,9 @@ def test_a_deadline_within_settling_gives_the_verdict_or_the_answer_for_none(cod
 
 
 def _settle_with_deadline_at(step: int, expire: Callable[[], NoReturn], codes: list[int]) -> bool:
-    """Settles with 100, the deadline before the instruction of that number (from 1); whether it has so many."""
+    """Settles with 100, the deadline before the instruction of that number (from 1); whether it has
+    so many.
+    """
     codes.clear()
     guarded = guard.Guard(5, expire)
     steps = 0

@@ -11,19 +11,29 @@ from greycheck.folding import BOUNCES
 from greycheck.normalise import client_address, client_network, fold_sender, mail_address
 from tests.senders import ONE, TWO
 
-STANDS_FOR_IPV4 = [ipaddress.IPv6Network(each) for each in ("::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96")]
+STANDS_FOR_IPV4 = [
+    ipaddress.IPv6Network(each) for each in ("::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96")
+]
 NAT64_LOCAL = ipaddress.IPv6Network("64:ff9b:1::/48")
 
 
 def is_ipv4(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    if isinstance(address, ipaddress.IPv4Address) or address.teredo or any(address in each for each in STANDS_FOR_IPV4):
+    if (
+        isinstance(address, ipaddress.IPv4Address)
+        or address.teredo
+        or any(address in each for each in STANDS_FOR_IPV4)
+    ):
         return True
     return address in NAT64_LOCAL and bool(int(address) & 0xFFFFFF)
 
 
 def expected(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str | None:
     if isinstance(address, ipaddress.IPv6Address) and is_ipv4(address):
-        address = address.teredo[1] if address.teredo else ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        address = (
+            address.teredo[1]
+            if address.teredo
+            else ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        )
     return None if int(address) == 0 else str(address)
 
 
@@ -59,7 +69,8 @@ def test_text_is_an_address_exactly_where_the_standard_library_says_so(text: str
         if "%" not in text:
             assert client_address(text.encode()) is None
     else:
-        assert client_address(text.encode()) == expected(address)
+        without_zone = type(address)(int(address))
+        assert client_address(text.encode()) == expected(without_zone)
 
 
 @given(st.binary(max_size=60))
@@ -69,7 +80,17 @@ def test_any_bytes_are_an_address_or_none(text: bytes) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"0.0.0.0", b"::", b"::ffff:0.0.0.0", b"unknown", b"192.0.2", b"192.0.2.256", b"192.0.2.01", b"1.2.3.4.5"]
+    [
+        b"",
+        b"0.0.0.0",
+        b"::",
+        b"::ffff:0.0.0.0",
+        b"unknown",
+        b"192.0.2",
+        b"192.0.2.256",
+        b"192.0.2.01",
+        b"1.2.3.4.5",
+    ]
     + [
         b"1::2::3",
         b"1:2:3:4:5:6:7",
@@ -91,8 +112,12 @@ def test_a_zone_is_dropped() -> None:
 
 
 @given(st.ip_addresses(v=4).filter(int), st.integers(1, 32))
-def test_an_ipv4_network_is_what_the_mask_leaves(address: ipaddress.IPv4Address, prefix: int) -> None:
-    assert client_network(str(address), prefix, 64) == str(ipaddress.ip_network((address, prefix), strict=False))
+def test_an_ipv4_network_is_what_the_mask_leaves(
+    address: ipaddress.IPv4Address, prefix: int
+) -> None:
+    assert client_network(str(address), prefix, 64) == str(
+        ipaddress.ip_network((address, prefix), strict=False)
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,9 +148,12 @@ def test_what_stands_for_an_ipv4_client_is_that_client(address: bytes, client: s
 
 
 @given(
-    st.ip_addresses(v=6).filter(lambda address: int(address) >> 48 != 0 and not is_ipv4(address)), st.integers(1, 128)
+    st.ip_addresses(v=6).filter(lambda address: int(address) >> 48 != 0 and not is_ipv4(address)),
+    st.integers(1, 128),
 )
-def test_an_ipv6_network_is_what_the_mask_leaves(address: ipaddress.IPv6Address, prefix: int) -> None:
+def test_an_ipv6_network_is_what_the_mask_leaves(
+    address: ipaddress.IPv6Address, prefix: int
+) -> None:
     network = client_network(str(address), 24, prefix)
     assert ipaddress.ip_network(network) == ipaddress.ip_network((address, prefix), strict=False)
 
@@ -160,7 +188,10 @@ def test_case_is_folded_and_the_trailing_dot_goes(address: bytes, normal: bytes)
         [b"list-return-7-user=dom.example@host", b"list-return-10-user=dom.example@host"],
         [b"list-return-7-2024-user=dom.example@host", b"list-return-10-2025-user=dom.example@host"],
         [b"bounces+user=dom.example@host", b"bounces@host"],
-        [b"bounce+a1b2c3.d4e5f6-user=dom.example@host", b"bounce+a9b9c9.d0e0f0-user=dom.example@host"],
+        [
+            b"bounce+a1b2c3.d4e5f6-user=dom.example@host",
+            b"bounce+a9b9c9.d0e0f0-user=dom.example@host",
+        ],
         # BATV, both orders, and its relatives.
         [b"prvs=1234abcdef=user@host", b"prvs=9876fedcba=user@host", b"user@host"],
         [b"prvs=user=1234abcdef@host", b"prvs=user=9876fedcba@host", b"user@host"],
@@ -199,8 +230,14 @@ def test_tags_are_folded(senders: list[bytes]) -> None:
             b"srs0=abcd=xy=lists.example=list-return-1234-joe=dom.example@forwarder",
             b"srs0=efgh=xz=lists.example=list-return-1240-joe=dom.example@forwarder",
         ],
-        [b"srs1=hhh=first.example=+hhh=tt=org.example=joe@f", b"srs1=iii=first.example=+jjj=uu=org.example=joe@f"],
-        [b"msprvs1=17906etliylrc=bounces-243-23@sp.example", b"msprvs1=17912kcqtxabc=bounces-243-23@sp.example"],
+        [
+            b"srs1=hhh=first.example=+hhh=tt=org.example=joe@f",
+            b"srs1=iii=first.example=+jjj=uu=org.example=joe@f",
+        ],
+        [
+            b"msprvs1=17906etliylrc=bounces-243-23@sp.example",
+            b"msprvs1=17912kcqtxabc=bounces-243-23@sp.example",
+        ],
         [
             b"bounce-mc.us11_35190433.3091425-79d0a4b4a3@mail.example",
             b"bounce-mc.us11_35190433.3092777-1fe0a4b4b9@mail.example",
@@ -209,7 +246,10 @@ def test_tags_are_folded(senders: list[bytes]) -> None:
             b"bounce-md_8570218.5ec2f1a7.v1-0a1b2c3d4e5f60718293a4b5c6d7e8f9@mandrill.example",
             b"bounce-md_8570218.5ec3a0b1.v1-1a1b2c3d4e5f60718293a4b5c6d7e8fa@mandrill.example",
         ],
-        [b"jason-dated-989108708.a17f80@mastaler.example", b"jason-dated-989208999.b27f81@mastaler.example"],
+        [
+            b"jason-dated-989108708.a17f80@mastaler.example",
+            b"jason-dated-989208999.b27f81@mastaler.example",
+        ],
         [b"bounce-12_html-345-678@et.example", b"bounce-13_html-346-679@et.example"],
         [b"5f3a9c1b2d5f3a9c1b2d5f3a@bounce.example", b"0f3a9c1b2d5f3a9c1b2d5f3b@bounce.example"],
         [b"bounce-1234@x", b"bounce-1235@x"],
@@ -284,7 +324,9 @@ words = st.sampled_from(
 locals_ = st.one_of(
     st.lists(st.one_of(words, st.binary(max_size=6)), max_size=9).flatmap(
         lambda parts: st.lists(
-            st.sampled_from([b"-", b"=", b"+", b"_", b".", b"=="]), min_size=len(parts), max_size=len(parts)
+            st.sampled_from([b"-", b"=", b"+", b"_", b".", b"=="]),
+            min_size=len(parts),
+            max_size=len(parts),
         ).map(lambda ends: b"".join(part + end for part, end in zip(parts, ends, strict=True)))
     ),
     st.binary(max_size=40),
@@ -307,24 +349,30 @@ def test_folding_is_idempotent_and_keeps_the_domain(local: bytes, domain: bytes)
         (b"msprvs1=user+srs=hhhh=tt=example.org=1234abcd12+x@example.com", b"user@example.com"),
     ],
 )
-def test_what_comes_to_rest_inside_a_wrapper_is_looked_at_with_what_is_around_it(sender: bytes, folded: bytes) -> None:
+def test_what_comes_to_rest_inside_a_wrapper_is_looked_at_with_what_is_around_it(
+    sender: bytes, folded: bytes
+) -> None:
     assert fold_sender(sender) == folded
     assert fold_sender(folded) == folded
 
 
 # Plain: words of letters with a number behind them, the words that announce bounces apart.
-plain_word = st.from_regex(rb"[a-z]{1,10}[0-9]{0,12}", fullmatch=True).filter(lambda word: word not in BOUNCES)
+plain_word = st.from_regex(rb"[a-z]{1,10}[0-9]{0,12}", fullmatch=True).filter(
+    lambda word: word not in BOUNCES
+)
 number = st.from_regex(rb"[0-9]{1,16}", fullmatch=True)
 plain = st.lists(st.one_of(plain_word, number), min_size=1, max_size=4).flatmap(
-    lambda parts: st.lists(st.sampled_from([b".", b"-", b"_"]), min_size=len(parts) - 1, max_size=len(parts) - 1).map(
-        lambda ends: b"".join(part + end for part, end in zip(parts, [*ends, b""], strict=True))
-    )
+    lambda parts: st.lists(
+        st.sampled_from([b".", b"-", b"_"]), min_size=len(parts) - 1, max_size=len(parts) - 1
+    ).map(lambda ends: b"".join(part + end for part, end in zip(parts, [*ends, b""], strict=True)))
 )
 
 
 @given(plain, plain, domains)
 def test_folding_never_merges_two_plain_addresses(one: bytes, other: bytes, domain: bytes) -> None:
-    assert (fold_sender(one + b"@" + domain) == fold_sender(other + b"@" + domain)) == (one == other)
+    assert (fold_sender(one + b"@" + domain) == fold_sender(other + b"@" + domain)) == (
+        one == other
+    )
 
 
 def folded(sender: str) -> bytes:
@@ -391,7 +439,8 @@ def test_what_has_neither_digits_nor_tags_is_left_alone(local: str, domain: byte
 
 
 @pytest.mark.parametrize(
-    "layer", [b"srs0=", b"srs0=a=b=c=", b"prvs=0123456789=", b"user+srs=a=b=c=", b"a+", b"x-1-", b"="]
+    "layer",
+    [b"srs0=", b"srs0=a=b=c=", b"prvs=0123456789=", b"user+srs=a=b=c=", b"a+", b"x-1-", b"="],
 )
 @pytest.mark.parametrize("size", [1963, 65536])
 def test_work_is_bounded_whatever_the_length(layer: bytes, size: int) -> None:

@@ -1,13 +1,34 @@
 """Every transition of the policy, and both ends of every window."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from greycheck import policy
-from greycheck.envelope import Envelope, Triplet
-from greycheck.policy import ACCEPT, DEFER, REJECT, Change, ClientRow, Found, RuleRow, TripletRow, Verdict, Waiting
+from greycheck.envelope import Envelope
+from greycheck.policy import (
+    ACCEPT,
+    DEFER,
+    EARLIER,
+    IDENTITY,
+    MESSAGE,
+    NETWORKS,
+    PENDING,
+    REJECT,
+    ROWS,
+    Change,
+    ClientRow,
+    Decision,
+    DomainRow,
+    Identity,
+    Pending,
+    Rows,
+    RuleRow,
+    TripletRow,
+    Verdict,
+)
 from greycheck.settings import Settings
 
 NOW = 1_800_000_000
@@ -24,10 +45,15 @@ class Values:
     client_passes: int = 1
     null_sender: str = "greylist"
     off: bool = False
+    on_error: str = "accept"
     strikes: int = 0
     strike_interval: int = 70
     strike_time: int = 86400
     pool_networks: int = 3
+    identity: str = "yes"
+    domain_passes: int = 1
+    trust_spfresult: str = "no"
+    learn_outbound: int = 0
     network_limit: int = 1000
     pending_limit: int = 1000
     verified_names: str = "no"
@@ -39,18 +65,56 @@ class Values:
 
 
 DEFAULTS = Values()
-ASKED = Triplet("192.0.2.1", "192.0.2.0/24", b"a@example.org", b"b@example.net")
+ENVELOPE = Envelope("smtpextfork", "192.0.2.1", b"a@example.org", b"b@example.net")
+LATER = Envelope("spp", "192.0.2.1", b"a@example.org", b"b@example.net", message=b"1", first=False)
+FIRST = Envelope("spp", "192.0.2.1", b"a@example.org", b"b@example.net", message=b"1")
+
+
+def made(
+    rows: Rows,
+    values: Values = DEFAULTS,
+    now: int = NOW,
+    envelope: Envelope = ENVELOPE,
+    pending: Pending | None = None,
+    first_passed: bool = False,
+    identity: Identity | None = None,
+    networks: Sequence[str] = (),
+) -> tuple[Decision, list[str]]:
+    """The decision for which the store has ROWS, and what it asked for on its way."""
+    decision = Decision(envelope, cast(Settings, values), now)
+    asked = []
+    while need := decision.advance():
+        asked.append(need)
+        if need == ROWS:
+            decision.take_rows(rows)
+        elif need == EARLIER:
+            decision.take_earlier(None)
+        elif need == MESSAGE:
+            decision.take_message(first_passed)
+        elif need == IDENTITY:
+            decision.take_identity(identity or Identity())
+        elif need == NETWORKS:
+            decision.take_networks(networks)
+        else:
+            assert need == PENDING
+            decision.take_pending(pending or Pending())
+    return decision, asked
+
+
+def decided(rows: Rows, values: Values = DEFAULTS, now: int = NOW) -> tuple[Verdict, list[Change]]:
+    decision, _asked = made(rows, values, now)
+    return decision.verdict(), decision.changes
 
 
 def decide(
     row: TripletRow | None, client: ClientRow | None = None, values: Values = DEFAULTS
-) -> tuple[policy.Verdict, list[policy.Change]]:
-    return policy.decide(Found(row, client), cast(Settings, values), NOW)
+) -> tuple[Verdict, list[Change]]:
+    return decided(Rows(row, client), values)
 
 
-def state(row: TripletRow | ClientRow | None) -> dict[str, int | None]:
+def state(row: object) -> dict[str, int | None]:
     assert row
-    return {name: getattr(row, name) for name in row.__slots__}
+    return {name: getattr(row, name) for name in type(row).__slots__}  # type: ignore[attr-defined]
 
 
 def test_an_unknown_triplet_is_recorded_and_deferred() -> None:
@@ -67,7 +131,13 @@ def test_a_retry_before_the_delay_is_over_is_counted_and_deferred(age: int) -> N
     verdict, [change] = decide(row)
     assert (verdict.action, verdict.reason, verdict.wait) == (DEFER, "early", DELAY - age)
     assert change.old is row
-    assert state(change.new) == {"first": NOW - age, "last": NOW, "early": 4, "passes": 0, "passed": None}
+    assert state(change.new) == {
+        "first": NOW - age,
+        "last": NOW,
+        "early": 4,
+        "passes": 0,
+        "passed": None,
+    }
     assert change.expires == NOW - age + WINDOW
 
 
@@ -82,7 +152,13 @@ def test_a_retry_in_the_window_passes_and_makes_the_client_known(age: int) -> No
     row = TripletRow(NOW - age, NOW - 10, early=1)
     verdict, [passed, known] = decide(row)
     assert (verdict.action, verdict.reason) == (ACCEPT, "retry")
-    assert state(passed.new) == {"first": NOW - age, "last": NOW, "early": 1, "passes": 1, "passed": NOW}
+    assert state(passed.new) == {
+        "first": NOW - age,
+        "last": NOW,
+        "early": 1,
+        "passes": 1,
+        "passed": NOW,
+    }
     assert passed.expires == known.expires == NOW + LIFETIME
     assert known.old is None
     assert state(known.new) == {"first": NOW, "last": NOW, "passes": 1, "strikes": 0, "struck": 0}
@@ -114,7 +190,12 @@ def test_a_known_triplet_is_refreshed_once_an_hour(idle: int) -> None:
 @pytest.mark.parametrize(("idle", "refreshed"), [(899, 0), (900, 1)])
 def test_what_lives_shorter_is_refreshed_at_half_of_its_life(idle: int, refreshed: int) -> None:
     short = replace(DEFAULTS, lifetime=1800, retry_window=600)
-    assert len(decide(TripletRow(NOW - 9999, NOW - idle, passes=1, passed=NOW - 9000), values=short)[1]) == refreshed
+    assert (
+        len(
+            decide(TripletRow(NOW - 9999, NOW - idle, passes=1, passed=NOW - 9000), values=short)[1]
+        )
+        == refreshed
+    )
     assert len(decide(None, ClientRow(NOW - 9999, NOW - idle, 1), short)[1]) == refreshed
 
 
@@ -128,7 +209,9 @@ def test_mail_of_a_known_client_keeps_its_triplet_known_too() -> None:
 
 
 def test_a_triplet_whose_lifetime_is_over_is_new() -> None:
-    row = TripletRow(NOW - 2 * LIFETIME, NOW - LIFETIME - 1, passes=9, passed=NOW - 2 * LIFETIME + 400)
+    row = TripletRow(
+        NOW - 2 * LIFETIME, NOW - LIFETIME - 1, passes=9, passed=NOW - 2 * LIFETIME + 400
+    )
     verdict, [change] = decide(row)
     assert (verdict.action, verdict.reason) == (DEFER, "new")
     assert state(change.new) == {"first": NOW, "last": NOW, "early": 0, "passes": 0, "passed": None}
@@ -153,7 +236,7 @@ def test_a_clock_that_is_a_second_ahead_moves_the_first_attempt_to_the_earlier_c
 def test_a_last_use_in_the_future_is_refreshed_when_it_is_an_hour_off() -> None:
     assert decide(TripletRow(NOW, NOW + 10, passes=1, passed=NOW))[1] == []
     [change] = decide(TripletRow(NOW, NOW + policy.REFRESH, passes=1, passed=NOW))[1]
-    assert change.new
+    assert isinstance(change.new, TripletRow)
     assert change.new.last == NOW
 
 
@@ -161,7 +244,9 @@ def test_without_a_delay_the_second_attempt_passes_at_once() -> None:
     assert decide(TripletRow(NOW, NOW), values=replace(DEFAULTS, delay=0))[0].reason == "retry"
 
 
-@pytest.mark.parametrize("row", [None, TripletRow(NOW - 5, NOW - 5), TripletRow(NOW, NOW, passes=1, passed=NOW)])
+@pytest.mark.parametrize(
+    "row", [None, TripletRow(NOW - 5, NOW - 5), TripletRow(NOW, NOW, passes=1, passed=NOW)]
+)
 def test_a_known_client_passes_whatever_the_triplet(row: TripletRow | None) -> None:
     verdict, changes = decide(row, ClientRow(NOW - 50, NOW - 50, 1))
     assert (verdict.action, verdict.reason, changes) == (ACCEPT, "client", [])
@@ -170,7 +255,13 @@ def test_a_known_client_passes_whatever_the_triplet(row: TripletRow | None) -> N
 def test_a_known_client_is_refreshed_once_an_hour() -> None:
     client = ClientRow(NOW - LIFETIME, NOW - policy.REFRESH, 4)
     [change] = decide(None, client)[1]
-    assert state(change.new) == {"first": NOW - LIFETIME, "last": NOW, "passes": 4, "strikes": 0, "struck": 0}
+    assert state(change.new) == {
+        "first": NOW - LIFETIME,
+        "last": NOW,
+        "passes": 4,
+        "strikes": 0,
+        "struck": 0,
+    }
     assert change.old is client
 
 
@@ -186,8 +277,16 @@ def test_a_client_must_pass_as_often_as_the_setting_says() -> None:
     five = replace(DEFAULTS, client_passes=5)
     assert decide(None, ClientRow(NOW, NOW, 4), five)[0].reason == "new"
     assert decide(None, ClientRow(NOW, NOW, 5), five)[0].reason == "client"
-    _verdict, [_passed, known] = decide(TripletRow(NOW - DELAY, NOW), ClientRow(NOW - 7, NOW - 7, 3), five)
-    assert state(known.new) == {"first": NOW - 7, "last": NOW, "passes": 4, "strikes": 0, "struck": 0}
+    _verdict, [_passed, known] = decide(
+        TripletRow(NOW - DELAY, NOW), ClientRow(NOW - 7, NOW - 7, 3), five
+    )
+    assert state(known.new) == {
+        "first": NOW - 7,
+        "last": NOW,
+        "passes": 4,
+        "strikes": 0,
+        "struck": 0,
+    }
 
 
 def test_known_clients_can_be_switched_off() -> None:
@@ -198,38 +297,61 @@ def test_known_clients_can_be_switched_off() -> None:
 
 
 def envelope(sender: bytes = b"a@example.org", exempt: str = "", missing: str = "") -> Envelope:
-    return Envelope("smtpextfork", None if missing else "192.0.2.1", sender, b"b@example.net", exempt, missing)
+    return Envelope(
+        "smtpextfork", None if missing else "192.0.2.1", sender, b"b@example.net", exempt, missing
+    )
 
 
 @pytest.mark.parametrize(
     ("asked", "values", "reason", "detail"),
     [
         (envelope(missing="TCPREMOTEIP"), DEFAULTS, "incomplete", "missing=TCPREMOTEIP"),
-        (envelope(missing="TCPREMOTEIP", exempt="RELAYCLIENT"), DEFAULTS, "incomplete", "missing=TCPREMOTEIP"),
+        (
+            envelope(missing="TCPREMOTEIP", exempt="RELAYCLIENT"),
+            DEFAULTS,
+            "incomplete",
+            "missing=TCPREMOTEIP",
+        ),
         (envelope(exempt="RELAYCLIENT"), DEFAULTS, "exempt", "by=RELAYCLIENT"),
         (envelope(), replace(DEFAULTS, off=True), "exempt", "by=GREYCHECK"),
         (envelope(b""), replace(DEFAULTS, null_sender=ACCEPT), "exempt", "by=null_sender"),
     ],
 )
-def test_some_envelopes_need_no_look_up(asked: Envelope, values: Values, reason: str, detail: str) -> None:
-    verdict = policy.without_store(asked, cast(Settings, values))
-    assert verdict
+def test_some_envelopes_need_no_look_up(
+    asked: Envelope, values: Values, reason: str, detail: str
+) -> None:
+    decision = Decision(asked, cast(Settings, values), NOW)
+    assert decision.advance() == ""
+    verdict = decision.verdict()
     assert (verdict.action, verdict.reason, verdict.detail) == (ACCEPT, reason, detail)
 
 
 @pytest.mark.parametrize(
     ("asked", "values"),
-    [(envelope(), DEFAULTS), (envelope(b""), DEFAULTS), (envelope(), replace(DEFAULTS, null_sender=ACCEPT))],
+    [
+        (envelope(), DEFAULTS),
+        (envelope(b""), DEFAULTS),
+        (envelope(), replace(DEFAULTS, null_sender=ACCEPT)),
+    ],
 )
 def test_the_others_are_looked_up(asked: Envelope, values: Values) -> None:
-    assert policy.without_store(asked, cast(Settings, values)) is None
+    assert Decision(asked, cast(Settings, values), NOW).advance() == ROWS
 
 
-def test_every_phase_has_a_transition() -> None:
-    assert set(policy.TRANSITIONS) == {policy.ABSENT, policy.EARLY, policy.DUE, policy.KNOWN, policy.OVER}
+def test_the_last_step_decides_whatever_comes_so_far() -> None:
+    for phase, row in {
+        policy.ABSENT: None,
+        policy.EARLY: TripletRow(NOW - 9, NOW - 9),
+        policy.DUE: TripletRow(NOW - DELAY, NOW - 9),
+        policy.KNOWN: TripletRow(0, NOW, 0, 1, 0),
+        policy.OVER: TripletRow(0, 0),
+    }.items():
+        decision, _asked = made(Rows(row))
+        assert decision.phase == phase
+        assert decision.reason
 
 
-# --- rules ------------------------------------------------------------------------------------------------------------
+# --- rules ----------------------------------------------------------------------------------------
 
 
 def rule(action: str, delay: int | None = None, kind: str = "network") -> RuleRow:
@@ -237,9 +359,12 @@ def rule(action: str, delay: int | None = None, kind: str = "network") -> RuleRo
 
 
 def with_rules(
-    *rules: RuleRow, row: TripletRow | None = None, client: ClientRow | None = None, values: Values = DEFAULTS
+    *rules: RuleRow,
+    row: TripletRow | None = None,
+    client: ClientRow | None = None,
+    values: Values = DEFAULTS,
 ) -> tuple[Verdict, list[Change]]:
-    return policy.decide(Found(row, client, rules), cast(Settings, values), NOW)
+    return decided(Rows(row, client, rules), values)
 
 
 KNOWN_CLIENT = ClientRow(NOW - 50, NOW - 50, 1)
@@ -249,7 +374,37 @@ KNOWN_CLIENT = ClientRow(NOW - 50, NOW - 50, 1)
 def test_a_rule_decides_before_all_else_and_writes_nothing(action: str, verdict: str) -> None:
     for client in (None, KNOWN_CLIENT, ClientRow(NOW, NOW, 0, 0, NOW + 100)):
         found, changes = with_rules(rule(action), client=client)
-        assert (found.action, found.reason, found.detail, changes) == (verdict, "rule", "rule=192.0.2.0/24", [])
+        assert (found.action, found.reason, found.detail, changes) == (
+            verdict,
+            "rule",
+            "rule=192.0.2.0/24",
+            [],
+        )
+
+
+@pytest.mark.parametrize("action", ["defer", "what a newer program may have"])
+def test_a_rule_that_defers_does_so_at_every_attempt_and_records_nothing(action: str) -> None:
+    known = TripletRow(NOW - 900, NOW - 9, 0, 1, NOW - 9)
+    for row in (None, TripletRow(NOW - DELAY, NOW - DELAY), known):
+        verdict, changes = with_rules(rule(action), row=row, client=KNOWN_CLIENT)
+        assert (verdict.action, verdict.reason, verdict.wait) == (DEFER, "rule", DELAY)
+        assert changes == []
+
+
+def test_what_a_rule_defers_is_only_observed_where_all_is() -> None:
+    verdict, _changes = with_rules(rule("defer"), values=replace(DEFAULTS, mode="observe"))
+    assert (verdict.action, verdict.observed) == (ACCEPT, DEFER)
+
+
+def test_a_pair_is_one_word_of_the_log() -> None:
+    pair = RuleRow(b"key", "sender", "from:a@example.org to:b@example.net", "defer", None)
+    assert with_rules(pair)[0].detail == "rule=from:a@example.org,to:b@example.net"
+
+
+def test_a_pair_with_a_name_allows_only_where_it_is_verified() -> None:
+    pair = RuleRow(b"key", "name", "name:.example.org to:b@example.net", "allow", None)
+    assert with_rules(pair)[0].reason == "new"
+    assert with_rules(pair, values=replace(DEFAULTS, verified_names="yes"))[0].action == ACCEPT
 
 
 def test_the_first_of_several_rules_decides() -> None:
@@ -258,11 +413,23 @@ def test_the_first_of_several_rules_decides() -> None:
 
 def test_a_rule_that_greylists_does_so_with_its_own_delay_and_for_known_clients_too() -> None:
     verdict, [change] = with_rules(rule("greylist", 3600), client=KNOWN_CLIENT)
-    assert (verdict.action, verdict.reason, verdict.wait, verdict.detail) == (DEFER, "new", 3600, "rule=192.0.2.0/24")
+    assert (verdict.action, verdict.reason, verdict.wait, verdict.detail) == (
+        DEFER,
+        "new",
+        3600,
+        "rule=192.0.2.0/24",
+    )
     assert change.expires == NOW + WINDOW
-    assert with_rules(rule("greylist", 3600), row=TripletRow(NOW - 3599, NOW - 9))[0].reason == "early"
-    assert with_rules(rule("greylist", 3600), row=TripletRow(NOW - 3600, NOW - 9))[0].reason == "retry"
-    assert with_rules(rule("greylist", 3600), row=TripletRow(NOW - 9, NOW - 9, 0, 1, NOW))[0].reason == "known"
+    assert (
+        with_rules(rule("greylist", 3600), row=TripletRow(NOW - 3599, NOW - 9))[0].reason == "early"
+    )
+    assert (
+        with_rules(rule("greylist", 3600), row=TripletRow(NOW - 3600, NOW - 9))[0].reason == "retry"
+    )
+    assert (
+        with_rules(rule("greylist", 3600), row=TripletRow(NOW - 9, NOW - 9, 0, 1, NOW))[0].reason
+        == "known"
+    )
 
 
 def test_a_rule_that_greylists_without_a_delay_takes_the_settings() -> None:
@@ -272,7 +439,12 @@ def test_a_rule_that_greylists_without_a_delay_takes_the_settings() -> None:
 def test_a_rule_whose_delay_outlasts_the_window_makes_it_longer() -> None:
     verdict, [change] = with_rules(rule("greylist", 2 * WINDOW))
     assert change.expires == NOW + 3 * WINDOW
-    assert with_rules(rule("greylist", 2 * WINDOW), row=TripletRow(NOW - 2 * WINDOW, NOW - 9))[0].reason == "retry"
+    assert (
+        with_rules(rule("greylist", 2 * WINDOW), row=TripletRow(NOW - 2 * WINDOW, NOW - 9))[
+            0
+        ].reason
+        == "retry"
+    )
     assert verdict.wait == 2 * WINDOW
 
 
@@ -284,14 +456,20 @@ def test_a_name_allows_only_where_it_is_verified() -> None:
     assert with_rules(rule("reject", kind="name"))[0].action == REJECT
 
 
-# --- mail that is expected --------------------------------------------------------------------------------------------
+# --- mail that is expected ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row", [None, TripletRow(NOW - 9, NOW - 9), TripletRow(0, 0), TripletRow(0, 0, 0, 1, 0)])
+@pytest.mark.parametrize(
+    "row", [None, TripletRow(NOW - 9, NOW - 9), TripletRow(0, 0), TripletRow(0, 0, 0, 1, 0)]
+)
 def test_expected_mail_passes_once_and_its_triplet_is_known(row: TripletRow | None) -> None:
     expected = RuleRow(b"key", "expect", "to:b@example.net", "allow", None)
-    verdict, [passed, used] = policy.decide(Found(row, None, (), expected), cast(Settings, DEFAULTS), NOW)
-    assert (verdict.action, verdict.reason, verdict.detail) == (ACCEPT, "expected", "by=to:b@example.net")
+    verdict, [passed, used] = decided(Rows(row, None, (), expected))
+    assert (verdict.action, verdict.reason, verdict.detail) == (
+        ACCEPT,
+        "expected",
+        "by=to:b@example.net",
+    )
     assert state(passed.new) == {"first": NOW, "last": NOW, "early": 0, "passes": 1, "passed": NOW}
     assert passed.old is row
     assert (used.old, used.new) == (expected, None)
@@ -299,17 +477,48 @@ def test_expected_mail_passes_once_and_its_triplet_is_known(row: TripletRow | No
 
 def test_mail_that_would_pass_anyway_does_not_use_an_expectation_up() -> None:
     expected = RuleRow(b"key", "expect", "to:b@example.net", "allow", None)
-    due = Found(TripletRow(NOW - DELAY, NOW - 9), None, (), expected)
-    assert policy.decide(due, cast(Settings, DEFAULTS), NOW)[0].reason == "retry"
-    assert policy.decide(Found(None, KNOWN_CLIENT, (), expected), cast(Settings, DEFAULTS), NOW)[0].reason == "client"
+    due = Rows(TripletRow(NOW - DELAY, NOW - 9), None, (), expected)
+    assert decided(due)[0].reason == "retry"
+    assert decided(Rows(None, KNOWN_CLIENT, (), expected))[0].reason == "client"
 
 
-# --- strikes ----------------------------------------------------------------------------------------------------------
+# --- an address that many clients may share -------------------------------------------------------
+
+SHARED = Envelope("smtpextfork", "172.18.0.1", b"a@example.org", b"b@example.net")
+
+
+@pytest.mark.parametrize(
+    ("client", "warns"),
+    [
+        (None, True),
+        (ClientRow(NOW - policy.WARNED, NOW - policy.WARNED, 1), True),
+        (ClientRow(NOW - policy.WARNED + 1, NOW - policy.WARNED + 1, 1), False),
+        (ClientRow(NOW - 9, NOW - 9, 0), True),
+    ],
+)
+def test_of_a_shared_address_is_warned_once_an_hour(client: ClientRow | None, warns: bool) -> None:
+    due = TripletRow(NOW - DELAY, NOW - DELAY)
+    decision, _asked = made(Rows(due, client), envelope=SHARED)
+    assert (decision.reason, bool(decision.verdict().warning)) == ("retry", warns)
+    assert len(decision.changes) == 1 + warns
+
+
+def test_a_shared_address_is_neither_known_nor_refused() -> None:
+    for client in (KNOWN_CLIENT, ClientRow(NOW - 9, NOW - 9, 1, 0, NOW + 9)):
+        assert (
+            made(Rows(None, client), replace(DEFAULTS, strikes=1), envelope=SHARED)[0].reason
+            == "new"
+        )
+
+
+# --- strikes --------------------------------------------------------------------------------------
 
 STRIKES = replace(DEFAULTS, strikes=3)
 
 
-def early(client: ClientRow | None, since: int = 10, values: Values = STRIKES) -> tuple[Verdict, list[Change]]:
+def early(
+    client: ClientRow | None, since: int = 10, values: Values = STRIKES
+) -> tuple[Verdict, list[Change]]:
     return decide(TripletRow(NOW - 100, NOW - since), client, values)
 
 
@@ -323,7 +532,13 @@ def test_a_hasty_retry_is_a_strike() -> None:
 def test_the_last_strike_refuses_the_client_for_a_time() -> None:
     verdict, [_counted, struck] = early(ClientRow(NOW - 90, NOW - 10, 0, strikes=2))
     assert (verdict.action, verdict.reason) == (REJECT, "strikes")
-    assert state(struck.new) == {"first": NOW - 90, "last": NOW, "passes": 0, "strikes": 0, "struck": NOW + 86400}
+    assert state(struck.new) == {
+        "first": NOW - 90,
+        "last": NOW,
+        "passes": 0,
+        "strikes": 0,
+        "struck": NOW + 86400,
+    }
     assert struck.expires == NOW + 86400
 
 
@@ -351,14 +566,17 @@ def test_the_same_attempt_seen_twice_is_no_strike() -> None:
 
 
 def test_what_another_address_of_the_network_tried_is_no_strike() -> None:
-    """It knows sender and recipient, and tries between this client's retries, which are as patient as any."""
+    """It knows sender and recipient, and tries between this client's retries, which are as patient
+    as any.
+    """
     honest: ClientRow | None = None
     noted = []
     for now in range(NOW + 71, NOW + DELAY, 71):
-        found = Found(TripletRow(NOW, now - 2, 2), honest)
-        verdict, changes = policy.decide(found, cast(Settings, STRIKES), now)
+        verdict, changes = decided(Rows(TripletRow(NOW, now - 2, 2), honest), STRIKES, now)
         assert (verdict.action, verdict.reason) == (DEFER, "early")
-        honest = next((change.new for change in changes if isinstance(change.new, ClientRow)), honest)
+        honest = next(
+            (change.new for change in changes if isinstance(change.new, ClientRow)), honest
+        )
         noted.append(honest.strikes if honest else 0)
     assert max(noted) == 1
 
@@ -372,6 +590,29 @@ def test_a_retry_after_the_clock_was_set_back_is_no_strike(ahead: int) -> None:
     assert len(early(None, since=-ahead)[1]) == 1
 
 
+@pytest.mark.parametrize(
+    ("client", "strikes"),
+    [
+        (
+            ClientRow(NOW - 9999, NOW - 9999, 2, strikes=1),
+            2,
+        ),  # it has passed: when its last strike was is not known
+        (ClientRow(NOW - 9999, NOW - 9999, 0, strikes=0), 1),  # its first one
+        (
+            ClientRow(NOW - 9999, NOW - 9999, 0, strikes=1),
+            0,
+        ),  # its last strike is long ago: another one's attempt
+        (ClientRow(NOW - 60, NOW - 60, 0, strikes=1), 2),
+    ],
+)
+def test_haste_counts_as_far_as_it_may_be_the_clients_own(client: ClientRow, strikes: int) -> None:
+    values = replace(STRIKES, strikes=5, client_passes=9)
+    _verdict, changes = early(client, values=values)
+    assert [change.new.strikes for change in changes if isinstance(change.new, ClientRow)] == [
+        strikes
+    ]
+
+
 def test_who_is_hasty_from_one_address_after_another_gets_no_row_for_each() -> None:
     row = TripletRow(NOW - 100, NOW - 3, early=policy.HASTE)
     verdict, [counted] = decide(row, None, STRIKES)
@@ -381,16 +622,20 @@ def test_who_is_hasty_from_one_address_after_another_gets_no_row_for_each() -> N
 
 
 def test_a_pass_ends_the_row_of_strikes() -> None:
-    _verdict, [_passed, known] = decide(TripletRow(NOW - DELAY, NOW - 9), ClientRow(NOW, NOW, 0, strikes=2), STRIKES)
+    _verdict, [_passed, known] = decide(
+        TripletRow(NOW - DELAY, NOW - 9), ClientRow(NOW, NOW, 0, strikes=2), STRIKES
+    )
     assert state(known.new) == {"first": NOW, "last": NOW, "passes": 1, "strikes": 0, "struck": 0}
 
 
 def test_a_strike_does_not_shorten_what_is_remembered_of_a_client() -> None:
-    _verdict, [_counted, struck] = early(ClientRow(NOW - 9, NOW - 9, 2), values=replace(STRIKES, client_passes=5))
+    _verdict, [_counted, struck] = early(
+        ClientRow(NOW - 9, NOW - 9, 2), values=replace(STRIKES, client_passes=5)
+    )
     assert struck.expires == NOW - 9 + LIFETIME
 
 
-# --- pools, and a full table ------------------------------------------------------------------------------------------
+# --- pools, and a full table ----------------------------------------------------------------------
 
 
 def look_around(
@@ -402,14 +647,14 @@ def look_around(
     newest: int | None = None,
     gap: int | None = None,
     crowd: int = 0,
-    asked: Triplet = ASKED,
+    sender: bytes = b"a@example.org",
 ) -> tuple[Verdict, list[Change]]:
-    settings = cast(Settings, values)
-    found = Found(row)
-    verdict, changes = policy.decide(found, settings, NOW)
-    assert policy.looks_around(verdict, settings)
-    waiting = Waiting(others, oldest, newest, gap, crowd, total)
-    return policy.look_around(verdict, changes, found, asked, waiting, settings, NOW)
+    pending = Pending(others, oldest, newest, gap, crowd, total)
+    decision, asked = made(Rows(row), values, envelope=envelope(sender), pending=pending)
+    learns = decision.reason == "pool"
+    assert asked == [ROWS, PENDING, *([NETWORKS] if learns else [])]
+    # What a pool learns has tests of its own.
+    return decision.verdict(), decision.changes[: 2 if learns else None]
 
 
 @pytest.mark.parametrize("row", [None, TripletRow(NOW - 5, NOW - 5)])
@@ -422,7 +667,9 @@ def test_what_waits_from_enough_other_networks_passes(row: TripletRow | None) ->
 
 
 @pytest.mark.parametrize(("others", "oldest"), [(2, NOW - DELAY), (3, NOW - DELAY + 1), (0, None)])
-def test_fewer_networks_or_a_delay_that_is_not_over_do_not_pass(others: int, oldest: int | None) -> None:
+def test_fewer_networks_or_a_delay_that_is_not_over_do_not_pass(
+    others: int, oldest: int | None
+) -> None:
     assert look_around(others, oldest)[0].reason == "new"
 
 
@@ -444,8 +691,7 @@ def test_attempts_that_follow_each_other_sooner_than_any_queue_retries_are_sever
 
 
 def test_a_sender_of_the_recipients_own_domain_is_no_pool() -> None:
-    own = Triplet("192.0.2.1", "192.0.2.0/24", b"ceo@example.net", b"b@example.net")
-    assert look_around(9, NOW - DELAY, asked=own)[0].reason == "new"
+    assert look_around(9, NOW - DELAY, sender=b"ceo@example.net")[0].reason == "new"
 
 
 def test_a_crowd_is_deferred_and_not_recorded() -> None:
@@ -471,111 +717,168 @@ def test_a_full_table_lets_new_triplets_through_and_records_none() -> None:
 
 
 def test_nobody_looks_around_for_other_verdicts_or_without_a_reason() -> None:
-    settings = cast(Settings, replace(DEFAULTS, pool_networks=0, pending_limit=0, network_limit=0))
-    assert not policy.looks_around(Verdict(DEFER, "new"), settings)
-    assert not policy.looks_around(Verdict(ACCEPT, "known"), cast(Settings, DEFAULTS))
+    off = replace(DEFAULTS, pool_networks=0, pending_limit=0, network_limit=0, identity="no")
+    assert made(Rows(), off)[1] == [ROWS]
+    assert made(Rows(TripletRow(0, NOW, 0, 1, NOW)))[1] == [ROWS]
+    waits = Rows(TripletRow(NOW - 9, NOW - 9))
+    assert made(waits, replace(DEFAULTS, pool_networks=0, identity="no"))[1] == [ROWS]
 
 
-# --- the first recipient of a message -----------------------------------------------------------------------------------
+# --- the first recipient of a message -------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("action", "rules", "follows"),
+    ("row", "rules", "reason"),
     [
-        (DEFER, [], True),
-        (DEFER, [rule("allow", kind="name")], True),
-        (DEFER, [rule("greylist")], False),
-        (ACCEPT, [], False),
-        (REJECT, [], False),
+        (None, [], "message"),
+        (TripletRow(NOW - 9, NOW - 9), [], "message"),
+        (None, [rule("allow", kind="name")], "message"),
+        (None, [rule("greylist")], "new"),
+        (None, [rule("reject")], "rule"),
+        (TripletRow(NOW - DELAY, NOW - DELAY), [], "retry"),
     ],
 )
-def test_a_deferral_that_no_rule_wants_may_follow_the_first_recipient(
-    action: str, rules: list[RuleRow], follows: bool
+def test_a_deferral_that_no_rule_wants_falls_where_the_first_recipient_passed(
+    row: TripletRow | None, rules: list[RuleRow], reason: str
 ) -> None:
-    assert policy.may_follow(Verdict(action, "new"), Found(rules=rules), cast(Settings, DEFAULTS)) == follows
+    decision, _asked = made(Rows(row, None, rules), envelope=LATER, first_passed=True)
+    assert decision.reason == reason
+    unpassed, _asked = made(Rows(row, None, rules), envelope=LATER)
+    assert unpassed.reason == (
+        "retry" if reason == "retry" else "rule" if reason == "rule" else unpassed.reason
+    )
+    assert unpassed.reason != "message"
 
 
-def test_who_follows_is_accepted_and_not_recorded() -> None:
-    verdict, changes = policy.followed()
-    assert (verdict.action, verdict.reason, verdict.vouches, changes) == (ACCEPT, "message", False, [])
+def test_what_passes_with_its_message_is_not_recorded() -> None:
+    decision, asked = made(Rows(TripletRow(NOW - 9, NOW - 9)), envelope=LATER, first_passed=True)
+    assert (decision.action, decision.changes, decision.opens_message) == (ACCEPT, [], False)
+    assert asked == [ROWS, MESSAGE]
+
+
+def test_a_recipient_that_is_not_told_of_a_message_is_the_only_one() -> None:
+    alone = Envelope("spp", "192.0.2.1", b"a@example.org", b"b@example.net", first=False)
+    decision, asked = made(Rows(), envelope=alone, first_passed=True)
+    assert (decision.reason, MESSAGE in asked) == ("new", False)
+
+
+def test_a_later_recipient_opens_no_message() -> None:
+    known = Rows(TripletRow(0, NOW, 0, 1, NOW))
+    assert made(known, NOT_KNOWN, envelope=FIRST)[0].opens_message
+    assert not made(known, NOT_KNOWN, envelope=LATER)[0].opens_message
+
+
+EXPECTED = RuleRow(b"key", "expect", "to:b@example.net", "allow", None)
+NOT_KNOWN = replace(DEFAULTS, client_passes=0)
 
 
 @pytest.mark.parametrize(
-    ("reason", "vouches"),
+    ("rows", "pending", "reason", "opens"),
     [
-        ("known", True),
-        ("retry", True),
-        ("pool", True),
-        ("client", False),
-        ("rule", False),
-        ("exempt", False),
-        ("expected", False),
-        ("message", False),
-        ("full", False),
-        ("error", False),
-        ("new", False),
+        (Rows(TripletRow(0, NOW, 0, 1, NOW)), None, "known", True),
+        (Rows(TripletRow(NOW - DELAY, NOW - DELAY)), None, "retry", True),
+        (Rows(), Pending(3, NOW - DELAY), "pool", True),
+        (Rows(None, None, [rule("allow")]), None, "rule", False),
+        (Rows(None, None, (), EXPECTED), None, "expected", False),
+        (Rows(), Pending(total=1000), "full", False),
+        (Rows(), Pending(crowd=1000), "crowded", False),
+        (Rows(), None, "new", False),
     ],
 )
-def test_only_who_passed_by_greylisting_vouches(reason: str, vouches: bool) -> None:
-    assert policy.vouches(Verdict(ACCEPT, reason), [], Found(), cast(Settings, DEFAULTS), NOW) == vouches
+def test_only_what_passes_by_greylisting_opens_its_message(
+    rows: Rows, pending: Pending | None, reason: str, opens: bool
+) -> None:
+    decision, _asked = made(rows, NOT_KNOWN, envelope=FIRST, pending=pending)
+    assert (decision.reason, decision.opens_message) == (reason, opens)
+    assert decision.verdict().opens_message == opens
+    alone, _asked = made(rows, NOT_KNOWN, pending=pending)
+    assert not alone.opens_message
+    decision.unrecorded = "disk full"
+    assert not decision.opens_message
+
+
+def test_what_needs_no_look_up_opens_no_message() -> None:
+    exempt = Envelope("spp", "192.0.2.1", b"a@b", b"c@d", "RELAYCLIENT", message=b"1")
+    assert not made(Rows(), envelope=exempt)[0].opens_message
 
 
 @pytest.mark.parametrize(
-    ("passes", "client_passes", "vouches"), [(None, 1, False), (None, 0, True), (None, 2, True), (1, 2, False)]
+    ("passes", "client_passes", "opens"),
+    [(None, 1, False), (None, 0, True), (None, 2, True), (1, 2, False)],
 )
-def test_who_makes_its_client_known_need_not_vouch(passes: int | None, client_passes: int, vouches: bool) -> None:
+def test_who_makes_its_client_known_opens_no_message(
+    passes: int | None, client_passes: int, opens: bool
+) -> None:
     row = TripletRow(NOW - DELAY, NOW - DELAY)
     client = None if passes is None else ClientRow(NOW - 9, NOW - 9, passes)
     values = replace(DEFAULTS, client_passes=client_passes)
-    verdict, changes = decide(row, client, values)
-    assert verdict.reason == "retry"
-    assert policy.vouches(verdict, changes, Found(row, client), cast(Settings, values), NOW) == vouches
+    decision, _asked = made(Rows(row, client), values, envelope=FIRST)
+    assert (decision.reason, decision.opens_message) == ("retry", opens)
 
 
-def test_a_known_client_that_a_rule_greylists_need_not_vouch() -> None:
+def test_a_known_client_that_a_rule_greylists_opens_no_message() -> None:
     row, client = TripletRow(0, NOW, 0, 1, NOW), ClientRow(NOW, NOW, 1)
-    found = Found(row, client, [rule("greylist")])
-    verdict, changes = policy.decide(found, cast(Settings, DEFAULTS), NOW)
-    assert verdict.reason == "known"
-    assert not policy.vouches(verdict, changes, found, cast(Settings, DEFAULTS), NOW)
+    decision, _asked = made(Rows(row, client, [rule("greylist")]), envelope=FIRST)
+    assert (decision.reason, decision.opens_message) == ("known", False)
 
 
 @pytest.mark.parametrize(
     ("passed", "remembered"),
-    [(None, False), (NOW, True), (NOW - policy.MESSAGE_TIME, True), (NOW - policy.MESSAGE_TIME - 1, False)],
+    [
+        (None, False),
+        (NOW, True),
+        (NOW - policy.MESSAGE_TIME, True),
+        (NOW - policy.MESSAGE_TIME - 1, False),
+    ],
 )
 def test_a_message_is_remembered_for_a_moment(passed: int | None, remembered: bool) -> None:
-    row = None if passed is None else policy.remembering(None, passed).new
-    assert not isinstance(row, ClientRow)
-    assert policy.is_remembered(row, NOW) == remembered
+    row = None if passed is None else policy.message_row(None, passed).new
+    assert row is None or isinstance(row, TripletRow)
+    assert policy.message_passed_recently(row, NOW) == remembered
 
 
 @pytest.mark.parametrize(
-    ("found", "values", "reason", "holds"),
+    ("rows", "values", "reason", "final"),
     [
-        (Found(TripletRow(NOW - 10, NOW - 10)), DEFAULTS, "early", True),
-        (Found(TripletRow(NOW - 10, NOW - 10)), replace(DEFAULTS, strikes=5), "early", False),
-        (Found(TripletRow(NOW - 200, NOW - 200)), replace(DEFAULTS, strikes=5), "early", True),
-        (Found(TripletRow(NOW - 9999, NOW - 9999, 0, 1, NOW - 9999)), DEFAULTS, "known", True),
-        (Found(None, ClientRow(NOW - 9999, NOW - 9999, 1)), DEFAULTS, "client", True),
-        (Found(TripletRow(NOW - 400, NOW - 400)), DEFAULTS, "retry", False),
-        (Found(), DEFAULTS, "new", False),
+        (Rows(TripletRow(NOW - 10, NOW - 10)), DEFAULTS, "early", True),
+        (Rows(TripletRow(NOW - 10, NOW - 10)), replace(DEFAULTS, strikes=5), "early", False),
+        (Rows(TripletRow(NOW - 200, NOW - 200)), replace(DEFAULTS, strikes=5), "early", True),
+        (Rows(TripletRow(NOW - 9999, NOW - 9999, 0, 1, NOW - 9999)), DEFAULTS, "known", True),
+        (Rows(None, ClientRow(NOW - 9999, NOW - 9999, 1)), DEFAULTS, "client", True),
+        (Rows(TripletRow(NOW - 400, NOW - 400)), DEFAULTS, "retry", False),
+        (Rows(), DEFAULTS, "new", False),
     ],
 )
-def test_what_only_counts_holds_without(found: Found, values: Values, reason: str, holds: bool) -> None:
-    verdict, changes = policy.decide(found, cast(Settings, values), NOW)
-    assert (verdict.reason, policy.holds(verdict, changes)) == (reason, holds)
-    verdict.vouches = True
-    assert not policy.holds(verdict, changes)
+def test_what_only_counts_is_final_before_it_is_written(
+    rows: Rows, values: Values, reason: str, final: bool
+) -> None:
+    decision, _asked = made(rows, values)
+    assert (decision.reason, decision.is_final_before_write) == (reason, final)
+
+
+def test_what_opens_a_message_is_not_final_before_it_is_written() -> None:
+    rows = Rows(TripletRow(NOW - 9999, NOW - 9999, 0, 1, NOW - 9999))
+    assert not made(rows, envelope=FIRST)[0].is_final_before_write
+
+
+def test_what_waits_since_the_future_must_be_recorded() -> None:
+    decision, _asked = made(Rows(TripletRow(NOW + 99, NOW + 99)))
+    assert (decision.reason, decision.needs_record, decision.is_final_before_write) == (
+        "early",
+        True,
+        False,
+    )
+    assert not made(Rows(TripletRow(NOW - 9, NOW - 9)))[0].needs_record
+    assert made(Rows())[0].needs_record
 
 
 def test_what_is_remembered_counts_as_no_waiting_triplet() -> None:
-    change = policy.remembering(None, NOW)
+    change = policy.message_row(None, NOW)
     assert state(change.new) == {"first": NOW, "last": NOW, "early": 0, "passes": 1, "passed": NOW}
     assert (change.old, change.expires) == (None, NOW + policy.MESSAGE_TIME)
 
 
-# --- observing --------------------------------------------------------------------------------------------------------
+# --- observing ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -590,19 +893,108 @@ def test_what_is_remembered_counts_as_no_waiting_triplet() -> None:
         (replace(DEFAULTS, observe_percent=policy.share("192.0.2.0/24") + 1), True),
     ],
 )
-@pytest.mark.parametrize("action", [DEFER, REJECT])
-def test_a_verdict_that_is_observed_accepts_and_remembers(values: Values, observed: bool, action: str) -> None:
-    verdict = policy.observe(Verdict(action, "new", 300), envelope(), cast(Settings, values))
+@pytest.mark.parametrize(
+    ("rows", "action", "reason", "wait"),
+    [(Rows(), DEFER, "new", DELAY), (Rows(None, None, [rule("reject")]), REJECT, "rule", 0)],
+)
+def test_a_verdict_that_is_observed_accepts_and_tells(
+    values: Values, observed: bool, rows: Rows, action: str, reason: str, wait: int
+) -> None:
+    verdict = decided(rows, values)[0]
     assert (verdict.action, verdict.observed) == ((ACCEPT, action) if observed else (action, ""))
-    assert (verdict.reason, verdict.wait) == ("new", 300)
+    assert (verdict.reason, verdict.wait) == (reason, wait)
 
 
 def test_an_acceptance_is_not_observed() -> None:
-    verdict = policy.observe(Verdict(ACCEPT, "known"), envelope(), cast(Settings, replace(DEFAULTS, mode="observe")))
+    verdict = decided(Rows(TripletRow(0, NOW, 0, 1, NOW)), replace(DEFAULTS, mode="observe"))[0]
     assert (verdict.action, verdict.observed) == (ACCEPT, "")
 
 
+@pytest.mark.parametrize(("on_error", "observed"), [(ACCEPT, ""), (DEFER, "defer")])
+def test_a_check_that_failed_is_observed_too(on_error: str, observed: str) -> None:
+    values = replace(DEFAULTS, mode="observe", on_error=on_error)
+    verdict = Decision(ENVELOPE, cast(Settings, values), NOW).failed("disk full")
+    assert (verdict.action, verdict.observed, verdict.detail) == (
+        ACCEPT,
+        observed,
+        "error=disk full",
+    )
+
+
+def test_a_check_whose_envelope_is_what_failed_has_a_verdict_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr(policy, "triplet", fail)
+    values = replace(DEFAULTS, observe_domains=("example.net",), on_error=DEFER)
+    verdict = Decision(ENVELOPE, cast(Settings, values), NOW).failed("too deep")
+    assert (verdict.action, verdict.reason, verdict.observed) == (DEFER, "error", "")
+
+
 def test_the_share_of_a_network_is_stable_and_even() -> None:
-    assert policy.share("192.0.2.0/24") == policy.share("192.0.2.0/24")
+    """The same in every release: else mail that was only observed is deferred after an upgrade."""
+    assert [policy.share(network) for network in ("192.0.2.0/24", "2001:db8::/64")] == [23, 29]
     shares = [policy.share(f"10.{high}.{low}.0/24") for high in range(100) for low in range(100)]
     assert all(60 <= shares.count(percent) <= 140 for percent in range(100))
+
+
+# --- how long a mail waited -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "pending", "reason", "delayed"),
+    [
+        (Rows(TripletRow(NOW - DELAY - 7, NOW - 9)), None, "retry", DELAY + 7),
+        (Rows(TripletRow(NOW - 9, NOW - 9), ClientRow(NOW - 9, NOW - 9, 1)), None, "client", 9),
+        (Rows(TripletRow(NOW - 9, NOW - 9), rules=[rule("allow")]), None, "rule", 9),
+        (Rows(), Pending(3, NOW - 900, NOW - 100, 60), "pool", 900),
+        (Rows(TripletRow(NOW - 9, NOW - 9)), Pending(3, NOW - 900, NOW - 9, 60), "pool", 900),
+        (
+            Rows(),
+            Pending(1, NOW - 900, of_domain=NOW - 800, identity=Identity(source="spf")),
+            "retry",
+            800,
+        ),
+        # Nothing waited, or it waits on.
+        (Rows(client=ClientRow(NOW - 9, NOW - 9, 1)), None, "client", 0),
+        (Rows(TripletRow(0, NOW, 0, 1, NOW)), None, "known", 0),
+        (Rows(TripletRow(NOW - 9, NOW - 9)), None, "early", 0),
+        (Rows(TripletRow(NOW - 9, NOW - 9), rules=[rule("reject")]), None, "rule", 0),
+        (Rows(TripletRow(0, 0)), None, "new", 0),
+    ],
+)
+def test_the_verdict_that_ends_a_wait_tells_how_long_it_was(
+    rows: Rows, pending: Pending | None, reason: str, delayed: int
+) -> None:
+    decision, _asked = made(rows, pending=pending)
+    assert (decision.reason, decision.verdict().delayed) == (reason, delayed)
+
+
+# --- steps that ask for what waits by themselves --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        # Each is the first that wants to know what waits: those before it are off.
+        ({"identity": "no", "learn_outbound": 60}, "correspondent"),
+        ({"domain_passes": 1}, "domain"),
+        ({"domain_passes": 0}, "retry"),
+        ({"identity": "no", "pool_networks": 3}, "pool"),
+        ({"identity": "no", "pool_networks": 0}, "crowded"),
+        ({"identity": "no", "pool_networks": 0, "network_limit": 0}, "full"),
+    ],
+)
+def test_whichever_step_comes_first_asks_what_waits_once(
+    values: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = tuple(step for step in policy.STEPS if step.name != "provider")
+    monkeypatch.setattr(policy, "STEPS", steps)
+    known = DomainRow(NOW - 9, NOW - 9, 1)
+    identity = Identity(known, source="spf", written=NOW - 9)
+    pending = Pending(3, NOW - 900, NOW - 100, 60, 9999, 9999, NOW - 900, identity)
+    decision, asked = made(Rows(), replace(DEFAULTS, **values), pending=pending)
+    assert decision.reason == reason
+    assert asked.count(PENDING) == 1

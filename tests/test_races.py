@@ -1,7 +1,8 @@
-"""Hundreds of first attempts and retries of one triplet at the same moment, from several processes and nodes.
+"""Hundreds of first attempts and retries of one triplet at the same moment, from several processes
+and nodes.
 
-Each child has a clock of its own, handed in. However many there are: one row, the earliest first attempt, and nobody is deferred after
-the delay.
+Each child has a clock of its own, handed in. However many there are: one row, the earliest first
+attempt, and nobody is deferred after the delay.
 """
 
 import os
@@ -13,8 +14,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from greycheck.store import schema
-from greycheck.store.engine import open_engine
+from greycheck.store.admin.engine import open_engine
+from greycheck.store.schema import migrate
 from tests.servers import Galera, Server
 from tests.support import ACCEPTED, DEFERRED
 from tests.test_model import LAUNCHER
@@ -28,7 +29,7 @@ AT_ONCE = 50  # as many as there are connections
 def stores(request: pytest.FixtureRequest, place: Path) -> Iterator[list[str]]:
     """The URLs of one empty store, as its hosts have it."""
     if request.param == "sqlite":
-        schema.upgrade(f"sqlite:///{place}/greycheck.db")
+        migrate.upgrade(f"sqlite:///{place}/greycheck.db")
         yield [f"sqlite:///{place}/greycheck.db"]
         return
     found: Server | Galera = request.getfixturevalue(request.param)
@@ -36,15 +37,22 @@ def stores(request: pytest.FixtureRequest, place: Path) -> Iterator[list[str]]:
     servers = found.nodes if isinstance(found, Galera) else [found]
     servers[0].drop("races")
     servers[0].create("races")
-    schema.upgrade(servers[0].url("races"))
+    migrate.upgrade(servers[0].url("races"))
     for node in servers:
-        node.sql("SET wsrep_sync_wait = 1; SELECT * FROM triplet" if isinstance(found, Galera) else "SELECT 1", "races")
+        node.sql(
+            "SET wsrep_sync_wait = 1; SELECT * FROM triplet"
+            if isinstance(found, Galera)
+            else "SELECT 1",
+            "races",
+        )
     yield [server.url("races") for server in servers]
     servers[0].drop("races")
 
 
 def crowd(program: Path, urls: list[str], times: list[int]) -> list[tuple[int, int, str]]:
-    """Lets a child check the same mail at each of TIMES, as many at once as may be; (time, exit code, reason) of each."""
+    """Lets a child check the same mail at each of TIMES, as many at once as may be; (time, exit
+    code, reason) of each.
+    """
     running: list[tuple[int, subprocess.Popen[str]]] = []
     ended = []
     for number, now in enumerate(times):
@@ -61,7 +69,11 @@ def crowd(program: Path, urls: list[str], times: list[int]) -> list[tuple[int, i
             "TEST_NOW": str(now),
         }
         child = subprocess.Popen(
-            [program], env=environ, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8"
+            [program],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
         )
         running.append((now, child))
         if len(running) == AT_ONCE or number == len(times) - 1:
@@ -98,7 +110,9 @@ def test_a_crowd_at_one_row(stores: list[str], place: Path) -> None:
     for url in stores:
         assert rows(url, "SELECT first_attempt, passes FROM triplet") == [(earliest, 0)]
 
-    retries = crowd(program, stores, [earliest + 300 + chance.randrange(30) for _ in range(CHILDREN)])
+    retries = crowd(
+        program, stores, [earliest + 300 + chance.randrange(30) for _ in range(CHILDREN)]
+    )
     assert {code for _, code, _ in retries} == {ACCEPTED}
     assert {reason for _, _, reason in retries} <= {"retry", "known", "client"}
     assert [reason for _, _, reason in retries].count("retry") == 1

@@ -1,5 +1,8 @@
-"""When real senders try again (published schedules), against the defaults: none is hasty, and whose network changes passes in time."""
+"""When real senders try again (published schedules), against the defaults: none is hasty, and whose
+network changes passes in time.
+"""
 
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -7,10 +10,10 @@ import pytest
 
 from greycheck.check import check
 from greycheck.envelope import Envelope
-from greycheck.policy import POOL_GAP
+from greycheck.policy import POOL_GAP, Decision
 from greycheck.settings import Settings, read
-from greycheck.store import lean
-from greycheck.store.lean import POOL_MOST
+from greycheck.store import base
+from greycheck.store.base import POOL_MOST
 from tests.support import Database, SQLiteFile, in_every_store
 
 NOW = 1_800_000_000
@@ -19,7 +22,10 @@ MINUTE, HOUR = 60, 3600
 
 def times(text: str) -> list[int]:
     """The seconds of attempts as minutes and seconds after the first, which is one too."""
-    return [0] + [60 * int(minutes) + int(seconds) for minutes, seconds in (each.split(":") for each in text.split())]
+    return [0] + [
+        60 * int(minutes) + int(seconds)
+        for minutes, seconds in (each.split(":") for each in text.split())
+    ]
 
 
 def every(interval: int, until: int) -> list[int]:
@@ -45,7 +51,9 @@ MEASURED = {
     "yahoo": times("2:07 5:39 12:58 27:16 55:13 109:35 216:47 430:36"),
     "hotmail": HOTMAIL + [HOTMAIL[-1] + 4 * MINUTE * number for number in range(1, 87)],
     "qq": times("5:05 5:11 5:17 6:19 8:22 12:25 20:29 52:31 84:35 144:42 204:56"),
-    "mail.ru": times("1:18 19:15 49:14 79:49 113:20 154:18 187:53 235:20 271:03 305:50 340:38 373:45"),
+    "mail.ru": times(
+        "1:18 19:15 49:14 79:49 113:20 154:18 187:53 235:20 271:03 305:50 340:38 373:45"
+    ),
     "yandex": YANDEX + [YANDEX[-1] + 930 * number for number in range(1, 19)],
     "mail.com": times("5:02 12:37 23:59 41:03 66:38 105:01 162:35 248:56 378:28"),
     "gmx": times("5:01 12:33 23:50 40:46 66:09 104:14 161:22 247:04 375:36"),
@@ -57,7 +65,8 @@ SERVERS = {
     "Postfix": growing(300, 2, 4000, 24 * HOUR),
     "Exim": OF_EXIM,
     "Sendmail": every(10 * MINUTE, 6 * HOUR),
-    "Exchange": growing(60, 1, 60, 4 * MINUTE) + [4 * MINUTE + 300 * number for number in range(1, 7)],
+    "Exchange": growing(60, 1, 60, 4 * MINUTE)
+    + [4 * MINUTE + 300 * number for number in range(1, 7)],
     "Exchange Online": growing(15 * MINUTE, 2, HOUR, 24 * HOUR),
     "KumoMTA": growing(20 * MINUTE, 2, 12 * HOUR, 24 * HOUR),
     "SendGrid": [0, 60, 660, 4260, 18660],
@@ -66,7 +75,8 @@ SERVERS = {
 }
 SCHEDULES = MEASURED | SERVERS
 
-# The first attempt that could pass, if its provider is recognised whatever the address it comes from: by delay.
+# The first attempt that could pass, if its provider is recognised whatever the address it comes
+# from: by delay.
 COLUMNS = ("gmail", "yahoo", "hotmail", "mail.ru", "yandex", "gmx", "aol", "qmail", "Exim")
 FIRST = {
     60: "6:02 2:07 1:01 1:18 1:05 5:01 5:32 6:40 15:00",
@@ -76,44 +86,58 @@ FIRST = {
     900: "29:02 27:16 16:10 19:15 30:28 23:50 21:32 26:40 15:00",
     1500: "29:02 27:16 28:10 49:14 30:28 40:46 31:32 26:40 30:00",
 }
-TABLE = [(delay, name, at) for delay, row in FIRST.items() for name, at in zip(COLUMNS, times(row)[1:], strict=True)]
+TABLE = [
+    (delay, name, at)
+    for delay, row in FIRST.items()
+    for name, at in zip(COLUMNS, times(row)[1:], strict=True)
+]
 
 
 def settings(**given: object) -> Settings:
     named = {"config": "/dev/null", **given}
-    return read({f"GREYCHECK_{name.upper()}".encode(): str(value).encode() for name, value in named.items()})
+    return read(
+        {f"GREYCHECK_{name.upper()}".encode(): str(value).encode() for name, value in named.items()}
+    )
 
 
-def envelope(client: str, sender: bytes = b"alice@provider.example", recipient: bytes = b"bob@example.net") -> Envelope:
+def envelope(
+    client: str, sender: bytes = b"alice@provider.example", recipient: bytes = b"bob@example.net"
+) -> Envelope:
     return Envelope("smtpextfork", client, sender, recipient)
 
 
-def passes(store: "lean.Store", attempts: list[int], found: Settings) -> tuple[int, str] | None:
+def passes(store: "base.Store", attempts: list[int], settings: Settings) -> tuple[int, str] | None:
     """When the first of ATTEMPTS passes, each from a network of its own, and why."""
     for number, after in enumerate(attempts):
-        verdict = check(store, envelope(f"40.{number >> 8}.{number & 255}.1"), found, NOW + after)
+        verdict = check(
+            store, Decision(envelope(f"40.{number >> 8}.{number & 255}.1"), settings, NOW + after)
+        )
         if verdict.action == "accept":
             return after, verdict.reason
     return None
 
 
 @pytest.fixture
-def store(tmp_path: Path, empty_store: Path) -> "lean.Store":
+def store(tmp_path: Path, empty_store: Path) -> Iterator["base.Store"]:
     file = SQLiteFile(tmp_path / "greycheck.db", empty_store)
     file.make()
-    return file.connect(20)
+    yield file.connect(20)
+    file.leave()
 
 
 @pytest.mark.parametrize(("delay", "name", "at"), TABLE)
 def test_a_provider_passes_from_anywhere_at_the_first_attempt_that_could(
-    store: "lean.Store", delay: int, name: str, at: int
+    store: "base.Store", delay: int, name: str, at: int
 ) -> None:
-    assert passes(store, SCHEDULES[name], settings(delay=f"{delay}s", pool_networks=1)) == (at, "pool")
+    assert passes(store, SCHEDULES[name], settings(delay=f"{delay}s", pool_networks=1)) == (
+        at,
+        "pool",
+    )
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_provider_with_a_new_network_at_each_attempt_passes_at_the_fourth_that_is_late_enough(
-    store: "lean.Store", name: str
+    store: "base.Store", name: str
 ) -> None:
     """By default three networks make a pool: gmail passes at 56:36 instead of 6:02."""
     attempts = SCHEDULES[name]
@@ -136,18 +160,23 @@ def test_a_provider_with_a_new_network_at_each_attempt_passes_at_the_fourth_that
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_no_sender_is_hasty_by_default(store: "lean.Store", name: str) -> None:
+def test_no_sender_is_hasty_by_default(store: "base.Store", name: str) -> None:
     """With strikes on, and from one address: none is refused, or has a strike that counts."""
     found = settings(strikes=1, delay="1h")
     assert found.strike_interval == settings().strike_interval
     for after in SCHEDULES[name]:
-        assert check(store, envelope("192.0.2.1"), found, NOW + after).reason in ("new", "early", "retry", "client")
+        assert check(store, Decision(envelope("192.0.2.1"), found, NOW + after)).reason in (
+            "new",
+            "early",
+            "retry",
+            "client",
+        )
     least = min(later - first for first, later in pairwise(SCHEDULES[name]))
     assert least > found.strike_interval
     assert least >= POOL_GAP
 
 
-# --- what is no provider ------------------------------------------------------------------------------------------------
+# --- what is no provider --------------------------------------------------------------------------
 
 
 @in_every_store
@@ -155,16 +184,23 @@ def test_a_sender_of_the_recipients_own_domain_is_no_pool_however_late(database:
     store = database.connect(20)
     for number in range(8):
         asked = envelope(f"40.{number}.0.1", b"ceo@example.net")
-        assert check(store, asked, settings(), NOW + 600 * number).reason == "new"
+        assert check(store, Decision(asked, settings(), NOW + 600 * number)).reason == "new"
 
 
 @in_every_store
 @pytest.mark.parametrize(("gap", "reason"), [(POOL_GAP - 1, "new"), (POOL_GAP, "pool")])
-def test_attempts_that_follow_faster_than_any_queue_are_no_pool(database: Database, gap: int, reason: str) -> None:
+def test_attempts_that_follow_faster_than_any_queue_are_no_pool(
+    database: Database, gap: int, reason: str
+) -> None:
     store = database.connect(20)
     for number in range(3):
-        assert check(store, envelope(f"40.{number}.0.1"), settings(), NOW + gap * number).reason == "new"
-    assert check(store, envelope("40.9.0.1"), settings(), NOW + 600).reason == reason
+        assert (
+            check(
+                store, Decision(envelope(f"40.{number}.0.1"), settings(), NOW + gap * number)
+            ).reason
+            == "new"
+        )
+    assert check(store, Decision(envelope("40.9.0.1"), settings(), NOW + 600)).reason == reason
 
 
 @in_every_store
@@ -174,8 +210,15 @@ def test_what_follows_the_last_attempt_faster_than_any_queue_is_no_pool(
 ) -> None:
     store = database.connect(20)
     for number in range(3):
-        assert check(store, envelope(f"40.{number}.0.1"), settings(), NOW + 600 * number).reason == "new"
-    assert check(store, envelope("40.9.0.1"), settings(), NOW + 1200 + gap).reason == reason
+        assert (
+            check(
+                store, Decision(envelope(f"40.{number}.0.1"), settings(), NOW + 600 * number)
+            ).reason
+            == "new"
+        )
+    assert (
+        check(store, Decision(envelope("40.9.0.1"), settings(), NOW + 1200 + gap)).reason == reason
+    )
 
 
 @in_every_store
@@ -183,7 +226,10 @@ def test_no_more_networks_than_any_provider_has_are_counted(database: Database) 
     store = database.connect(20)
     many = settings(delay="1d", pool_networks=POOL_MOST)
     for number in range(POOL_MOST):
-        assert check(store, envelope(f"40.0.{number}.1"), many, NOW + 10 * number).reason == "new"
-    assert check(store, envelope("40.1.0.1"), many, NOW + 86400).reason == "pool"
+        assert (
+            check(store, Decision(envelope(f"40.0.{number}.1"), many, NOW + 10 * number)).reason
+            == "new"
+        )
+    assert check(store, Decision(envelope("40.1.0.1"), many, NOW + 86400)).reason == "pool"
     more = settings(delay="1d", pool_networks=POOL_MOST + 1)
-    assert check(store, envelope("40.1.1.1"), more, NOW + 86400 + 10).reason == "new"
+    assert check(store, Decision(envelope("40.1.1.1"), more, NOW + 86400 + 10)).reason == "new"

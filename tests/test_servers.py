@@ -41,8 +41,13 @@ def server(request: pytest.FixtureRequest) -> Server:
 @pytest.mark.parametrize("via", ["tcp", "socket"])
 def test_the_ordinary_user(server: Server, via: str) -> None:
     pytest.importorskip(MODULES[server.kind])
-    for password, said in (PASSWORD, "no error"), ("wrong", r"password authentication failed|\(1045"):
-        engine = create_engine(server.url(password=password, via="tcp" if via == "tcp" else "socket"))
+    for password, said in (
+        (PASSWORD, "no error"),
+        ("wrong", r"password authentication failed|\(1045"),
+    ):
+        engine = create_engine(
+            server.url(password=password, via="tcp" if via == "tcp" else "socket")
+        )
         if password == PASSWORD:
             with engine.begin() as connection:
                 connection.execute(text("CREATE TABLE mine (a INTEGER)"))
@@ -90,7 +95,9 @@ def test_frozen(server: Server) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         server.sql("SELECT 1", timeout=0.3)
     assert not server.is_up()
-    waiting = subprocess.Popen(server.client(""), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRON)
+    waiting = subprocess.Popen(
+        server.client(""), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRON
+    )
     server.thaw()
     assert waiting.communicate(b"SELECT 1;\n", timeout=60)[0] == b"1\n"
     assert server.is_up()
@@ -110,9 +117,11 @@ def test_killed(server: Server) -> None:
 def test_few_connections(server: Server) -> None:
     server.restart(max_connections=10)
     assert (
-        server.sql("SHOW VARIABLES LIKE 'max_connections'" if server.kind == "mariadb" else "SHOW max_connections")[0][
-            -1
-        ]
+        server.sql(
+            "SHOW VARIABLES LIKE 'max_connections'"
+            if server.kind == "mariadb"
+            else "SHOW max_connections"
+        )[0][-1]
         == "10"
     )
     server.restart()
@@ -235,10 +244,13 @@ def test_servers_end_with_the_process_that_started_them() -> None:
         "servers = [Postgres(templates, small_disk=True), MariaDB(templates)]\n"
         "for server in servers:\n"
         "    server.start()\n"
-        "print(templates.directory, servers[0].disk.keeper.pid, *(server.process.pid for server in servers), flush=True)\n"
+        "print(templates.directory, servers[0].disk.keeper.pid, *(server.process.pid for server in"
+        " servers), flush=True)\n"
         "sys.stdin.read()\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+    )
     assert parent.stdout
     directory, *pids = parent.stdout.readline().split()
     try:

@@ -29,10 +29,16 @@ def test_a_setting_is_found_by_its_likeness(word: str, meant: str) -> None:
 
 
 @given(st.sampled_from(NAMES), st.data())
-def test_a_letter_that_is_missing_or_in_the_place_of_the_next_is_forgiven(name: str, data: st.DataObject) -> None:
+def test_a_letter_that_is_missing_or_in_the_place_of_the_next_is_forgiven(
+    name: str, data: st.DataObject
+) -> None:
     at = data.draw(st.integers(0, len(name) - 2))
     turned = name[:at] + name[at + 1] + name[at] + name[at + 2 :]
-    assert {nearest(name, NAMES), nearest(turned, NAMES), nearest(name[:at] + name[at + 1 :], [name])} == {name}
+    assert {
+        nearest(name, NAMES),
+        nearest(turned, NAMES),
+        nearest(name[:at] + name[at + 1 :], [name]),
+    } == {name}
 
 
 def test_of_nothing_nothing_is_found() -> None:

@@ -11,11 +11,14 @@ MODEL = ROOT / "docs" / "threat-model.rst"
 
 PARTIES = (
     "SMTP client",
+    "A user of ours",
     "Local user",
     "Policy client",
+    "Who publishes SPF",
     "The store's owner",
     "Another MX",
     "The database's host",
+    "A provider, and the name servers",
     "root",
 )
 
@@ -23,7 +26,9 @@ NAMED = re.compile(r"^  ``(tests/[\w/]+\.py)::(\w+)``$")
 
 
 def lines(text: str) -> dict[str, list[tuple[str, str]]]:
-    """What stands in TEXT below each title of a party: (what, the whole line with its tests), WHAT being "May" or "Must not"."""
+    """What stands in TEXT below each title of a party: (what, the whole line with its tests), WHAT
+    being "May" or "Must not".
+    """
     found: dict[str, list[tuple[str, str]]] = {}
     party, what = "", ""
     rows = text.splitlines()
@@ -50,7 +55,9 @@ def test_each_party_may_something_and_must_not_do_something() -> None:
         assert {what for what, _line in found} == {"May", "Must not"}, party
 
 
-@pytest.mark.parametrize(("party", "line"), [(party, line) for party in LINES for _what, line in LINES[party]])
+@pytest.mark.parametrize(
+    ("party", "line"), [(party, line) for party in LINES for _what, line in LINES[party]]
+)
 def test_each_line_is_held_by_tests_that_exist(party: str, line: str) -> None:
     named = [match.groups() for row in line.splitlines() if (match := NAMED.match(row))]
     assert named, f"{party}: no test holds this: {line}"

@@ -1,1 +1,1 @@
-"""The operator's commands: ``main`` gathers them, each group of them has a file."""
+"""The operator's commands. ``main`` collects them; each group of commands has a file."""

@@ -1,10 +1,10 @@
-"""What fits a terminal's width, and what is cut where it does not: a pattern, an address or a path is never broken in the middle.
+"""Fits tables and text to the terminal's width. Patterns, addresses and paths are never broken.
 
-On a terminal of 80 columns a table decides what to leave out, and puts an ellipsis there. Where nobody looks (a pipe, a file) nothing
-is cut, unless COLUMNS says how wide it is to be.
+On a terminal of 80 columns a table decides what to leave out, and shows an ellipsis there. If the
+output is not a terminal (a pipe, a file), nothing is cut, unless COLUMNS sets a width.
 
-Interface: ``Rows`` prints a table, ``facts`` names with what is said of each, ``wrapped`` breaks text between words, ``cut`` and
-``fitting`` shorten.
+Interface: ``Rows`` prints a table, ``facts`` prints names with values, ``wrapped`` breaks text
+between words, ``cut`` and ``fitting`` shorten text.
 """
 
 import os
@@ -13,13 +13,13 @@ from textwrap import TextWrapper
 
 from greycheck.cli.terminal import Console, Text, cell_len, set_cell_size, shown
 
-# How wide it is where nobody looks.
+# The width if the output is not a terminal.
 UNBOUND = 100000
 
-# Columns between two columns of a table.
+# The number of spaces between two columns of a table.
 GAP = 2
 
-# What a column that may be cut is left of at least.
+# The least width of a column that may be cut.
 LEAST = 12
 
 # A cell of a table: text and its style.
@@ -27,12 +27,17 @@ Cell = tuple[str, str]
 
 
 def room(console: Console) -> int:
-    """How many columns there are to write in."""
-    return console.width if console.is_terminal or os.environ.get("COLUMNS", "").isdigit() else UNBOUND
+    """Returns the width to write in, in columns."""
+    return (
+        console.width if console.is_terminal or os.environ.get("COLUMNS", "").isdigit() else UNBOUND
+    )
 
 
 def cut(text: str, width: int, console: Console) -> str:
-    """TEXT in WIDTH columns, with an ellipsis in the middle where it is longer: of an address both user and domain can be told."""
+    """Returns TEXT in WIDTH columns, with an ellipsis in the middle if it is longer.
+
+    So user and domain of an address can both be seen.
+    """
     dots = "\u2026" if console.encoding.startswith("utf") else "..."
     if cell_len(text) <= width or width <= len(dots) + 1:
         return text
@@ -45,29 +50,33 @@ def cut(text: str, width: int, console: Console) -> str:
 
 
 def _ended(text: str, width: int, console: Console) -> str:
-    """TEXT in WIDTH columns, with an ellipsis at the end where it is longer."""
+    """Returns TEXT in WIDTH columns, with an ellipsis at the end if it is longer."""
     dots = "\u2026" if console.encoding.startswith("utf") else "..."
-    return text if cell_len(text) <= width else set_cell_size(text, width - len(dots)).rstrip() + dots
+    return (
+        text if cell_len(text) <= width else set_cell_size(text, width - len(dots)).rstrip() + dots
+    )
 
 
 def fitting(text: str, width: int, console: Console) -> str:
-    """TEXT with each word shortened that is longer than WIDTH columns."""
+    """Returns TEXT with each word cut to WIDTH columns."""
     return " ".join(cut(word, width, console) for word in text.split(" "))
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """TEXT in lines of WIDTH columns. A word that is longer has a line of its own, and stays whole."""
-    wrapper = TextWrapper(width, break_long_words=False, break_on_hyphens=False, drop_whitespace=True)
+    """Returns TEXT as lines of WIDTH columns. A longer word stays whole, on a line of its own."""
+    wrapper = TextWrapper(
+        width, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+    )
     return wrapper.wrap(text) or [""]
 
 
 def facts(console: Console, rows: Iterable[tuple[str, str]], label: int) -> None:
-    """Prints ROWS, a name and what is said of it, names in LABEL columns."""
+    """Prints ROWS, each a name and its value. Names take LABEL columns."""
     whole = room(console)
     for name, value in rows:
         lines = wrapped(shown(value), max(whole - label - GAP, LEAST))
         if any(whole - label - GAP < cell_len(line) for line in lines):
-            # On lines of their own there may be room for its long words.
+            # On lines of their own there may be room for long words.
             console.print(Text(name), soft_wrap=True)
             for line in wrapped(shown(value), whole - GAP):
                 console.print(Text(" " * GAP + line), soft_wrap=True)
@@ -78,20 +87,23 @@ def facts(console: Console, rows: Iterable[tuple[str, str]], label: int) -> None
 
 
 class Rows:
-    """A table on CONSOLE. What does not fit is taken from the columns ELASTIC and MAIN, by their numbers.
+    """A table on CONSOLE. The columns MAIN and ELASTIC, given by number, are shortened to fit.
 
-    The elastic one, if there is one, is cut at its end, and least is left of it. In the main one, what is too long has a line of its own
-    (ALONE), and what follows stands in the next line, in its place if nothing is elastic; or it is cut in the middle.
+    The elastic column, if any, is cut at its end, and gets the least room. A text that is too long
+    for the main column has a line of its own (ALONE): the rest of the row is in the next line, in
+    the usual place if no column is elastic. Without ALONE it is cut in the middle.
     """
 
-    def __init__(self, console: Console, main: int, elastic: int | None = None, alone: bool = True) -> None:
+    def __init__(
+        self, console: Console, main: int, elastic: int | None = None, alone: bool = True
+    ) -> None:
         self.console = console
         self.main = main
         self.elastic = elastic
         self.alone = alone
 
     def print(self, rows: Sequence[Sequence[Cell]], titles: Sequence[Sequence[Cell]] = ()) -> None:
-        """Prints TITLES, if there are any, and ROWS."""
+        """Prints TITLES, if any, and ROWS."""
         rows = [[(shown(text), style) for text, style in row] for row in rows]
         widths = self._widths([*titles, *rows])
         for row in [*titles, *rows]:
@@ -122,7 +134,12 @@ class Rows:
             if column == self.main and cell_len(text) > width:
                 if self.alone:
                     line.append(
-                        cut(text, room(self.console) - sum(widths[:column]) - GAP * column, self.console), style
+                        cut(
+                            text,
+                            room(self.console) - sum(widths[:column]) - GAP * column,
+                            self.console,
+                        ),
+                        style,
                     )
                     self.console.print(line, soft_wrap=True)
                     if self.elastic is not None:
@@ -139,8 +156,8 @@ class Rows:
         self.console.print(line, soft_wrap=True)
 
     def _below(self, cells: Sequence[Cell], indent: int) -> None:
-        """Prints the CELLS that follow what has a line of its own, the last of them cut."""
-        told = "  ".join(text for text, _ in cells if text)
-        if told:
-            line = " " * indent + _ended(told, room(self.console) - indent, self.console)
+        """Prints the CELLS that follow one with a line of its own; the last of them is cut."""
+        line = "  ".join(text for text, _ in cells if text)
+        if line:
+            line = " " * indent + _ended(line, room(self.console) - indent, self.console)
             self.console.print(Text(line, cells[0][1]), soft_wrap=True)

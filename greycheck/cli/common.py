@@ -1,4 +1,4 @@
-"""What the commands share: settings that must be right, and a store that must be there."""
+"""What all commands need: settings without a fault, and a store that exists."""
 
 import os
 from collections.abc import Iterator
@@ -9,63 +9,73 @@ from alembic.util import CommandError
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from greycheck import log, settings
+from greycheck import log
 from greycheck.cli import terminal
-from greycheck.settings import Settings
-from greycheck.store import faults, rights, schema
-from greycheck.store.engine import open_engine
-from greycheck.store.lean import StoreError
+from greycheck.privilege.files import cause
+from greycheck.settings import Database, Settings, read
+from greycheck.store import rights
+from greycheck.store.admin import errors
+from greycheck.store.admin.engine import open_engine
+from greycheck.store.base import StoreError
+from greycheck.store.schema import migrate
 
 
 def read_settings() -> Settings:
-    """The settings of this process. Raises ClickException where one is wrong, in the words of the child's log."""
-    found = settings.read(dict(os.environb))
-    if found.problems:
-        raise click.ClickException("\n".join(log.quoted(problem)[1:-1] for problem in found.problems))
-    return found
+    """Returns the settings of this process.
+
+    Raises ClickException if one is wrong, with the text of the child's log.
+    """
+    settings = read(dict(os.environb))
+    if settings.problems:
+        raise click.ClickException(
+            "\n".join(log.quoted(problem)[1:-1] for problem in settings.problems)
+        )
+    return settings
 
 
 @contextmanager
 def foreseen() -> Iterator[None]:
-    """Turns faults of the store that an operator can do something about into one line and exit code 1."""
+    """Turns errors of the store that an operator can act on into one line and exit code 1."""
     try:
         yield
-    except (schema.SchemaError, StoreError, CommandError) as error:
+    except (migrate.SchemaError, StoreError, CommandError) as error:
         raise click.ClickException(terminal.shown(str(error))) from None
     except DBAPIError as error:
-        raise click.ClickException(terminal.shown(f"{faults.of(error)}{schema.advice(error)}")) from None
+        raise click.ClickException(
+            terminal.shown(f"{errors.of(error)}{migrate.advice(error)}")
+        ) from None
     except OSError as error:
         if error.filename is None and error.errno in terminal.OUTPUT:
             raise
         raise click.ClickException(terminal.shown(cause(error))) from None
 
 
-def cause(error: OSError) -> str:
-    """What went wrong by ERROR, behind the files that it names, if it names any."""
-    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-    return ": ".join([" and ".join(names)] * bool(names) + [error.strerror or str(error) or type(error).__name__])
+def give_up_root(settings: Settings) -> None:
+    """Makes a process of root's become the owner of the store of SETTINGS, which it reads then.
 
-
-def give_up_root(found: Settings) -> None:
-    """Before anything of the store of FOUND is looked at: root becomes its owner for good. Raises ClickException where that cannot be."""
+    Raises ClickException if that is not possible.
+    """
     with foreseen():
-        rights.become_owner(found)
+        rights.become_owner(settings)
 
 
 @contextmanager
-def open_store(found: Settings) -> Iterator[Engine]:
-    """An engine for the store of the settings FOUND, whose schema is this program's. Root becomes its owner."""
-    give_up_root(found)
-    with engine_of(found.database) as engine:
+def open_store(settings: Settings) -> Iterator[Engine]:
+    """Yields an engine for the store of SETTINGS, whose schema this program can use.
+
+    Root becomes the store's owner.
+    """
+    give_up_root(settings)
+    with engine_of(settings.database) as engine:
         yield engine
 
 
 @contextmanager
-def engine_of(url: str) -> Iterator[Engine]:
-    """An engine for the store at URL, whose schema is this program's."""
+def engine_of(database: Database) -> Iterator[Engine]:
+    """Yields an engine for the store in DATABASE, whose schema this program can use."""
     with foreseen():
-        schema.require(url)
-        engine = open_engine(url)
+        migrate.require(database)
+        engine = open_engine(database)
         try:
             yield engine
         finally:

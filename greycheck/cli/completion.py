@@ -1,4 +1,4 @@
-"""``greycheck completion``: what makes a shell complete commands, options, keys and patterns."""
+"""``greycheck completion``: the script that completes commands, options, keys and patterns."""
 
 import os
 
@@ -18,7 +18,11 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 class Bash(BashComplete):
-    """Bash, which takes a word with a colon for several, as a pattern and an IPv6 address are: the line is asked for as it was typed."""
+    """Completion for bash.
+
+    Bash splits a word at its colons, and patterns and IPv6 addresses have some. So the script
+    passes the line as typed.
+    """
 
     source_template = BashComplete.source_template.replace(
         "COMP_CWORD=$COMP_CWORD", 'COMP_CWORD=$COMP_CWORD COMP_LINE="${COMP_LINE:0:COMP_POINT}"'
@@ -26,7 +30,7 @@ class Bash(BashComplete):
     begun = ""
 
     def get_completion_args(self) -> tuple[list[str], str]:
-        """The words before the one at the cursor, and that one as far as it goes."""
+        """Returns the words before the one at the cursor, and that one up to the cursor."""
         line = os.environ.get("COMP_LINE", "")
         if not line:
             return super().get_completion_args()
@@ -36,7 +40,7 @@ class Bash(BashComplete):
         return words[1:], incomplete
 
     def format_completion(self, item: CompletionItem) -> str:
-        """ITEM without what is before the last colon, which bash keeps."""
+        """Returns ITEM without the text up to the last colon typed, which bash keeps."""
         return f"{item.type},{str(item.value).removeprefix(self.begun)}"
 
 
@@ -54,14 +58,15 @@ def completion(context: click.Context, shell: str) -> None:
     greycheck completion zsh > DIR/_greycheck    (DIR: one of $fpath)
     greycheck completion fish > /etc/fish/completions/greycheck.fish
 
-    It asks the greycheck that is found in PATH, under that name, whenever you press Tab. Bash must be 4.4 at least. Keys and patterns are
-    those of the store; one that a shell would not take as a word is left out.
+    It asks the greycheck that is found in PATH, under that name, whenever you press Tab. Bash must
+    be 4.4 at least. Keys and patterns are those of the store; one that a shell would not take as a
+    word is left out.
     """  # noqa: D301
     terminal.echo(*script(context.find_root().command, shell).split("\n"))
 
 
 def script(command: click.Command, shell: str) -> str:
-    """The completion script of COMMAND, as ``greycheck``, for SHELL, one of SHELLS."""
+    """Returns the completion script of COMMAND, as ``greycheck``, for SHELL, one of SHELLS."""
     kind = get_completion_class(shell)
     assert kind is not None
     return kind(command, {}, "greycheck", COMPLETION.decode()).source()

@@ -1,4 +1,4 @@
-"""``greycheck config``: every setting with its value, its source and its meaning."""
+"""``greycheck config``: every setting with its value, source and meaning, and who reads it."""
 
 import os
 import sys
@@ -6,35 +6,53 @@ from collections.abc import Sequence
 
 import click
 
-from greycheck import log, settings
+from greycheck import log
 from greycheck.cli import completing, terminal
-from greycheck.cli.asking import print_json
-from greycheck.settings import Setting, Settings
-from greycheck.store import schema
+from greycheck.cli.output import print_json
+from greycheck.settings import TABLE, Setting, Settings, read
+from greycheck.store.schema import migrate
+
+# The programs that read settings, by the names that a setting's record has for them. All that a
+# check reads counts for greycheck serve and policy too, since they check.
+READERS = {
+    "check": "whoever checks: a launcher in Python, greycheck serve, greycheck policy",
+    "launcher": "a launcher in C (install --native)",
+    "serve": "greycheck serve",
+    "policy": "greycheck policy",
+    "expire": "greycheck expire",
+    "commands": "other commands that work on the store, and install",
+}
 
 
-def shown(setting: Setting, found: Settings) -> str:
-    """The value of SETTING as one would write it, a password hidden."""
-    value = getattr(found, setting.name)
+def shown(setting: Setting, settings: Settings) -> str:
+    """Returns the value of SETTING as an operator would write it, without a password."""
+    value = getattr(settings, setting.name)
     if setting.name == "database":
-        return schema.shown(value) if value else ""
+        return migrate.shown(value) if value.url else ""
     return setting.text if value == setting.default else setting.show(value)
 
 
-def line(setting: Setting, found: Settings) -> str:
-    """The line of a settings file that sets SETTING; a comment where it says what another setting does, or nothing."""
-    sets = setting.name != "database" or (found.database and found.sources["database"] != found.database_file)
-    return f"{'' if sets else '# '}{setting.name} = {shown(setting, found)}".rstrip()
+def line(setting: Setting, settings: Settings) -> str:
+    """Returns the line of a settings file that sets SETTING.
+
+    It is a comment if another setting sets its value, or if it has none.
+    """
+    sets = setting.name != "database" or (
+        settings.database.url and settings.sources["database"] != settings.database_file
+    )
+    return f"{'' if sets else '# '}{setting.name} = {shown(setting, settings)}".rstrip()
 
 
 def chosen(names: Sequence[str]) -> list[Setting]:
-    """The settings of NAMES, or all. Raises UsageError."""
-    by_name = {setting.name: setting for setting in settings.TABLE}
+    """Returns the settings called NAMES, or all without a name. Raises UsageError."""
+    by_name = {setting.name: setting for setting in TABLE}
     meant = [name.lower().removeprefix("greycheck_").replace("-", "_") for name in names]
     for name, written in zip(meant, names, strict=True):
         if name not in by_name:
-            raise click.UsageError(f"{written}: no such setting.{terminal.suggestion(name, by_name)}")
-    return [by_name[name] for name in dict.fromkeys(meant)] or list(settings.TABLE)
+            raise click.UsageError(
+                f"{written}: no such setting.{terminal.suggestion(name, by_name)}"
+            )
+    return [by_name[name] for name in dict.fromkeys(meant)] or list(TABLE)
 
 
 @click.command()
@@ -42,27 +60,29 @@ def chosen(names: Sequence[str]) -> list[Setting]:
 @click.option("--changed", is_flag=True, help="Only those that the environment or the file sets.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def config(name: tuple[str, ...], changed: bool, as_json: bool) -> None:
-    """Print every setting, or those of each NAME, with its value, where it comes from, and its meaning.
+    """Print every setting, or those of each NAME: its value, source and meaning, and who reads it.
 
-    The environment counts first (GREYCHECK_DELAY=1m), then the file /etc/greycheck.conf or $GREYCHECK_CONFIG, then the default. What is
-    printed may be used as such a file, with the database's password put where three stars stand for it. Exits with 1 and names what is
-    wrong where a setting cannot be used.
+    The environment counts first (GREYCHECK_DELAY=1m), then the file /etc/greycheck.conf or
+    $GREYCHECK_CONFIG, then the default. What is printed may be used as such a file, with the
+    database's password put where three stars stand for it. Exits with 1 and names what is wrong
+    where a setting cannot be used.
     """
     wanted = chosen(name)
-    found = settings.read(dict(os.environb))
+    settings = read(dict(os.environb))
     if changed:
-        wanted = [setting for setting in wanted if found.sources[setting.name] != "default"]
+        wanted = [setting for setting in wanted if settings.sources[setting.name] != "default"]
     rows = [
         {
             "name": setting.name,
-            "value": shown(setting, found),
-            "source": found.sources[setting.name],
+            "value": shown(setting, settings),
+            "source": settings.sources[setting.name],
             "meaning": setting.meaning,
+            "where": setting.where.split(", "),
         }
         for setting in wanted
     ]
     if as_json:
-        print_json({"settings": rows, "problems": found.problems})
+        print_json({"settings": rows, "problems": settings.problems})
     elif wanted:
         terminal.echo(
             *[
@@ -71,14 +91,15 @@ def config(name: tuple[str, ...], changed: bool, as_json: bool) -> None:
                 for text in (
                     *[""] * bool(number),
                     f"# {setting.meaning}",
-                    f"# From: {found.sources[setting.name]}",
-                    line(setting, found),
+                    f"# Read by: {setting.where}",
+                    f"# From: {settings.sources[setting.name]}",
+                    line(setting, settings),
                 )
             ]
         )
     else:
         terminal.echo("# None of these is set.")
-    for problem in found.problems:
+    for problem in settings.problems:
         terminal.echo(f"greycheck: {log.quoted(problem)[1:-1]}", err=True)
-    if found.problems:
+    if settings.problems:
         sys.exit(1)

@@ -4,7 +4,8 @@ import click
 
 from greycheck.cli import terminal
 from greycheck.cli.common import foreseen, give_up_root, read_settings
-from greycheck.store import schema
+from greycheck.cli.expire import is_waiting_for_first_mail, no_store
+from greycheck.store.schema import migrate
 
 
 @click.group(cls=terminal.Group)
@@ -12,23 +13,24 @@ def db() -> None:
     """Make, change or show the schema of the store."""
 
 
-@db.command()
+@db.command(short_help="Bring the store to this program's schema, or make it.")
 def upgrade() -> None:
     """Bring the store to the schema of this program; make it where there is none.
 
-    An SQLite store is made by the first mail too, the tables of a server database only by this command. Running it again is harmless, and
-    so is running it on many hosts at once: one does it, the others wait. Programs of the revision before may go on meanwhile.
+    An SQLite store is made by the first mail too, the tables of a server database only by this
+    command. Running it again is harmless, and so is running it on many hosts at once: one does it,
+    the others wait. Programs of the revision before may keep running meanwhile.
     """
-    found = read_settings()
-    give_up_root(found)
+    settings = read_settings()
+    give_up_root(settings)
     with foreseen():
-        revision = schema.upgrade(found.database, found.database_mode, tell)
-    reached = f"at {revision}" if revision == schema.head() else schema.standing(revision)
-    terminal.echo(f"{schema.shown(found.database)}: {reached}")
+        revision = migrate.upgrade(settings.database, settings.database_mode, tell)
+    reached = f"at {revision}" if revision == migrate.head() else migrate.standing(revision)
+    terminal.echo(f"{migrate.shown(settings.database)}: {reached}")
 
 
 def tell(text: str) -> None:
-    """Prints TEXT where results are not."""
+    """Prints TEXT to standard error, apart from results."""
     terminal.echo(text, err=True)
 
 
@@ -36,27 +38,48 @@ def tell(text: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def current(as_json: bool) -> None:
     """Print the revision that the store is at, and this program's."""
-    found = read_settings()
-    give_up_root(found)
+    settings = read_settings()
+    give_up_root(settings)
     with foreseen():
-        revision = schema.current(found.database)
+        revision = migrate.current(settings.database)
     if as_json:
         terminal.echo(
-            terminal.as_json({"database": schema.shown(found.database), "revision": revision, "program": schema.head()})
+            terminal.as_json(
+                {
+                    "database": migrate.shown(settings.database),
+                    "revision": revision,
+                    "program": migrate.head(),
+                }
+            )
         )
         return
-    terminal.echo(f"{schema.shown(found.database)}: {schema.standing(revision)}")
+    path = migrate.sqlite_path(settings.database)
+    if revision or path is None or migrate.is_there(path):
+        terminal.echo(f"{migrate.shown(settings.database)}: {migrate.standing(revision)}")
+    else:
+        terminal.echo(
+            *(
+                no_store(settings)
+                if is_waiting_for_first_mail(settings)
+                else [migrate.trouble(path)]
+            )
+        )
 
 
 @db.command()
 @click.argument("revision")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def downgrade(revision: str, yes: bool) -> None:
-    """Take the store back to REVISION, or to nothing with `base`. What the older schema has no place for is lost."""
-    found = read_settings()
-    url = schema.shown(found.database)
+    """Take the store back to REVISION, or to nothing with `base`.
+
+    What the older schema has no place for is lost.
+    """
+    settings = read_settings()
+    url = migrate.shown(settings.database)
     if not yes:
         click.confirm(f"Take {url} back to {revision}? Data may be lost.", abort=True)
-    give_up_root(found)
+    give_up_root(settings)
     with foreseen():
-        terminal.echo(f"{url}: at {schema.downgrade(found.database, revision, tell) or 'nothing'}")
+        terminal.echo(
+            f"{url}: at {migrate.downgrade(settings.database, revision, tell) or 'nothing'}"
+        )

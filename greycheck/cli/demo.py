@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from time import localtime, sleep, strftime
+from time import sleep
 
 import click
 from sqlalchemy import select
@@ -19,20 +19,22 @@ from sqlalchemy import select
 from greycheck import __version__
 from greycheck.cli.terminal import Console
 from greycheck.hooks import every
-from greycheck.store.engine import open_engine, reading
-from greycheck.store.tables import client, triplet
+from greycheck.store.admin.engine import open_engine, reading
+from greycheck.store.schema.tables import client, triplet
+from greycheck.times import local_bare
 
-HOOKS = tuple(hook.NAME for hook in every())
+# The hooks that the demonstration's SMTP server has.
+HOOKS = {hook.NAME: hook for hook in every() if hook.DEMO}
 
 SENDER = "alice@example.org"
 RECIPIENT = "bob@example.net"
 SEEN = """\
   The mail was deferred, since nobody had seen this client, sender and recipient together; a retry within {delay}s
-  changed nothing; the one after that was accepted. From now on all mail of {network} passes at once."""
+  changed nothing; the one after that was accepted. From now on all mail of {network} passes at once."""  # noqa: E501
 NEXT = """\
   greycheck install, as root, puts the checker where your mail server runs it, and greycheck doctor says whether all is well.
-  The README has it step by step: "Install", then the section of your hook, or of Postfix or Exim.
-  Of this demonstration nothing is left."""
+  README.rst has it step by step; then docs/qmail.rst, docs/postfix.rst or docs/exim.rst, for your mail server.
+  Of this demonstration nothing is left."""  # noqa: E501
 MESSAGE = f"From: {SENDER}\r\nTo: {RECIPIENT}\r\nSubject: greylisted\r\n\r\nHello.\r\n"
 
 console = Console(soft_wrap=True)
@@ -41,18 +43,23 @@ console = Console(soft_wrap=True)
 @click.command()
 @click.option(
     "--hook",
-    type=click.Choice(HOOKS),
-    default=HOOKS[0],
+    type=click.Choice(tuple(HOOKS)),
+    default=next(iter(HOOKS)),
     show_default=True,
     help="Which hook runs it.",
 )
 @click.option(
-    "--delay", type=click.IntRange(4, 300), default=5, show_default=True, help="Seconds instead of 5 minutes."
+    "--delay",
+    type=click.IntRange(4, 300),
+    default=5,
+    show_default=True,
+    help="Seconds instead of 5 minutes.",
 )
 def demo(hook: str, delay: int) -> None:
-    """Show greycheck at work: one mail, deferred at first, accepted when it is sent again after the delay.
+    """Show greycheck at work: one mail, deferred at first, accepted when it is sent again.
 
-    Everything happens in a temporary directory, on 127.0.0.1, with real SMTP and the real launchers.
+    Everything happens in a temporary directory, on 127.0.0.1, with real SMTP and the real
+    launchers.
     """
     with tempfile.TemporaryDirectory(prefix="greycheck-") as directory:
         place = Path(directory)
@@ -66,8 +73,10 @@ def demo(hook: str, delay: int) -> None:
         environ |= hook_variables(place, hook)
         console.print(f"greycheck {__version__}: launchers and store in {place}, delay {delay}s.")
         with smtp_server(place, environ) as port:
-            name = "qmail-spp" if hook == "spp" else hook.upper()
-            console.print(f"An SMTP server on 127.0.0.1:{port} runs them as qmail-smtpd does under {name}.")
+            title = HOOKS[hook].TITLE
+            console.print(
+                f"An SMTP server on 127.0.0.1:{port} runs them as qmail-smtpd does under {title}."
+            )
             attempts(place, port, delay)
         show_store(environ["GREYCHECK_DATABASE"])
     console.print("\nSeen", style="bold")
@@ -105,16 +114,13 @@ def install(place: Path, environ: dict[str, str]) -> None:
 
 def hook_variables(place: Path, hook: str) -> dict[str, str]:
     """What switches HOOK on for an SMTP server whose home is PLACE."""
-    switches = {
-        "smtpextfork": {"SMTPEXTFORK": f"{place}/bin/greycheck"},
-        "checkenv": {"CHECKENV": ""},
-        "rcptcheck": {"RCPTCHECK": f"{place}/bin/greycheck-rcptcheck"},
-        "spp": {"SPP_RCPT": f"{place}/bin/greycheck-spp"},
-    }
-    return {"QMAIL_HOME": str(place)} | switches[hook]
+    program = f"{place}/bin/{HOOKS[hook].PROGRAM}"
+    switches = {name: text.format(program=program) for name, text in HOOKS[hook].DEMO}
+    return {"QMAIL_HOME": str(place)} | switches
 
 
-# Where the mail seems to come from (RFC 5737): a loopback address, which all clients may share, never becomes known.
+# Where the mail seems to come from (RFC 5737): a loopback address, which all clients may share,
+# never becomes known.
 CLIENT = "192.0.2.1"
 
 
@@ -131,7 +137,7 @@ def smtp_server(place: Path, environ: dict[str, str]) -> Iterator[int]:
                     return
                 with connection:
                     subprocess.run(
-                        [sys.executable, "-m", "greycheck.demo.parent"],
+                        [sys.executable, "-m", "greycheck.demo.smtpd"],
                         stdin=connection.fileno(),
                         stdout=connection.fileno(),
                         stderr=log,
@@ -199,5 +205,5 @@ def shown(column: str, value: object) -> str:
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, int) and column.startswith(("first", "last", "passed", "expires")):
-        return f"{value} ({strftime('%Y-%m-%d %H:%M:%S', localtime(value))})"
+        return f"{value} ({local_bare(value)})"
     return str(value)

@@ -1,4 +1,4 @@
-"""``greycheck doctor``: everything between "installed" and "works"."""
+"""``greycheck doctor``: finds what keeps an installed greycheck from working."""
 
 import os
 import sys
@@ -9,11 +9,11 @@ from time import time
 import click
 
 from greycheck import __version__, settings
-from greycheck.cli.asking import print_json
-from greycheck.cli.install import QMAIL_USER, find_account
+from greycheck.cli.output import print_json
 from greycheck.cli.terminal import Console, Table, Text
 from greycheck.doctor import examine, is_sound
 from greycheck.doctor.finding import LEVELS, Finding, Installation
+from greycheck.launchers.trial import QMAIL_USER, find_account
 
 DIRECTORY = Path("/var/qmail/bin")
 
@@ -30,19 +30,26 @@ STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "fault": "bold red
     show_default=True,
     help="Where greycheck install put the launchers.",
 )
-@click.option("--user", help=f"The user that qmail-smtpd runs as.  [default: {QMAIL_USER}, where it exists]")
+@click.option(
+    "--user", help=f"The user that qmail-smtpd runs as.  [default: {QMAIL_USER}, where it exists]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(directory: Path, user: str | None, as_json: bool) -> None:
     """Look at everything between "installed" and "works", and say what to do.
 
-    Launchers, compiled modules, permissions, settings, store, disk, clock, cron, and the qmail-smtpd that runs now. Without qmail,
-    whether Postfix and Exim ask the resident, and hear it. It changes nothing. root sees most; anybody else is told what could not be
-    seen. Exits with 1 where something would stop mail or greylisting.
+    Launchers, compiled modules, permissions, settings, store, disk, clock, cron, DNS, and the
+    qmail-smtpd that runs now. Without qmail, whether Postfix and Exim ask the resident, and hear
+    it. It changes nothing. root sees most; anybody else is told what could not be seen. Exits with
+    1 where something would stop mail or greylisting.
     """
     found = settings.read(dict(os.environb))
     findings = examine(Installation(directory.absolute(), find_account(user), found, time()))
     if as_json:
-        report = {"version": __version__, "sound": is_sound(findings), "findings": [asdict(one) for one in findings]}
+        report = {
+            "version": __version__,
+            "sound": is_sound(findings),
+            "findings": [asdict(one) for one in findings],
+        }
         print_json(report)
     else:
         show(findings)
@@ -51,9 +58,15 @@ def doctor(directory: Path, user: str | None, as_json: bool) -> None:
 
 
 def show(findings: list[Finding]) -> None:
-    """Prints FINDINGS as a table, and a line that sums them up. A command that is too long for its column stands on a line by itself."""
+    """Prints FINDINGS as a table, and a line that sums them up.
+
+    A command that is too long for its column has a line of its own.
+    """
     console = Console()
-    widths = [max(len(finding.level) for finding in findings), max(len(finding.about) for finding in findings)]
+    widths = [
+        max(len(finding.level) for finding in findings),
+        max(len(finding.about) for finding in findings),
+    ]
     room = console.width - sum(widths) - 2 * len(widths)
     table = grid(widths)
     for finding in findings:
@@ -72,7 +85,7 @@ def show(findings: list[Finding]) -> None:
 
 
 def grid(widths: list[int]) -> Table:
-    """A table of a level and what it is about, of these WIDTHS, and of what was found."""
+    """Returns a table of three columns: level and subject, of these WIDTHS, and what was found."""
     table = Table.grid(padding=(0, 2, 0, 0))
     for width in widths:
         table.add_column(no_wrap=True, min_width=width)
@@ -81,10 +94,11 @@ def grid(widths: list[int]) -> Table:
 
 
 def summary(findings: list[Finding]) -> str:
-    """FINDINGS in one line."""
+    """Returns the numbers of FINDINGS in one line."""
     counts = {level: sum(finding.level == level for finding in findings) for level in LEVELS}
     faults, warnings, notes = (
-        f"{counts[level]} {level}{'s'[: counts[level] != 1]}" for level in ("fault", "warning", "note")
+        f"{counts[level]} {level}{'s'[: counts[level] != 1]}"
+        for level in ("fault", "warning", "note")
     )
     if is_sound(findings):
         return f"Nothing here would stop mail or greylisting: {warnings}, {notes}."

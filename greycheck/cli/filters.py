@@ -1,20 +1,21 @@
-"""The options by which ``greycheck list`` and ``forget`` choose rows."""
+"""The options of ``greycheck list`` and ``forget`` that select rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import click
 
-from greycheck.cli.asking import duration
-from greycheck.explain import address_bytes
-from greycheck.store import queries
-from greycheck.store.queries import Filter, Network
-from greycheck.store.tables import client
+from greycheck.cli.output import duration
+from greycheck.explain.decision import address_bytes
+from greycheck.normalise import Network
+from greycheck.store.admin import queries
+from greycheck.store.admin.queries import Filter, read_network
+from greycheck.store.schema.tables import client
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What was given of the options; durations in seconds."""
+    """The values of the options; durations in seconds."""
 
     address: str | None
     domain: str | None
@@ -23,15 +24,22 @@ class Chosen:
     newer: int | None
 
     def any(self) -> bool:
-        """Whether there is one of them."""
+        """True if any of the options is given."""
         return any(value is not None for value in vars(self).values())
 
     def filter(self, which: str, now: int) -> Filter:
-        """The filter for the list WHICH at NOW. Raises UsageError."""
-        if queries.table_of(which) is client and (self.address is not None or self.domain is not None):
+        """Returns the filter for the list WHICH at NOW. Raises UsageError."""
+        if queries.table_of(which) is client and (
+            self.address is not None or self.domain is not None
+        ):
             raise click.UsageError(
-                f"{which}: of a client no sender or recipient is known: leave --address and --domain out"
+                f"{which}: of a client no sender or recipient is known: leave --address and"
+                " --domain out"
             )
+        if which == queries.CORRESPONDENTS and self.network is not None:
+            raise click.UsageError(f"{which}: of a correspondent no client is known: no --network")
+        if which == queries.DOMAINS and self.address is not None:
+            raise click.UsageError(f"{which}: of a domain no address is known: use --domain")
         return Filter(
             None if self.address is None else address_bytes(self.address),
             None if self.domain is None else address_bytes(self.domain),
@@ -43,13 +51,13 @@ class Chosen:
 
 def _network(text: str) -> Network:
     try:
-        return Network(text)
+        return read_network(text)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--network") from None
 
 
 def options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options, for a command that takes them by the names of ``Chosen``."""
+    """Adds the options to COMMAND, which takes them by the names of ``Chosen``."""
     for decorator in reversed(
         (
             click.option(
@@ -57,9 +65,13 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
                 metavar="TEXT",
                 help="Sender or recipient: an address, user@, @domain; '<>' the null sender.",
             ),
-            click.option("--domain", metavar="NAME", help="Sender or recipient at this domain or below it."),
             click.option(
-                "--network", metavar="CIDR", help="Clients in 192.0.2.0/23, 2001:db8::/32, 192.0.2.1: any length."
+                "--domain", metavar="NAME", help="Sender or recipient at this domain or below it."
+            ),
+            click.option(
+                "--network",
+                metavar="CIDR",
+                help="Clients in 192.0.2.0/23, 2001:db8::/32, 192.0.2.1: any length.",
             ),
             click.option(
                 "--older",
@@ -67,7 +79,12 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
                 metavar="DURATION",
                 help="First attempt longer ago than 90s, 5m, 24h, 36d.",
             ),
-            click.option("--newer", callback=duration, metavar="DURATION", help="First attempt not as long ago."),
+            click.option(
+                "--newer",
+                callback=duration,
+                metavar="DURATION",
+                help="First attempt not as long ago.",
+            ),
         )
     ):
         command = decorator(command)

@@ -1,4 +1,4 @@
-"""The tool as a whole."""
+"""The command ``greycheck`` with all its commands."""
 
 import click
 
@@ -13,34 +13,43 @@ from greycheck.cli.expire import expire
 from greycheck.cli.explain import explain
 from greycheck.cli.forget import forget
 from greycheck.cli.install import install
+from greycheck.cli.learn import learn
 from greycheck.cli.list import list_
 from greycheck.cli.policy import policy
-from greycheck.cli.rules import allow, expect, greylist, reject, rules
+from greycheck.cli.providers import providers
+from greycheck.cli.release import release
+from greycheck.cli.resolve import resolve
+from greycheck.cli.rules import allow, defer, expect, greylist, reject, rules
 from greycheck.cli.serve import serve
 from greycheck.cli.show import show
 from greycheck.cli.status import status
 from greycheck.cli.terminal import Group
 
 EPILOG = """
-Run by qmail-smtpd, without a command, greycheck checks one envelope: SMTPEXTFORK calls it greycheck, CHECKENV qmail-checkenv.
+Run by qmail-smtpd, without a command, greycheck checks one envelope: SMTPEXTFORK calls it
+greycheck, CHECKENV qmail-checkenv.
 """
 
 
-# The commands in the order of the help, each in a line of 80 columns.
+# The commands in the order of the help, each on a line of 80 columns.
 SECTIONS = {
     "What was decided, and why": {
         "status": "Show what waits, passed, is known or refused, and from where.",
-        "list": "List what waits or passed, and clients known or refused.",
-        "show": "Show all that is known of one triplet or one client.",
+        "list": "List what waits or passed, clients, and senders' domains.",
+        "show": "Show all that is known of a triplet, a client or a domain.",
         "explain": "Explain what a check would decide now, and why.",
     },
     "Whom to let in": {
         "allow": "Accept at once what PATTERN matches.",
         "reject": "Refuse for good what PATTERN matches.",
         "greylist": "Greylist what PATTERN matches, known clients too.",
+        "defer": "Refuse what PATTERN matches for now, at every attempt.",
         "expect": "Let the next mail to RECIPIENT pass without delay.",
+        "learn": "Learn from logs whom our users write to.",
+        "release": "Let what waits pass at its next attempt.",
         "rules": "List, check, remove, export and import these rules.",
-        "forget": "Forget triplets, or a client.",
+        "providers": "Let mail providers in at once, from their SPF's networks.",
+        "forget": "Forget triplets, clients or domains.",
     },
     "Set up and run": {
         "install": "Make the store, and put the launchers into DIR.",
@@ -53,16 +62,25 @@ SECTIONS = {
     },
     "The store": {
         "expire": "Remove what is over. For cron.",
+        "resolve": "Ask DNS for the networks of senders' domains. For cron.",
         "db": "Make, change or show the schema.",
         "copy": "Copy all to another database.",
     },
 }
 
 
-@click.group(cls=Group, sections=SECTIONS, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Group,
+    sections=SECTIONS,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, package_name="greycheck", message="greycheck %(version)s")
 def cli() -> None:
-    """Greylisting for qmail: defers a mail from an unknown triplet of client, sender and recipient until it is tried again."""
+    """Greylisting for qmail.
+
+    Defers a mail from an unknown triplet of client, sender and recipient until it is tried again.
+    """
 
 
 for command in (
@@ -77,6 +95,7 @@ for command in (
     forget,
     config,
     expire,
+    resolve,
     db,
     copy,
     completion,
@@ -84,7 +103,11 @@ for command in (
     allow,
     reject,
     greylist,
+    defer,
     expect,
+    learn,
+    release,
     rules,
+    providers,
 ):
     cli.add_command(command)

@@ -1,4 +1,4 @@
-"""``greycheck show``: all that is known of one triplet or one client."""
+"""``greycheck show``: shows all that is known of one triplet, one client or one domain."""
 
 import sys
 from collections.abc import Iterator
@@ -8,41 +8,55 @@ import click
 from sqlalchemy import Engine, RowMapping
 
 from greycheck import normalise
-from greycheck.cli import completing, terminal
-from greycheck.cli.asking import asked_for, console, is_empty, print_json
+from greycheck.cli import completing, domains, terminal
 from greycheck.cli.columns import facts
 from greycheck.cli.common import open_store, read_settings
+from greycheck.cli.expire import no_store
 from greycheck.cli.list import client_data, client_state, triplet_data
-from greycheck.explain import away, local, span
+from greycheck.cli.output import asked_for, console, is_empty, print_json
 from greycheck.settings import Settings
-from greycheck.store import queries
+from greycheck.store.admin import queries
+from greycheck.times import away, local, span
 
-# Columns of the names of what is shown.
+# The width of the names, in columns.
 LABEL = 16
 
 
 @click.command()
 @click.argument(
-    "what", nargs=-1, required=True, metavar="KEY | IP | IP SENDER RECIPIENT", shell_complete=completing.of_store
+    "what",
+    nargs=-1,
+    required=True,
+    metavar="KEY | IP | IP SENDER RECIPIENT | domain NAME",
+    shell_complete=completing.of_store,
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(what: tuple[str, ...], as_json: bool) -> None:
-    """Show all that is known of one triplet or one client.
+    """Show all that is known of one triplet, one client or one sender's domain.
 
-    KEY is a triplet's, or enough of its first digits, as `greycheck list` shows them. IP SENDER RECIPIENT is a triplet as an attempt
-    would have it, so the network and the folded sender are found by themselves. IP alone is a client's address.
+    KEY is a triplet's, or enough of its first digits, as `greycheck list` shows them. IP SENDER
+    RECIPIENT is a triplet as an attempt would have it, so the network and the folded sender are
+    found by themselves. IP alone is a client's address. `domain NAME` is a sender's domain: whether
+    it has passed, what DNS said of its SPF, and its networks.
 
     Exits with 1 where nothing is known.
     """
     settings, now = read_settings(), int(time())
-    digits, address = asked_for(what, settings)
+    names = domains.named(what[1]) if domains.is_domain(what) else []
+    digits, address = ([], "") if names else asked_for(what, settings)
     if is_empty(settings):
-        _unknown(what, as_json)
+        _unknown(what, as_json, no_store(settings))
     with open_store(settings) as engine:
+        if names:
+            if not domains.show(engine, names, settings, now, as_json):
+                _unknown(what, as_json)
+            return
         if address:
             _show_client(engine, address, settings, now, as_json)
             return
-        row = next((row for row in (one_triplet(engine, each) for each in digits) if row is not None), None)
+        row = next(
+            (row for row in (one_triplet(engine, each) for each in digits) if row is not None), None
+        )
         if row is None:
             _unknown(what, as_json)
         else:
@@ -50,27 +64,34 @@ def show(what: tuple[str, ...], as_json: bool) -> None:
 
 
 def one_triplet(engine: Engine, digits: str) -> RowMapping | None:
-    """The triplet whose key begins with DIGITS, if there is one. Raises ClickException where there are several."""
-    found = queries.triplets_by_key(engine, digits)
-    if len(found) > 1:
-        raise click.ClickException(f"{digits}: several keys begin so; give more digits (list --json has them all)")
-    return found[0] if found else None
+    """Returns the triplet whose key begins with DIGITS, or None.
+
+    Raises ClickException if there are several.
+    """
+    rows = queries.triplets_by_key(engine, digits)
+    if len(rows) > 1:
+        raise click.ClickException(
+            f"{digits}: several keys begin so; give more digits (list --json has them all)"
+        )
+    return rows[0] if rows else None
 
 
-def _unknown(what: tuple[str, ...], as_json: bool) -> None:
+def _unknown(what: tuple[str, ...], as_json: bool, why: tuple[str, ...] = ()) -> None:
     if as_json:
         print_json(None)
     else:
-        terminal.echo(terminal.shown(f"Nothing is known of {' '.join(what)}."))
+        terminal.echo(*(why or [f"Nothing is known of {' '.join(what)}."]))
     sys.exit(1)
 
 
 def _least(is_cut: bool) -> str:
-    """What stands before a number that was not counted to its end."""
+    """Returns what is put before a number that was not counted to its end."""
     return "at least " if is_cut else ""
 
 
-def _show_triplet(engine: Engine, row: RowMapping, settings: Settings, now: int, as_json: bool) -> None:
+def _show_triplet(
+    engine: Engine, row: RowMapping, settings: Settings, now: int, as_json: bool
+) -> None:
     others, is_cut = queries.of_same_pair(engine, row)
     if as_json:
         counted = {"waiting_from_other_networks": others, "may_be_more": is_cut}
@@ -78,7 +99,12 @@ def _show_triplet(engine: Engine, row: RowMapping, settings: Settings, now: int,
         return
     lines = list(_triplet_lines(row, settings, now))
     if others:
-        lines.append(("other networks", f"{_least(is_cut)}{others}, from which the same sender and recipient wait"))
+        lines.append(
+            (
+                "other networks",
+                f"{_least(is_cut)}{others}, from which the same sender and recipient wait",
+            )
+        )
     facts(console(), lines, LABEL)
 
 
@@ -114,7 +140,8 @@ def _triplet_lines(row: RowMapping, settings: Settings, now: int) -> Iterator[tu
     yield "removed after", _when(row["expires_at"], now)
     yield (
         "counts",
-        f"delay {span(settings.delay)}, retry window {span(settings.retry_window)}, lifetime {span(settings.lifetime)}",
+        f"delay {span(settings.delay)}, retry window {span(settings.retry_window)}, lifetime"
+        f" {span(settings.lifetime)}",
     )
 
 
@@ -128,11 +155,11 @@ def _show_client(engine: Engine, address: str, settings: Settings, now: int, as_
         print_json({"client": known, "network": network, **counted})
     else:
         lines = [("client", address), *_client_lines(row, settings, now)]
-        told = ", ".join(
+        counts = ", ".join(
             f"{name}: {_least(count == queries.COUNTED)}{count}"
             for name, count in (("waiting triplets", waiting), ("passed", passed))
         )
-        lines.append(("network", f"{network}, {told}"))
+        lines.append(("network", f"{network}, {counts}"))
         if waiting or passed:
             lines.append(("", f"greycheck list --network {network}"))
         facts(console(), lines, LABEL)
@@ -140,7 +167,9 @@ def _show_client(engine: Engine, address: str, settings: Settings, now: int, as_
         sys.exit(1)
 
 
-def _client_lines(row: RowMapping | None, settings: Settings, now: int) -> Iterator[tuple[str, str]]:
+def _client_lines(
+    row: RowMapping | None, settings: Settings, now: int
+) -> Iterator[tuple[str, str]]:
     if row is None:
         yield "state", "unknown: it has never passed, and has no strikes"
         return
@@ -157,7 +186,8 @@ def _client_lines(row: RowMapping | None, settings: Settings, now: int) -> Itera
     if row["struck_until"] > now:
         yield (
             "refused until",
-            _when(row["struck_until"], now) + ("" if settings.strikes else "; does not count, strikes is off"),
+            _when(row["struck_until"], now)
+            + ("" if settings.strikes else "; does not count, strikes is off"),
         )
     yield "removed after", _when(row["expires_at"], now)
 

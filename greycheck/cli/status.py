@@ -1,4 +1,4 @@
-"""``greycheck status``: what the store knows, on one screen."""
+"""``greycheck status``: what the store has, on one screen."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -7,79 +7,125 @@ from time import time
 
 import click
 
-from greycheck.cli.asking import console, is_empty, print_json
+from greycheck.cli import terminal
 from greycheck.cli.columns import Cell, Rows, facts
 from greycheck.cli.common import open_store, read_settings
-from greycheck.explain import away, local
+from greycheck.cli.expire import no_store
+from greycheck.cli.output import console, is_empty, print_json
 from greycheck.settings import Settings, duration_text
-from greycheck.store import schema
-from greycheck.store.summary import Summary, summary
+from greycheck.store.admin.summary import Summary, summary
+from greycheck.store.schema import migrate
+from greycheck.times import away, local
 
-# Columns of the names of what is shown.
+# The width of the names, in columns.
 LABEL = 12
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(as_json: bool) -> None:
-    """Show what waits, passed, is known or refused, what was deferred within a day, and from where most of it comes.
+    """Show what waits, passed, is known or refused, and what was deferred within a day.
 
-    The numbers are those of rows that count now. What is known already is recorded once an hour, so the last check may have been later
-    than the last one that left a trace. Of a table it looks at two million rows at most, and says so.
+    Also from where most of it comes.
+
+    The numbers are those of rows that count now. What is known already is recorded once an hour, so
+    the last check may have been later than the last one that left a trace. Of a table it looks at
+    two million rows at most, and says so.
     """
     settings, now = read_settings(), int(time())
-    found = Summary()
-    if not is_empty(settings):
+    numbers = Summary()
+    waits = is_empty(settings)
+    if not waits:
         with open_store(settings) as engine:
-            found = summary(engine, settings, now)
+            numbers = summary(engine, settings, now)
     if as_json:
-        print_json({"at": now, "database": schema.shown(settings.database), "mode": settings.mode, **as_data(found)})
+        print_json(
+            {
+                "at": now,
+                "database": migrate.shown(settings.database),
+                "mode": settings.mode,
+                **as_data(numbers),
+            }
+        )
+        return
+    if waits:
+        terminal.echo(*no_store(settings))
         return
     screen = console()
-    facts(screen, lines(found, settings, now), LABEL)
-    if found.senders:
+    facts(screen, lines(numbers, settings, now), LABEL)
+    if numbers.senders:
         screen.print()
         rows = [
             [*_counted(sender), *_counted(network)]
-            for sender, network in zip_longest(found.senders, found.networks, fillvalue=None)
+            for sender, network in zip_longest(numbers.senders, numbers.networks, fillvalue=None)
         ]
-        Rows(screen, 1, alone=False).print(rows, [[("", ""), ("waits from", "bold"), ("", ""), ("network", "bold")]])
+        Rows(screen, 1, alone=False).print(
+            rows, [[("", ""), ("waits from", "bold"), ("", ""), ("network", "bold")]]
+        )
 
 
 def _counted(one: tuple[str, int] | None) -> tuple[Cell, Cell]:
     return (("", ""), ("", "")) if one is None else ((f"{one[1]:5}", ""), (one[0], ""))
 
 
-def as_data(found: Summary) -> dict[str, object]:
-    """What was FOUND, for JSON."""
+def as_data(numbers: Summary) -> dict[str, object]:
+    """Returns NUMBERS for JSON."""
     named = {
-        "senders": [{"domain": name, "waiting": number} for name, number in found.senders],
-        "networks": [{"network": name, "waiting": number} for name, number in found.networks],
+        "senders": [{"domain": name, "waiting": number} for name, number in numbers.senders],
+        "networks": [{"network": name, "waiting": number} for name, number in numbers.networks],
     }
-    return asdict(found) | named
+    return asdict(numbers) | named
 
 
-def lines(found: Summary, settings: Settings, now: int) -> Iterator[tuple[str, str]]:
-    """What is said of what was FOUND at NOW under SETTINGS, by name."""
-    most = "" if found.whole else " at least"
-    yield "store", schema.shown(settings.database)
+def lines(numbers: Summary, settings: Settings, now: int) -> Iterator[tuple[str, str]]:
+    """Yields the lines about NUMBERS at NOW under SETTINGS, as name and text."""
+    most = "" if numbers.whole else " at least"
+    yield "store", migrate.shown(settings.database)
     observed = "" if settings.mode == "enforce" else ": nothing is deferred"
     yield "mode", f"{settings.mode}{observed}; delay {duration_text(settings.delay)}"
-    yield "since", "no mail was checked yet" if found.since is None else f"{_when(found.since, now)}, the oldest row"
-    if found.last is not None:
-        yield "last check", f"{_when(found.last, now)}, of those that left a trace"
-    yield "waits", f"{_counting(found.waiting, 'triplet')}{most}; a retry of {found.due} would pass now"
-    yield "passed", f"{_counting(found.passed, 'triplet')}{most}"
+    yield (
+        "since",
+        "no mail was checked yet"
+        if numbers.since is None
+        else f"{_when(numbers.since, now)}, the oldest row",
+    )
+    if numbers.last is not None:
+        yield "last check", f"{_when(numbers.last, now)}, of those that left a trace"
+    yield (
+        "waits",
+        f"{_counting(numbers.waiting, 'triplet')}{most}; a retry of {numbers.due} would pass now",
+    )
+    yield "passed", f"{_counting(numbers.passed, 'triplet')}{most}"
     yield (
         "known",
-        f"{_counting(found.known, 'client')}{most}" + ("" if settings.client_passes else "; client_passes is 0"),
+        f"{_counting(numbers.known, 'client')}{most}"
+        + ("" if settings.client_passes else "; client_passes is 0"),
     )
-    yield "refused", _counting(found.refused, "client") + ("" if settings.strikes else "; strikes is 0")
-    yield "rules", str(found.rules)
+    yield (
+        "refused",
+        _counting(numbers.refused, "client") + ("" if settings.strikes else "; strikes is 0"),
+    )
+    yield "domains", _of_domains(numbers, settings)
+    yield "rules", str(numbers.rules)
+    if numbers.providers or numbers.correspondents:
+        yield (
+            "let in",
+            f"{_counting(numbers.providers, 'provider')}; answers of"
+            f" {_counting(numbers.correspondents, 'correspondent')}",
+        )
     yield (
         "last 24h",
-        f"{_counting(found.attempts, 'deferral')} of {_counting(found.attempted, 'triplet')}; {found.arrived} of them passed since",
+        f"{_counting(numbers.attempts, 'deferral')} of {_counting(numbers.attempted, 'triplet')};"
+        f" {numbers.arrived} of them passed since",
     )
+
+
+def _of_domains(numbers: Summary, settings: Settings) -> str:
+    if settings.identity == "no":
+        return "identity is no"
+    known = f"{numbers.domains} known{'' if settings.domain_passes else ' (domain_passes is 0)'}"
+    told = f"SPF of {numbers.resolved} names {_counting(numbers.ranges, 'network')}"
+    return f"{known}; {told}" + (f"; no answer for {numbers.failing}" if numbers.failing else "")
 
 
 def _counting(number: int, name: str) -> str:

@@ -1,11 +1,13 @@
-r"""Where every command prints: no character of a database, a peer or a setting reaches a terminal that is not there to be read.
+r"""Prints for all commands: no control character from a database, a peer or a setting gets out.
 
-Whatever is printed here, on a terminal or not, has what moves a cursor, hides or turns text round, or cannot be shown escaped as
-``\xNN``, each byte of its UTF-8. Styles are added behind that, by ``Console`` alone. What the stream's encoding lacks is escaped too.
+All that is printed here, on a terminal or not, has characters escaped as ``\xNN``, each byte of its
+UTF-8, if they move a cursor, hide or reverse text, or cannot be shown. Only ``Console`` adds
+styles, after that. Characters that the stream's encoding lacks are escaped too.
 
-Interface: ``echo`` prints lines, ``Console`` tables and styled text, ``as_json`` makes JSON, ``shown`` makes one value fit for one line,
-``Group`` is a group of commands whose errors are printed likewise, unforeseen ones too, ``Choice`` an option's choice, ``suggestion`` says
-which word may have been meant. Where a reader has left, the command ends without a word.
+Interface: ``echo`` prints lines, ``Console`` tables and styled text, ``as_json`` makes JSON,
+``shown`` escapes one value for one line. ``Group`` is a group of commands that prints errors in the
+same way, unforeseen ones too; ``Choice`` is an option's choice; ``suggestion`` names the word that
+may have been meant. If the reader of the output has closed it, the command ends without a message.
 """
 
 import errno
@@ -29,20 +31,20 @@ from rich.segment import Segment
 from greycheck.spelling import nearest
 from greycheck.unseen import UNSEEN
 
-# By what numbers an output says, without a file's name, that it takes nothing more.
+# Errors of an output, without a file's name, that mean that it takes no more.
 OUTPUT = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT, errno.EPIPE)
 
-# How a shell shows that a program ended as its reader had left: 128 and the number of SIGPIPE.
+# The exit code of a program whose reader has closed the output: 128 and the number of SIGPIPE.
 UNREAD = 141
 
 
 class Unread(Exception):
-    """Who read the output has left: `greycheck list | head`."""
+    """The reader of the output has closed it: `greycheck list | head`."""
 
 
 @contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """Makes Unread of an output without a reader."""
+    """Raises Unread if the output has no reader any more."""
     try:
         yield
     except BrokenPipeError as error:
@@ -56,10 +58,12 @@ def _escaped(char: str) -> str:
 
 
 def shown(text: str) -> str:
-    """TEXT fit for one line: with every character escaped that is not there to be read, line ends too."""
+    """Returns TEXT for one line, with control characters and line ends escaped."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(char if char.isprintable() and char not in UNSEEN else _escaped(char) for char in text)
+    return "".join(
+        char if char.isprintable() and char not in UNSEEN else _escaped(char) for char in text
+    )
 
 
 def _lines(text: str) -> str:
@@ -67,15 +71,24 @@ def _lines(text: str) -> str:
 
 
 def _stream(err: bool) -> TextIO | None:
-    """Standard output, or standard error, which escapes what its encoding lacks. None where it is closed."""
+    """Returns standard output or standard error, set to escape what its encoding lacks.
+
+    Returns None if it is closed.
+    """
     stream = cast("TextIO | None", sys.stderr if err else sys.stdout)
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
     return stream
 
 
+def can_ask() -> bool:
+    """Whether somebody can be asked, and sees the question. A stream that is closed is None."""
+    streams = cast("tuple[TextIO | None, ...]", (sys.stdin, sys.stdout))
+    return all(stream is not None and stream.isatty() for stream in streams)
+
+
 def echo(*lines: str, err: bool = False, end: str = "\n") -> None:
-    """Prints LINES, each on one line whatever is in it, and END, on standard output or (ERR) standard error."""
+    """Prints LINES, each as one line, and END, on standard output or, with ERR, standard error."""
     stream = _stream(err)
     if stream is not None:
         stream.write("\n".join(map(shown, lines)) + end)
@@ -83,23 +96,23 @@ def echo(*lines: str, err: bool = False, end: str = "\n") -> None:
 
 
 def as_json(value: object, indent: int | None = None) -> str:
-    """VALUE as JSON of printable ASCII."""
+    """Returns VALUE as JSON of printable ASCII."""
     return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
 
 
-# A line end in a Text, where there is to be one.
+# A line end in a Text.
 NEWLINE = rich.text.Text("\n")
 
 
 class Text(rich.text.Text):
-    """Styled text; a string of which it is made is one line."""
+    """Styled text; a string in it is one line."""
 
     def __init__(self, text: str = "", style: Any = "", **options: Any) -> None:
         super().__init__(shown(text), style, **options)
 
     @classmethod
     def assemble(cls, *parts: Any, **options: Any) -> "Text":
-        """A text of PARTS: strings, (string, style), or Text."""
+        """Returns a text made of PARTS: strings, (string, style), or Text."""
         return cast("Text", super().assemble(*parts, **options))
 
     def append(self, text: Any, style: Any = None) -> "Text":
@@ -113,63 +126,83 @@ class Table(rich.table.Table):
 
     @classmethod
     def grid(cls, *headers: Any, **options: Any) -> "Table":
-        """A table without lines."""
+        """Returns a table without lines."""
         return cast("Table", super().grid(*headers, **options))
 
     def add_row(self, *cells: Any, **options: Any) -> None:
         """Adds CELLS, strings or Text."""
-        super().add_row(*(Text(shown(cell)) if isinstance(cell, str) else cell for cell in cells), **options)
+        super().add_row(
+            *(Text(shown(cell)) if isinstance(cell, str) else cell for cell in cells), **options
+        )
 
 
 class Console(rich.console.Console):
-    """Where tables and styled text go: standard output, or standard error, as wide as the terminal. Nothing is read as markup."""
+    """Prints tables and styled text to standard output or error, as wide as the terminal.
+
+    Nothing is read as markup.
+    """
 
     def __init__(self, stderr: bool = False, soft_wrap: bool = False) -> None:
         _stream(stderr)
-        super().__init__(stderr=stderr, soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False)
+        super().__init__(
+            stderr=stderr, soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False
+        )
 
     def on_broken_pipe(self) -> None:
-        """Says that there is no reader."""
+        """Raises Unread: there is no reader."""
         raise Unread
 
     def print(self, *what: Any, **options: Any) -> None:
-        """Prints WHAT: strings, of which the line ends are kept, Text or tables."""
-        super().print(*(_lines(each) if isinstance(each, str) else each for each in what), **options)
+        """Prints WHAT: strings, whose line ends are kept, Text or tables."""
+        super().print(
+            *(_lines(each) if isinstance(each, str) else each for each in what), **options
+        )
 
     def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
-        """The segments of RENDERABLE: the place that all text of a console passes, before styles become escape sequences."""
+        """Yields the segments of RENDERABLE, escaped.
+
+        All text of a console passes here, before styles become escape sequences.
+        """
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(_lines(segment.text), segment.style)
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence that names which of the KNOWN words may have been meant by WORD; empty for none."""
+    """Returns the end of a message: the KNOWN word that WORD may mean; empty if there is none."""
     near = nearest(word, known)
     return f" Did you mean {near}?" if near else ""
 
 
 class Choice(click.Choice[str]):
-    """One of some words; of a wrong one it is said which may have been meant. OTHERS are words that stand for one of them elsewhere."""
+    """One of some words; the message for a wrong one suggests a word.
+
+    OTHERS are words that mean one of them elsewhere.
+    """
 
     def __init__(self, choices: Iterable[str], others: Mapping[str, str] | None = None) -> None:
         super().__init__(list(choices))
         self.others = others or {}
 
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
-        """What is said of a wrong VALUE."""
+        """Returns the message for a wrong VALUE."""
         text = super().get_invalid_choice_message(value, ctx)
         near = self.others.get(value.lower())
-        return text + (f" Did you mean {near}?" if near else suggestion(value.lower(), self.choices))
+        return text + (
+            f" Did you mean {near}?" if near else suggestion(value.lower(), self.choices)
+        )
 
 
 class Group(click.Group):
-    """The whole command line: errors are printed here as everything else is, and so is an output that takes nothing more.
+    """The whole command line: prints errors as all else here, and those of the output itself.
 
-    SECTIONS are titles of its help, each with the names of commands and what is said of them there.
+    SECTIONS are titles of its help, each with the names of commands and their texts.
     """
 
     def __init__(
-        self, *arguments: Any, sections: Mapping[str, Mapping[str, str]] | None = None, **options: Any
+        self,
+        *arguments: Any,
+        sections: Mapping[str, Mapping[str, str]] | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
         self.sections = sections or {}
@@ -177,14 +210,18 @@ class Group(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that ARGS begin with."""
+        """Returns the command that ARGS begin with."""
         word = str(args[0])
-        if not word.startswith("-") and self.get_command(ctx, word) is None and not ctx.resilient_parsing:
+        if (
+            not word.startswith("-")
+            and self.get_command(ctx, word) is None
+            and not ctx.resilient_parsing
+        ):
             ctx.fail(f"No such command {word!r}.{suggestion(word, self.commands)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists the commands by their sections."""
+        """Lists the commands by section."""
         if not self.sections:
             super().format_commands(ctx, formatter)
         width = max(map(len, self.commands))
@@ -232,13 +269,15 @@ class Group(click.Group):
 
 
 def _unforeseen(error: Exception) -> str:
-    """The traceback of ERROR. Its words, which may hold what a database says, are one line."""
+    """Returns the traceback of ERROR. Its message, which may be a database's, is one line."""
     where = "".join(format_tb(error.__traceback__))
-    return f"Traceback (most recent call last):\n{where}{type(error).__name__}: {shown(str(error))}\n"
+    return (
+        f"Traceback (most recent call last):\n{where}{type(error).__name__}: {shown(str(error))}\n"
+    )
 
 
 def _lose_output() -> None:
-    """Lets nothing of what is left be written: it would fail once more at the end."""
+    """Discards the rest of the output: to write it would fail again at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)

@@ -1,1 +1,1 @@
-"""A small SMTP server that calls the checker as qmail-smtpd does, for the demonstration and the tests."""
+"""A small SMTP server that runs the checker as qmail-smtpd does, for demonstrations and tests."""

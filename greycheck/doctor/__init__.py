@@ -1,16 +1,17 @@
-"""What stands between "installed" and "works".
+"""Finds what keeps an installed greycheck from working.
 
-Interface: ``examine`` looks at an installation and gives findings; it changes nothing. Each finding has a level:
+Interface: ``examine`` looks at an installation and returns findings; it changes nothing. Each
+finding has a level:
 
 - ``ok``: as it should be;
-- ``note``: worth knowing, or what could not be seen;
-- ``warning``: works, and costs time, disk or verdicts;
+- ``note``: worth knowing, or could not be examined;
+- ``warning``: works, but costs time, disk space or verdicts;
 - ``fault``: stops mail or greylisting.
 
-Each file here looks at one thing: ``launchers``, ``configuration``, ``host``, ``store`` (an SQLite file), ``server``, ``service``,
-``mailers`` (Postfix and Exim), ``resident``.
+Each file here examines one thing: ``launchers``, ``configuration``, ``host``, ``store`` (an SQLite
+file), ``server``, ``service``, ``mailers`` (Postfix and Exim), ``resident``, ``identity``.
 
-Diagnostics: none but findings; what cannot be looked at becomes one.
+Diagnostics: findings only; what cannot be examined becomes one.
 """
 
 import re
@@ -20,56 +21,72 @@ from dataclasses import replace
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from greycheck.doctor.configuration import look_at_settings
+from greycheck.doctor.configuration import check_settings
 from greycheck.doctor.finding import Finding, Installation, run, safe
-from greycheck.doctor.host import look_at_clock, look_at_space
-from greycheck.doctor.launchers import closed_places, look_at_launchers, look_at_modules, look_at_permissions
-from greycheck.doctor.mailers import find_mailers, look_at_mailers, served_as
-from greycheck.doctor.resident import look_at_program
-from greycheck.doctor.service import look_at_services
-from greycheck.doctor.store import look_at_store
-from greycheck.doctor.writers import look_at_writers
-from greycheck.store import schema
-from greycheck.store.lean import StoreError
+from greycheck.doctor.host import check_clock, check_space
+from greycheck.doctor.identity import check_resolver
+from greycheck.doctor.launchers import (
+    check_launchers,
+    check_modules,
+    check_permissions,
+    closed_places,
+)
+from greycheck.doctor.mailers import check_mailers, find_mailers, served_as
+from greycheck.doctor.resident import check_program
+from greycheck.doctor.service import check_services
+from greycheck.doctor.store import check_store
+from greycheck.doctor.writers import check_writers
+from greycheck.store.base import StoreError
+from greycheck.store.schema import migrate
 
 Examination = Callable[[Installation], Iterator[Finding]]
 
 EXAMINATIONS: tuple[tuple[str, Examination], ...] = (
-    ("launchers", look_at_launchers),
-    ("modules", look_at_modules),
-    ("permissions", look_at_permissions),
-    ("writers", look_at_writers),
-    ("settings", look_at_settings),
-    ("disk", look_at_space),
-    ("clock", look_at_clock),
-    ("store", look_at_store),
-    ("service", look_at_services),
-    ("resident", look_at_program),
+    ("launchers", check_launchers),
+    ("modules", check_modules),
+    ("permissions", check_permissions),
+    ("writers", check_writers),
+    ("settings", check_settings),
+    ("disk", check_space),
+    ("clock", check_clock),
+    ("store", check_store),
+    ("resolver", check_resolver),
+    ("service", check_services),
+    ("resident", check_program),
 )
 
 
-# What is looked at where no qmail is, but a mail server that asks the resident.
+# The examinations of a host without qmail whose mail server asks the resident.
 RESIDENTS: tuple[tuple[str, Examination], ...] = (
-    ("mail server", look_at_mailers),
-    *(pair for pair in EXAMINATIONS if pair[0] not in ("launchers", "modules", "permissions", "service")),
+    ("mail server", check_mailers),
+    *(
+        pair
+        for pair in EXAMINATIONS
+        if pair[0] not in ("launchers", "modules", "permissions", "service")
+    ),
 )
 
 
 def examine(installation: Installation) -> list[Finding]:
-    """Everything about INSTALLATION, in the order in which to mend it. Never raises for a fault of what it looks at."""
+    """Returns all findings about INSTALLATION, in the order in which to act on them.
+
+    A fault of what it examines does not raise.
+    """
     findings: list[Finding] = []
     examinations = EXAMINATIONS
     if find_mailers(installation):
         examinations = RESIDENTS
-        installation = replace(installation, account=installation.account or served_as(installation), is_qmails=False)
-    for about, look in examinations:
+        installation = replace(
+            installation, account=installation.account or served_as(installation), is_qmails=False
+        )
+    for about, check in examinations:
         if about == "store" and (is_closed(installation) or has_fault(findings, "disk")):
             continue
         try:
-            for finding in look(installation):
+            for finding in check(installation):
                 if not follows(finding, findings):
                     findings.append(finding)
-        except (schema.SchemaError, StoreError, SQLAlchemyError) as error:
+        except (migrate.SchemaError, StoreError, SQLAlchemyError) as error:
             said = str(getattr(error, "orig", None) or error)
             cause, command = split(said)
             advice = run(command) if command else _advice(installation)
@@ -80,42 +97,56 @@ def examine(installation: Installation) -> list[Finding]:
 
 
 def is_closed(installation: Installation) -> bool:
-    """Whether the user of checks cannot reach the store, which permissions have told: of what is in it nothing else is to be said."""
-    path = schema.sqlite_path(installation.settings.database)
-    closed = [one.place for one in closed_places(installation)] if path and installation.is_qmails else []
+    """True if permissions keep the user of checks from the store.
+
+    They are reported already; nothing else can be said of the store.
+    """
+    path = migrate.sqlite_path(installation.settings.database)
+    closed = (
+        [one.place for one in closed_places(installation)]
+        if path and installation.is_qmails
+        else []
+    )
     return path is not None and any(place in (path, *path.parents) for place in closed)
 
 
-# How a command begins that stands at the end of an error.
-COMMAND = re.compile(r": ((?:chmod|chown|df|fuser|install|mount|mv|rm|runuser) [^:]+)$")
+# The beginning of a command at the end of an error's text.
+COMMAND = re.compile(
+    r": ((?:chmod|chown|df|fuser|install|mount|mv|rm|runuser|uv|\S+ -m pip) [^:]+)$"
+)
 
 
 def split(said: str) -> tuple[str, str]:
-    """An error as it is SAID, and the command at its end, if there is one."""
-    found = COMMAND.search(said)
-    return (said[: found.start()], found[1]) if found else (said, "")
+    """Returns an error's text without the command at its end, and that command, or empty."""
+    match = COMMAND.search(said)
+    return (said[: match.start()], match[1]) if match else (said, "")
 
 
 def has_fault(findings: list[Finding], about: str) -> bool:
-    """Whether one of FINDINGS is a fault of what they are ABOUT."""
+    """True if one of FINDINGS is a fault of ABOUT."""
     return any((one.level, one.about) == ("fault", about) for one in findings)
 
 
 def follows(finding: Finding, earlier: list[Finding]) -> bool:
-    """Whether FINDING is about a path of which one of the EARLIER ones has told what is wrong."""
-    told = [one.found.partition(": ")[0] for one in earlier if one.level == "fault" and one.found.startswith("/")]
-    return any(f": {path}: " in finding.found for path in told)
+    """True if FINDING is about a path for which one of the EARLIER findings reports a fault."""
+    paths = [
+        one.found.partition(": ")[0]
+        for one in earlier
+        if one.level == "fault" and one.found.startswith("/")
+    ]
+    return any(f": {path}: " in finding.found for path in paths)
 
 
 def _advice(installation: Installation) -> str:
-    """What to do about a database that cannot be looked into."""
-    if schema.sqlite_path(installation.settings.database):
+    """Returns what to do about a database that cannot be examined."""
+    if migrate.sqlite_path(installation.settings.database):
         return run(
-            f"sqlite3 {shlex.quote(str(schema.sqlite_path(installation.settings.database)))} 'PRAGMA integrity_check'"
+            f"sqlite3 {shlex.quote(str(migrate.sqlite_path(installation.settings.database)))}"
+            " 'PRAGMA integrity_check'"
         )
     return "Until then every check may be answered by on_error: see the server's log too."
 
 
 def is_sound(findings: list[Finding]) -> bool:
-    """Whether nothing in FINDINGS would stop mail or greylisting."""
+    """True if no finding would stop mail or greylisting."""
     return all(finding.level != "fault" for finding in findings)

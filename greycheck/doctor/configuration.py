@@ -1,68 +1,94 @@
-"""The settings of this process: what is wrong, what is switched off, what is risky."""
+"""Examines this process's settings: wrong ones, disabled checks, and risky values."""
 
 from collections.abc import Iterator
 
-from greycheck.doctor.finding import Finding, Installation, safe
+from greycheck.doctor.finding import Finding, Installation, run, safe, set_to
 from greycheck.settings import Settings, duration_text
 
-# An SMTP client waits 5 minutes for the reply to RCPT (RFC 5321 section 4.5.3.2.3); a lifetime is a week at least (RFC 6647 5(3)).
+# An SMTP client waits 5 minutes for the reply to RCPT (RFC 5321 section 4.5.3.2.3); a lifetime
+# should be at least a week (RFC 6647 5(3)). In seconds.
 RCPT_TIMEOUT = 300
 WEEK = 604800
 
-# Senders that retry less often than this, in seconds, are common: a retry window below it makes them new each time.
+# Many senders retry less often than this, in seconds: with a shorter retry window each retry of
+# theirs is a new triplet.
 SLOW_RETRY = 4 * 3600
 
 
-def look_at_settings(installation: Installation) -> Iterator[Finding]:
-    """The settings of this process: what is wrong, what is switched off, what is risky."""
-    found = installation.settings
-    for problem in found.problems:
-        advice = "Mend it: until then the default counts, and the commands, expire in cron too, refuse to work."
+def check_settings(installation: Installation) -> Iterator[Finding]:
+    """Yields what is wrong in the settings of this process, what is disabled, and what is risky."""
+    settings = installation.settings
+    for problem in settings.problems:
+        advice = (
+            "Mend it: until then the default counts, and the commands, expire in cron"
+            " too, refuse to work."
+        )
         yield Finding("warning", "settings", safe(problem), advice)
-    if found.off:
-        yield Finding("note", "settings", "GREYCHECK=off: where a client's environment has it, nothing is checked")
-    yield from _observed(found)
-    yield from _risky(found)
+    if settings.off:
+        yield Finding(
+            "note",
+            "settings",
+            "GREYCHECK=off: where a client's environment has it, nothing is checked",
+        )
+    yield from _observed(settings)
+    yield from _risky(settings)
     yield Finding(
-        "ok" if not found.problems else "note",
+        "ok" if not settings.problems else "note",
         "settings",
-        f"delay {duration_text(found.delay)}, retry window {duration_text(found.retry_window)},"
-        f" lifetime {duration_text(found.lifetime)}, deadline {duration_text(found.deadline)}, on_error {found.on_error}",
+        f"delay {duration_text(settings.delay)}, retry window"
+        f" {duration_text(settings.retry_window)},"
+        f" lifetime {duration_text(settings.lifetime)}, deadline"
+        f" {duration_text(settings.deadline)}, on_error {settings.on_error}",
     )
 
 
-def _observed(found: Settings) -> Iterator[Finding]:
-    until = "Set mode = enforce when the log shows what you want."
-    if found.mode == "observe":
-        yield Finding("note", "settings", "mode = observe: verdicts are only logged, all mail is accepted", until)
+def _observed(settings: Settings) -> Iterator[Finding]:
+    until = f"Once the log shows what you want: {set_to('mode', 'enforce', settings)}"
+    if settings.mode == "observe":
+        yield Finding(
+            "note",
+            "settings",
+            "mode = observe: verdicts are only logged, all mail is accepted",
+            until,
+        )
         return
-    if found.observe_domains:
-        domains = safe(", ".join(found.observe_domains))
-        yield Finding("note", "settings", f"observe_domains: verdicts on mail to {domains} are only logged")
-    if found.observe_percent:
-        found_here = f"observe_percent: verdicts on {found.observe_percent}% of client networks are only logged"
+    if settings.observe_domains:
+        domains = safe(", ".join(settings.observe_domains))
+        yield Finding(
+            "note", "settings", f"observe_domains: verdicts on mail to {domains} are only logged"
+        )
+    if settings.observe_percent:
+        found_here = (
+            f"observe_percent: verdicts on {settings.observe_percent}% of client"
+            " networks are only logged"
+        )
         yield Finding("note", "settings", found_here)
 
 
-def _risky(found: Settings) -> Iterator[Finding]:
-    if found.retry_window < SLOW_RETRY:
+def _risky(settings: Settings) -> Iterator[Finding]:
+    if settings.retry_window < SLOW_RETRY:
         yield Finding(
             "warning",
             "settings",
-            f"retry_window {duration_text(found.retry_window)}: a sender that retries later is new each time, for ever",
-            "Set retry_window = 24h (RFC 6647 section 5, item 2).",
+            f"retry_window {duration_text(settings.retry_window)}: a sender that retries later is"
+            " new each time, for ever"
+            " (RFC 6647 section 5, item 2)",
+            run(set_to("retry_window", "24h", settings)),
         )
-    if found.lifetime < WEEK:
+    if settings.lifetime < WEEK:
         yield Finding(
             "warning",
             "settings",
-            f"lifetime {duration_text(found.lifetime)}: steady senders are delayed again and again",
-            "Set lifetime = 36d; a week at least (RFC 6647 section 5, item 3).",
+            f"lifetime {duration_text(settings.lifetime)}: steady senders are delayed again and"
+            " again;"
+            " let it be a week at least (RFC 6647 section 5, item 3)",
+            run(set_to("lifetime", "36d", settings)),
         )
-    if found.deadline >= RCPT_TIMEOUT:
+    if settings.deadline >= RCPT_TIMEOUT:
         yield Finding(
             "warning",
             "settings",
-            f"deadline {duration_text(found.deadline)}: SMTP clients wait {duration_text(RCPT_TIMEOUT)} for a reply",
-            "Set deadline = 5s.",
+            f"deadline {duration_text(settings.deadline)}: SMTP clients wait"
+            f" {duration_text(RCPT_TIMEOUT)} for a reply",
+            run(set_to("deadline", "5s", settings)),
         )

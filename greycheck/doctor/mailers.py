@@ -1,27 +1,29 @@
-"""Mail servers that ask the resident: Postfix and Exim, on a host without qmail.
+"""Examines mail servers that ask the resident: Postfix and Exim, on a host without qmail.
 
-Interface: ``find_mailers`` finds them by their configuration, ``look_at_mailers`` asks where they ask, as the user that they ask as.
+Interface: ``find_mailers`` finds them by their configuration. ``check_mailers`` sends a request to
+the services that they use, as their user.
 """
 
 import os
 import pwd
 import re
 import shlex
-import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from greycheck import settings
-from greycheck.cli import access, files
 from greycheck.doctor import processes, service
 from greycheck.doctor.finding import Finding, Installation, run, set_to
+from greycheck.doctor.supervisor import restart, start
+from greycheck.hooks import delegation
+from greycheck.policy import ACCEPT
+from greycheck.privilege import access, files
 from greycheck.resident import program
-from greycheck.settings import Settings
-from greycheck.store import schema
+from greycheck.settings import ANY_ADDRESS, Settings
+from greycheck.store.schema import migrate
 
-# Where Postfix is configured, if its master does not say, and where Exim is, on the systems that have it.
+# Where Postfix is configured, unless its master says otherwise; and Exim, on various systems.
 POSTFIX = Path("/etc/postfix")
 EXIM = tuple(
     map(
@@ -37,30 +39,33 @@ EXIM = tuple(
 )
 EXIM_USERS = ("Debian-exim", "exim", "mail")
 
-# Bytes that are read of a configuration.
+# How many bytes of a configuration are read.
 CONFIGURATION = 1_000_000
 
 # How many services are asked.
 ASKED = 10
 
-# Where the resident may listen for mail servers that see no unix socket.
+# The resident's address for mail servers that cannot see a unix socket.
 PORT = "127.0.0.1:10023"
 
-SERVICE = re.compile(r"check_policy_service[\s,]+(\{\s*)?((?:unix|inet):[A-Za-z0-9/._:\[\]-]+)([^{}]*)")
+# The action that lets mail pass.
+PASSES = delegation.ANSWERS[ACCEPT]
+
+SERVICE = re.compile(
+    r"check_policy_service[\s,]+(\{\s*)?((?:unix|inet):[A-Za-z0-9/._:\[\]-]+)([^{}]*)"
+)
 READ_SOCKET = re.compile(r"\$\{readsocket\s*\{\s*((?:inet:)?[A-Za-z0-9/._:\[\]-]+)")
 
-# An address of this host, and one that needs no look-up.
+# Addresses of this host; and addresses that need no look-up.
 HERE = re.compile(r"127\.[0-9.]+|::1|localhost")
 ADDRESS = re.compile(r"[0-9.]+|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*|localhost")
-
-SYSTEMD = Path("/run/systemd/system")
 
 
 @dataclass(frozen=True)
 class Asks:
-    """Where a mail server asks: as it is written, and the path, or the host and port, that this is to it.
+    """Where a mail server asks: as WRITTEN, and as PLACE, a path or (host, port), on this host.
 
-    ``is_let_in`` is whether mail is let in while nobody answers.
+    ``is_let_in`` is true if mail is let in while there is no answer.
     """
 
     written: str
@@ -70,10 +75,11 @@ class Asks:
 
 @dataclass(frozen=True)
 class Mailer:
-    """A mail server of that NAME, the FILE that configures it, the USER that it asks as, and where it ASKS.
+    """A mail server: its NAME, the FILE of its configuration, its USER, and where it ASKS.
 
-    ``root`` is where its files are to one that is shut in there, ``reload`` the command by which it reads the file again, ``switch`` the
-    one that has it ask the resident. ``is_served`` is whether it starts greycheck policy itself.
+    ``root`` is the directory that it is chrooted to, or empty. ``reload`` is the command that makes
+    it read the file again, ``switch`` the command that makes it ask the resident. ``is_served`` is
+    true if it starts greycheck policy itself.
     """
 
     name: str
@@ -87,16 +93,26 @@ class Mailer:
 
 
 def find_mailers(installation: Installation) -> list[Mailer]:
-    """The mail servers of a host that has no qmail, and of which no launchers are named; nothing on others."""
+    """Returns the mail servers of a host that has no qmail and no directory of launchers.
+
+    Empty on other hosts.
+    """
     home = service.QMAIL_HOME
-    if home.is_dir() or installation.directory.is_dir() or not installation.directory.is_relative_to(home):
+    if (
+        home.is_dir()
+        or installation.directory.is_dir()
+        or not installation.directory.is_relative_to(home)
+    ):
         return []
     return [one for one in (_postfix(installation), _exim()) if one]
 
 
 def served_as(installation: Installation) -> pwd.struct_passwd | None:
-    """Who runs the resident: whose directory the store is in, or the user that README has for it."""
-    path = schema.sqlite_path(installation.settings.database)
+    """Returns the account that runs the resident.
+
+    It is the owner of the store's directory, or the user in docs/resident.rst.
+    """
+    path = migrate.sqlite_path(installation.settings.database)
     try:
         owner = path.parent.stat().st_uid if path else 0
     except OSError:
@@ -104,7 +120,7 @@ def served_as(installation: Installation) -> pwd.struct_passwd | None:
     return access.account_of(owner) if owner else _account("greycheck")
 
 
-# --- Postfix ----------------------------------------------------------------------------------------------------------
+# --- Postfix --------------------------------------------------------------------------------------
 
 
 def _postfix(installation: Installation) -> Mailer | None:
@@ -115,18 +131,26 @@ def _postfix(installation: Installation) -> Mailer | None:
     master = _text(directory / "master.cf") or ""
     queue = main.get("queue_directory", "/var/spool/postfix")
     root = queue if is_chrooted(master, main) else ""
-    lets_in = main.get("smtpd_policy_service_default_action", "").upper() == "DUNNO"
+    lets_in = main.get("smtpd_policy_service_default_action", "").upper() == PASSES
     found = [match for text in (*main.values(), master) for match in SERVICE.finditer(text)]
-    asks = [_asks(match, queue, root, lets_in) for match in found if not _is_spawned(match[2], master)]
+    asks = [
+        _asks(match, queue, root, lets_in) for match in found if not _is_spawned(match[2], master)
+    ]
     if len(asks) < len(found):
-        return Mailer("Postfix", directory / "master.cf", main.get("mail_owner", "postfix"), (), is_served=True)
+        return Mailer(
+            "Postfix",
+            directory / "master.cf",
+            main.get("mail_owner", "postfix"),
+            (),
+            is_served=True,
+        )
     option = "" if directory == POSTFIX else f" -c {shlex.quote(str(directory))}"
     reload = f"postfix{option} reload"
     restrictions = main.get("smtpd_recipient_restrictions") or (
         "permit_mynetworks, permit_sasl_authenticated, reject_unauth_destination"
     )
     where = f"inet:{PORT}" if root else f"unix:{installation.settings.socket}"
-    policy = f"check_policy_service {{ {where}, timeout=10s, default_action=DUNNO }}"
+    policy = f"check_policy_service {{ {where}, timeout=10s, default_action={PASSES} }}"
     value = shlex.quote(f"smtpd_recipient_restrictions = {restrictions}, {policy}")
     switch = f"postconf{option} -e {value} && {reload}"
     user = main.get("mail_owner", "postfix")
@@ -134,11 +158,18 @@ def _postfix(installation: Installation) -> Mailer | None:
 
 
 def _postfix_directory(proc: Path) -> Path:
-    """Where the Postfix that runs is configured, as far as root started it; else where one is."""
+    """Returns the configuration directory of the Postfix that runs, if root started it.
+
+    Else returns the usual directory.
+    """
     for directory in proc.glob("[0-9]*"):
         try:
             arguments = files.read(directory / "cmdline", processes.SHOWN).split(b"\0")[:-1]
-            if b"postfix" in arguments[0] and arguments[0].endswith(b"/master") and not processes.user(directory):
+            if (
+                b"postfix" in arguments[0]
+                and arguments[0].endswith(b"/master")
+                and not processes.user(directory)
+            ):
                 return Path(os.fsdecode(arguments[arguments.index(b"-c") + 1]))
         except (OSError, ValueError, IndexError):
             continue
@@ -153,13 +184,13 @@ def _text(path: Path) -> str | None:
 
 
 def _lines(text: str) -> list[str]:
-    """The logical lines of a file of Postfix."""
+    """Returns the logical lines of a file of Postfix."""
     kept = [line for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#")]
     return re.sub(r"\n(?=\s)", " ", "\n".join(kept)).split("\n")
 
 
 def _parameters(text: str | None) -> dict[str, str] | None:
-    """The parameters in the TEXT of a main.cf."""
+    """Returns the parameters in TEXT, a main.cf."""
     if text is None:
         return None
     pairs = (line.partition("=")[::2] for line in _lines(text))
@@ -167,7 +198,7 @@ def _parameters(text: str | None) -> dict[str, str] | None:
 
 
 def is_chrooted(master: str, main: dict[str, str]) -> bool:
-    """Whether an smtpd of the MASTER.cf is shut into the queue's directory."""
+    """True if an smtpd of MASTER, a master.cf, is chrooted to the queue's directory."""
     level = main.get("compatibility_level", "0").partition(".")[0]
     shut = ("y",) if level.isdigit() and int(level) > 0 else ("y", "-")
     rows = (line.split() for line in _lines(master))
@@ -176,15 +207,22 @@ def is_chrooted(master: str, main: dict[str, str]) -> bool:
 
 def _asks(match: re.Match[str], queue: str, root: str, lets_in: bool) -> Asks:
     kind, _colon, rest = match[2].partition(":")
-    lets_in = bool(match[1] and re.search(r"default_action\s*=\s*DUNNO", match[3], re.IGNORECASE)) or lets_in
+    lets_in = (
+        bool(match[1] and re.search(r"default_action\s*=\s*DUNNO", match[3], re.IGNORECASE))
+        or lets_in
+    )
     if kind == "inet":
         host, _colon, port = rest.rpartition(":")
-        return Asks(match[2], (host.strip("[]") or "127.0.0.1", int(port) if port.isdecimal() else 0), lets_in)
+        return Asks(
+            match[2],
+            (host.strip("[]") or "127.0.0.1", int(port) if port.isdecimal() else 0),
+            lets_in,
+        )
     return Asks(match[2], f"{root}{rest}" if rest.startswith("/") else f"{queue}/{rest}", lets_in)
 
 
 def _is_spawned(written: str, master: str) -> bool:
-    """Whether the service WRITTEN so is greycheck policy, which the MASTER.cf starts."""
+    """True if the service WRITTEN so is greycheck policy, started from MASTER, a master.cf."""
     name = written.removeprefix("unix:private/")
     return any(
         line.split()[0] == name and re.search(r"\bargv\s*=.*greycheck\S*\s+policy\b", line)
@@ -193,7 +231,7 @@ def _is_spawned(written: str, master: str) -> bool:
     )
 
 
-# --- Exim -------------------------------------------------------------------------------------------------------------
+# --- Exim -----------------------------------------------------------------------------------------
 
 
 def _exim() -> Mailer | None:
@@ -202,7 +240,9 @@ def _exim() -> Mailer | None:
         return None
     found = READ_SOCKET.findall(_text(file) or "")
     user = next((name for name in EXIM_USERS if _account(name)), EXIM_USERS[0])
-    return Mailer("Exim", file, user, tuple(_read_socket(written) for written in dict.fromkeys(found)))
+    return Mailer(
+        "Exim", file, user, tuple(_read_socket(written) for written in dict.fromkeys(found))
+    )
 
 
 def _read_socket(written: str) -> Asks:
@@ -219,67 +259,87 @@ def _account(name: str) -> pwd.struct_passwd | None:
         return None
 
 
-# --- what they hear ---------------------------------------------------------------------------------------------------
+# --- what they hear -------------------------------------------------------------------------------
 
 
-def look_at_mailers(installation: Installation) -> Iterator[Finding]:
-    """Whether the mail servers here ask the resident, and whether it answers them."""
+def check_mailers(installation: Installation) -> Iterator[Finding]:
+    """Finds out if the mail servers of this host ask the resident, and if it answers them."""
     for mailer in find_mailers(installation):
         if mailer.is_served:
-            yield Finding("ok", "mail server", f"{mailer.name} starts greycheck policy, see {mailer.file}")
+            yield Finding(
+                "ok", "mail server", f"{mailer.name} starts greycheck policy, see {mailer.file}"
+            )
             continue
-        answers = [(asks, _ask(asks, mailer, installation.settings)) for asks in mailer.asks[:ASKED]]
+        answers = [
+            (asks, _ask(asks, mailer, installation.settings)) for asks in mailer.asks[:ASKED]
+        ]
         if not any(said is None or said for _asks, said in answers):
-            yield _asks_nobody(mailer, installation.settings)
+            yield _unasked(mailer, installation.settings)
             if not _answers(installation.settings.socket, installation.settings):
-                yield Finding("fault", "mail server", "greycheck serve does not run", start(installation))
+                yield Finding(
+                    "fault", "mail server", "greycheck serve does not run", start(installation)
+                )
         for asks, said in answers:
             if said is None:
-                yield Finding("ok", "mail server", f"{mailer.name} asks {asks.written}, where greycheck answers")
+                yield Finding(
+                    "ok",
+                    "mail server",
+                    f"{mailer.name} asks {asks.written}, where greycheck answers",
+                )
             elif said:
                 yield _unanswered(mailer, asks, said, installation)
 
 
-def _asks_nobody(mailer: Mailer, found: Settings) -> Finding:
+def _unasked(mailer: Mailer, settings: Settings) -> Finding:
     if mailer.switch:
-        text = f"{mailer.file}: no check_policy_service where greycheck answers: nothing is greylisted"
-        listening, port = _at_port(found) if mailer.root else ([], "")
+        text = (
+            f"{mailer.file}: no check_policy_service where greycheck answers: nothing is greylisted"
+        )
+        listening, port = _at_port(settings) if mailer.root else ([], "")
         switch = mailer.switch.replace(f"inet:{PORT}", f"inet:{port}")
         return Finding("fault", "mail server", text, run(" && ".join([*listening, switch])))
     text = f"{mailer.file}: no readsocket of greycheck's socket: nothing is greylisted"
-    advice = 'Put the lines of the section "Exim" of greycheck\'s README into the ACL for RCPT.'
+    advice = "Put the lines of greycheck's docs/exim.rst into the ACL for RCPT."
     return Finding("fault", "mail server", text, advice)
 
 
-def _ask(asks: Asks, mailer: Mailer, found: Settings) -> str | None:
-    """Asks where MAILER does, as its user: None where greycheck answers, what is wrong, or nothing where another program answers.
+def _ask(asks: Asks, mailer: Mailer, settings: Settings) -> str | None:
+    """Asks where MAILER asks, as its user.
 
-    Nor is anything said of a host that is to be looked up.
+    Returns None if greycheck answers, what is wrong if there is no answer, and an empty text if
+    another program answers, or if the host would have to be looked up.
     """
     place = asks.place
     if not isinstance(place, str) and not ADDRESS.fullmatch(place[0]):
         return ""
     try:
         with socket.socket(_family(place)) as asking:
-            asking.settimeout(found.socket_patience)
+            asking.settimeout(settings.socket_patience)
             with access.acting_as(_account(mailer.user)):
                 asking.connect(place)
-            asking.sendall(program.REQUEST + program.END)
+            asking.sendall(program.REQUEST + delegation.END)
             answer = asking.recv(program.LIMIT)
     except OSError as error:
         return error.strerror or str(error) or "no answer"
-    if not answer.startswith(b"action="):
+    if not answer.startswith(delegation.BEGINNING):
         return "no answer"
-    # By TCP the resident does not tell who it is: it is the one that answers at its socket, where it listens by its settings.
-    known = _answers(found.socket, found) if _listens(place, found) else answer.startswith(b"action=DUNNO\nversion=")
+    # Over TCP the resident does not identify itself. If its settings have this address, it must be
+    # the one that answers at its socket.
+    known = (
+        _answers(settings.socket, settings)
+        if _listens(place, settings)
+        else answer.startswith(program.ANSWER_BEGINS)
+    )
     return None if known else ""
 
 
-def _listens(place: str | tuple[str, int], found: Settings) -> bool:
-    """Whether the setting listen has PLACE, a host and port, or all of its hosts."""
+def _listens(place: str | tuple[str, int], settings: Settings) -> bool:
+    """True if the setting listen has PLACE, a host and port, or all addresses with that port."""
     if isinstance(place, str):
         return False
-    return any(port == place[1] and host in (place[0], *settings.ANY_ADDRESS) for host, port in found.listen)
+    return any(
+        port == place[1] and host in (place[0], *ANY_ADDRESS) for host, port in settings.listen
+    )
 
 
 def _family(place: str | tuple[str, int]) -> socket.AddressFamily:
@@ -289,54 +349,71 @@ def _family(place: str | tuple[str, int]) -> socket.AddressFamily:
 
 
 def _unanswered(mailer: Mailer, asks: Asks, said: str, installation: Installation) -> Finding:
-    """What is to be said of a MAILER that ASKS, and hears no answer because of what is SAID."""
-    found = installation.settings
+    """Returns the finding about MAILER, which ASKS and gets no answer because of SAID."""
+    settings = installation.settings
     end = "mail comes in without greylisting" if asks.is_let_in else "mail is refused (451)"
     text = f"{mailer.name} asks {asks.written}: {said}: {end}"
-    is_shut_in = mailer.root and isinstance(asks.place, str) and asks.place.startswith(f"{mailer.root}/")
+    is_shut_in = (
+        mailer.root and isinstance(asks.place, str) and asks.place.startswith(f"{mailer.root}/")
+    )
     if is_shut_in and asks.written.startswith("unix:/"):
-        text = f"{mailer.name} asks {asks.written}, but its smtpd is chrooted, and there that is {asks.place}: {said}: {end}"
-        return Finding("fault", "mail server", text, run(_ask_port(mailer, asks, found)))
+        text = (
+            f"{mailer.name} asks {asks.written}, but its smtpd is chrooted, and there that"
+            f" is {asks.place}: {said}: {end}"
+        )
+        return Finding("fault", "mail server", text, run(_ask_port(mailer, asks, settings)))
     if isinstance(asks.place, str) and said == os.strerror(13):
-        return _closed(mailer, asks.place, text, found)
+        return _closed(mailer, asks.place, text, settings)
     if (
         not isinstance(asks.place, str)
-        and asks.place not in found.listen
+        and asks.place not in settings.listen
         and HERE.fullmatch(asks.place[0])
-        and _answers(found.socket, found)
+        and _answers(settings.socket, settings)
     ):
         listen = _shown(*asks.place)
-        return Finding("fault", "mail server", text, run(" && ".join([set_to("listen", listen, found), *restart()])))
-    here = f"unix:{found.socket}" if mailer.switch else found.socket
-    if asks.place != found.socket and _answers(found.socket, found):
-        text += f"; greycheck listens at {found.socket}"
+        return Finding(
+            "fault",
+            "mail server",
+            text,
+            run(" && ".join([set_to("listen", listen, settings), *restart()])),
+        )
+    here = f"unix:{settings.socket}" if mailer.switch else settings.socket
+    if asks.place != settings.socket and _answers(settings.socket, settings):
+        text += f"; greycheck listens at {settings.socket}"
         return Finding("fault", "mail server", text, run(_rewrite(mailer, asks.written, here)))
-    return Finding("fault", "mail server", f"{text}: greycheck serve does not run", start(installation))
+    return Finding(
+        "fault", "mail server", f"{text}: greycheck serve does not run", start(installation)
+    )
 
 
-def _answers(place: str | tuple[str, int], found: Settings) -> bool:
-    """Whether greycheck answers at PLACE."""
-    return bool(place) and _ask(Asks("", place, True), Mailer("", Path(), "", ()), found) is None
+def _answers(place: str | tuple[str, int], settings: Settings) -> bool:
+    """True if greycheck answers at PLACE."""
+    return bool(place) and _ask(Asks("", place, True), Mailer("", Path(), "", ()), settings) is None
 
 
 def _shown(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _ask_port(mailer: Mailer, asks: Asks, found: Settings) -> str:
-    """The command that has the resident listen at a port, and MAILER ask there."""
-    listening, port = _at_port(found)
+def _ask_port(mailer: Mailer, asks: Asks, settings: Settings) -> str:
+    """Returns the command that makes the resident listen at a port, and MAILER ask there."""
+    listening, port = _at_port(settings)
     return " && ".join([*listening, _rewrite(mailer, asks.written, f"inet:{port}")])
 
 
-def _at_port(found: Settings) -> tuple[list[str], str]:
-    """The commands that have the resident listen at a port, if it does not, and that port."""
-    at = [each for each in found.listen if each[0] not in settings.ANY_ADDRESS and _answers(each, found)]
-    return ([], _shown(*at[0])) if at else ([set_to("listen", PORT, found), *restart()], PORT)
+def _at_port(settings: Settings) -> tuple[list[str], str]:
+    """Returns the commands that make the resident listen at a port, and that port.
+
+    No command is needed if it listens at one already.
+    """
+    at = [
+        each for each in settings.listen if each[0] not in ANY_ADDRESS and _answers(each, settings)
+    ]
+    return ([], _shown(*at[0])) if at else ([set_to("listen", PORT, settings), *restart()], PORT)
 
 
-def _closed(mailer: Mailer, place: str, text: str, found: Settings) -> Finding:
-    """The user of MAILER may not open the socket at PLACE."""
+def _closed(mailer: Mailer, place: str, text: str, settings: Settings) -> Finding:
+    """Returns the finding that MAILER's user may not open the socket at PLACE."""
     with access.acting_as(_account(mailer.user)):
         barred = access.barred(Path(place), os.W_OK)
     if barred and barred != Path(place):
@@ -348,30 +425,13 @@ def _closed(mailer: Mailer, place: str, text: str, found: Settings) -> Finding:
         owner = Path(place).stat().st_uid
     except OSError:
         owner = 0
-    join = f"usermod -aG {group} {shlex.quote(schema.user_name(owner))} && " if owner else ""
-    command = " && ".join([join + set_to("socket_owner", f":{group}", found), *restart()])
+    join = f"usermod -aG {group} {shlex.quote(migrate.user_name(owner))} && " if owner else ""
+    command = " && ".join([join + set_to("socket_owner", f":{group}", settings), *restart()])
     return Finding("fault", "mail server", f"{text}: {access.describe(Path(place))}", run(command))
 
 
 def _rewrite(mailer: Mailer, old: str, new: str) -> str:
-    """The command that has MAILER ask NEW instead of OLD."""
+    """Returns the command that makes MAILER ask NEW instead of OLD."""
     pattern = re.sub(r"([.\[\]*^$\\])", r"\\\1", old)
     change = f"sed -i {shlex.quote(f's|{pattern}|{new}|')} {shlex.quote(str(mailer.file))}"
     return f"{change} && {mailer.reload}" if mailer.reload else change
-
-
-def restart() -> list[str]:
-    """The command that starts the resident anew, as its supervisor does it here; none where there is no supervisor to be seen."""
-    if SYSTEMD.is_dir():
-        return ["systemctl restart greycheck"]
-    if Path("/service/greycheck").is_dir():
-        return ["svc -t /service/greycheck"]
-    return ["sv restart greycheck"] if shutil.which("sv") else []
-
-
-def start(installation: Installation) -> str:
-    """The advice to start the resident."""
-    if SYSTEMD.is_dir():
-        return run("systemctl enable --now greycheck")
-    user = f" --user {installation.account.pw_name}" if installation.account and os.geteuid() == 0 else ""
-    return run(f"{shlex.quote(str(installation.command))} serve{user}")

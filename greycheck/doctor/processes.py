@@ -1,6 +1,6 @@
-"""The processes that run qmail-smtpd, as /proc shows them: what they hand on to each check.
+"""Reads from /proc the processes that run qmail-smtpd: what they pass on to each check.
 
-Interface: ``services``. It reads what it may, and never waits for anybody.
+Interface: ``services``. It reads what it may, and never blocks.
 """
 
 import os
@@ -12,33 +12,36 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from greycheck.cli.access import acting_as
-from greycheck.cli.files import read
+from greycheck.hooks import every
+from greycheck.privilege.access import acting_as
+from greycheck.privilege.files import read
 
 SERVERS = ("tcpserver", "sslserver", "tcpsvd")
 SESSION = "qmail-smtpd"
 
-# Bytes of a rules file (tcprules' cdb) that are looked through.
+# How many bytes of a rules file (tcprules' cdb) are read.
 RULES_FILE = 16_000_000
 
-# Bytes that are read of a file in /proc.
+# How many bytes of a file in /proc are read.
 SHOWN = 4_000_000
 
-# How many kinds of services are kept where others than root started them: each may hold as much as is read.
+# The most different services that users other than root may have here: each may be as large as what
+# is read.
 MOST = 20
 
-# How many values of hooks are kept that rules have, and among how many slots of a cdb the rule for everybody is looked for.
+# The most values of hooks that are kept from rules; and the most slots of a cdb in which the rule
+# for everybody is searched.
 VALUES, SLOTS = 100, 1000
 
-HOOK_VARIABLES = (b"SMTPEXTFORK", b"SMTPEXTFORKR", b"CHECKENV", b"RCPTCHECK")
+HOOK_VARIABLES = tuple(variable for hook in every() for variable in hook.SWITCHES)
 
-# What besides is kept of an environment: who is not checked, and which launcher qmail-checkenv.sh runs.
+# Other variables that are kept: who is not checked, and which launcher qmail-checkenv.sh runs.
 KEPT = (*HOOK_VARIABLES, b"RELAYCLIENT", b"CHECKENV_PROGRAM")
 
 # A variable that a rule sets for its clients, as tcprules compiles it.
-SET = re.compile(rb"\+(" + b"|".join(HOOK_VARIABLES) + rb")=([^\0]*)\0")
+SET = re.compile(rb"\+(" + b"|".join(map(re.escape, HOOK_VARIABLES)) + rb")=([^\0]*)\0")
 
-# Where a server listens that serves this host alone.
+# Addresses at which a server serves this host only.
 LOOPBACK = re.compile(rb"127\.[0-9.]+|::1|localhost")
 
 Pairs = tuple[tuple[bytes, bytes], ...]
@@ -46,11 +49,12 @@ Pairs = tuple[tuple[bytes, bytes], ...]
 
 @dataclass(frozen=True)
 class Service:
-    """A process that gives greycheck its environment and its limits.
+    """A process that passes its environment and its limits on to greycheck.
 
-    ``memory`` is its soft limit in bytes, None for unlimited or unknown; ``environ`` is None where it cannot be read, and holds only
-    what matters here. ``rules`` is what hooks are set to by rules of tcpserver, for whatever clients, ``rule`` what the rule for
-    everybody sets; ``is_local`` is whether it listens to this host alone.
+    ``memory`` is its soft limit in bytes, None for unlimited or unknown. ``environ`` has only
+    variables that matter here, and is None if it cannot be read. ``rules`` are the variables of
+    hooks that tcpserver's rules set for any client, ``rule`` those that the rule for everybody
+    sets. ``is_local`` is true if it listens to this host only.
     """
 
     pid: int
@@ -64,7 +68,7 @@ class Service:
 
     @property
     def usual(self) -> dict[bytes, bytes]:
-        """What a client has in its environment for whom there is no rule of his own."""
+        """The environment of a client that has no rule of its own."""
         return dict((self.environ or ()) + self.rule)
 
     @property
@@ -73,15 +77,19 @@ class Service:
         return f"{self.name} ({self.pid})"
 
 
-def services(proc: Path, trusted: Container[int], account: pwd.struct_passwd | None) -> list[Service]:
-    """What runs qmail-smtpd, by PROC; one of each kind, many sessions of one server being alike. Others than root have MOST kinds.
+def services(
+    proc: Path, trusted: Container[int], account: pwd.struct_passwd | None
+) -> list[Service]:
+    """Returns the processes in PROC that run qmail-smtpd, one of each kind.
 
-    Of processes of users that are not TRUSTED nothing but name and user is told: they may call themselves what they like. Files that
-    the others name are read as ACCOUNT; by root without one, they are not read.
+    Many sessions of one server are one kind. Users other than root have at most MOST kinds. Of
+    processes of users who are not TRUSTED only name and user are returned: they can take any name.
+    Files that other processes name are read as ACCOUNT; root does not read them without one.
     """
     alike: dict[Service, Service] = {}
     for directory in sorted(
-        (path for path in proc.glob("[0-9]*") if path.name.isdigit()), key=lambda path: int(path.name)
+        (path for path in proc.glob("[0-9]*") if path.name.isdigit()),
+        key=lambda path: int(path.name),
     ):
         try:
             service = read_service(directory, trusted, account)
@@ -92,10 +100,12 @@ def services(proc: Path, trusted: Container[int], account: pwd.struct_passwd | N
     return list(alike.values())
 
 
-def read_service(directory: Path, trusted: Container[int], account: pwd.struct_passwd | None) -> Service | None:
-    """The process shown in DIRECTORY, if it is a qmail-smtpd or a server that runs one. Raises OSError where it has ended.
+def read_service(
+    directory: Path, trusted: Container[int], account: pwd.struct_passwd | None
+) -> Service | None:
+    """Returns the process in DIRECTORY if it is a qmail-smtpd or a server that runs one.
 
-    TRUSTED and ACCOUNT as for ``services``.
+    Raises OSError if it has ended. TRUSTED and ACCOUNT are as for ``services``.
     """
     arguments = read(directory / "cmdline", SHOWN).split(b"\0")[:-1]
     programs = [os.fsdecode(argument.rpartition(b"/")[2]) for argument in arguments]
@@ -118,22 +128,31 @@ def read_service(directory: Path, trusted: Container[int], account: pwd.struct_p
 
 
 def user(directory: Path) -> int:
-    """Who started the process shown in DIRECTORY: its real user. What cannot be dumped is shown as root's, whoever started it."""
+    """Returns the real user of the process in DIRECTORY, who started it.
+
+    The owner of the directory is not enough: a process that cannot be dumped seems to be root's.
+    """
     try:
-        found = re.search(rb"^Uid:\s+([0-9]+)", read(directory / "status", SHOWN), re.MULTILINE)
+        match = re.search(rb"^Uid:\s+([0-9]+)", read(directory / "status", SHOWN), re.MULTILINE)
     except FileNotFoundError:
-        found = None
-    return int(found.group(1)) if found else directory.stat().st_uid
+        match = None
+    return int(match.group(1)) if match else directory.stat().st_uid
 
 
 def soft_limit(limits: str) -> int | None:
-    """The soft limit of the address space in bytes, from the text of /proc/PID/limits; None where there is none."""
-    found = re.search(r"^Max address space +([0-9]+) ", limits, re.MULTILINE)
-    return int(found.group(1)) if found else None
+    """Returns the soft limit of the address space in bytes; None if there is none.
+
+    LIMITS is the text of /proc/PID/limits.
+    """
+    match = re.search(r"^Max address space +([0-9]+) ", limits, re.MULTILINE)
+    return int(match.group(1)) if match else None
 
 
 def environment(directory: Path) -> Pairs | None:
-    """What matters here of the environment of the process shown in DIRECTORY; None where it cannot be read."""
+    """Returns what matters here of the environment of the process in DIRECTORY.
+
+    Returns None if it cannot be read.
+    """
     try:
         return kept(read(directory / "environ", SHOWN))
     except PermissionError:
@@ -141,18 +160,25 @@ def environment(directory: Path) -> Pairs | None:
 
 
 def kept(text: bytes) -> Pairs:
-    """What matters here of the environment TEXT."""
+    """Returns what matters here of the environment TEXT."""
     pairs = (pair.partition(b"=")[::2] for pair in text.split(b"\0"))
-    return tuple(sorted((name, value) for name, value in pairs if name in KEPT or name.startswith(b"GREYCHECK")))
+    return tuple(
+        sorted(
+            (name, value) for name, value in pairs if name in KEPT or name.startswith(b"GREYCHECK")
+        )
+    )
 
 
 def rules_file(directory: Path, arguments: list[bytes], account: pwd.struct_passwd | None) -> bytes:
-    """What is in the rules file of a tcpserver (``-x cdb``); nothing where it cannot be read. ACCOUNT as for ``services``."""
+    """Returns the contents of a tcpserver's rules file (``-x cdb``); empty if it cannot be read.
+
+    ACCOUNT is as for ``services``.
+    """
     path = next((value for argument, value in pairwise(arguments) if _takes_rules(argument)), None)
     if path is None or (account is None and os.geteuid() == 0):
         return b""
     try:
-        # The link itself may be passed by the process's owner alone.
+        # Only the process's owner may follow the link itself.
         place = (directory / "cwd").readlink()
         with acting_as(account):
             return read(place / os.fsdecode(path), RULES_FILE)
@@ -165,13 +191,13 @@ def _takes_rules(argument: bytes) -> bool:
 
 
 def rules_variables(rules: bytes) -> Pairs:
-    """What the RULES set hooks to, for whatever clients; VALUES of them at most."""
-    found: dict[tuple[bytes, bytes], None] = {}
+    """Returns what RULES set hooks to, for any client; at most VALUES of them."""
+    variables: dict[tuple[bytes, bytes], None] = {}
     for match in SET.finditer(rules):
-        found[match[1], match[2]] = None
-        if len(found) == VALUES:
+        variables[match[1], match[2]] = None
+        if len(variables) == VALUES:
             break
-    return tuple(found)
+    return tuple(variables)
 
 
 # The hash of the empty key in a cdb.
@@ -179,15 +205,20 @@ EMPTY = 5381
 
 
 def rule_for_everybody(rules: bytes) -> bytes:
-    """The environment that the RULES, a cdb, give to clients for whom there is no other rule: the empty key's."""
+    """Returns the environment that RULES, a cdb, give to clients without a rule of their own.
+
+    It is the value of the empty key.
+    """
     try:
         table, slots = struct.unpack_from("<II", rules, EMPTY % 256 * 8)
         for number in range(min(slots, SLOTS)):
-            found, place = struct.unpack_from("<II", rules, table + (EMPTY // 256 + number) % slots * 8)
+            hashed, place = struct.unpack_from(
+                "<II", rules, table + (EMPTY // 256 + number) % slots * 8
+            )
             if place == 0:
                 break
             key, data = struct.unpack_from("<II", rules, place)
-            if found == EMPTY and key == 0:
+            if hashed == EMPTY and key == 0:
                 text = rules[place + 8 : place + 8 + data]
                 return b"\0".join(each[1:] for each in text.split(b"\0") if each.startswith(b"+"))
     except struct.error:

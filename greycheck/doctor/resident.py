@@ -1,18 +1,28 @@
-"""The resident that runs now: which program it has."""
+"""Examines the resident that runs now: which version of the program it is."""
 
 from collections.abc import Iterator
 
-from greycheck.cli import access
-from greycheck.doctor.finding import Finding, Installation
+from greycheck.doctor.finding import Finding, Installation, run
+from greycheck.doctor.supervisor import restart
+from greycheck.privilege import access
 from greycheck.resident import program
 
 
-def look_at_program(installation: Installation) -> Iterator[Finding]:
-    """Whether the resident at the setting ``socket``, if there is one, runs what is installed."""
-    found = installation.settings
+def check_program(installation: Installation) -> Iterator[Finding]:
+    """Finds out if the resident at the setting ``socket``, if any, is the installed version."""
+    settings = installation.settings
     with access.acting_as(installation.known_account):
-        complaint = program.other(found.socket, found.socket_patience) if found.socket else ""
+        complaint = (
+            program.other(settings.socket, settings.socket_patience) if settings.socket else ""
+        )
     if complaint:
-        yield Finding("warning", "resident", complaint, f"{program.RESTART[0].upper()}{program.RESTART[1:]}.")
+        advice = (
+            run(" && ".join(restart()))
+            if restart()
+            else f"{program.RESTART[0].upper()}{program.RESTART[1:]}."
+        )
+        yield Finding("warning", "resident", complaint, advice)
     else:
-        yield Finding("ok", "resident", f"{found.socket}: none there that runs another program than this")
+        yield Finding(
+            "ok", "resident", f"{settings.socket}: no resident there runs another version"
+        )

@@ -1,4 +1,4 @@
-"""A server database: the driver, each host, the marks of those that do not answer, passwords, what is in it, and how fast it answers."""
+"""A server database: driver, hosts, their marks, passwords, what is in it, how fast it answers."""
 
 import os
 import re
@@ -6,26 +6,39 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
 from shlex import quote
-from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from greycheck import child
-from greycheck.cli import access, launcher, server
-from greycheck.doctor.finding import LOOK_UPS, Finding, Installation, Level, milliseconds, run, safe, weigh
+from greycheck.doctor.contents import check_cron, check_future, check_schema, check_shared
+from greycheck.doctor.finding import Finding, Installation, Level, run, safe
+from greycheck.doctor.identity import check_domains
+from greycheck.doctor.launchers import installing
+from greycheck.doctor.providers import check_providers
+from greycheck.doctor.supervisor import restart
+from greycheck.doctor.timings import (
+    LOOK_UPS,
+    middle_and_longest,
+    milliseconds,
+    new_triplet,
+    timed,
+    weigh,
+)
+from greycheck.launchers import database
+from greycheck.privilege import access
 from greycheck.settings import Settings, duration_text
-from greycheck.store import drivers, faults, lean_server, schema
+from greycheck.store import drivers, server
+from greycheck.store.admin import errors
+from greycheck.store.admin.engine import installing as installing_driver
+from greycheck.store.admin.engine import load_driver, open_engine
+from greycheck.store.admin.hosts import OLDEST, PRIMARY, SYNCED, HostStatus
+from greycheck.store.base import STORE_SHARE
 from greycheck.store.breaker import DOWN, STUCK, Breaker
-from greycheck.store.engine import open_engine
-from greycheck.store.hosts import OLDEST, PRIMARY, SYNCED, Seen
-from greycheck.store.server import DRIVERS, LOCKED, SILENT, Fault, Server, ssl_mode, with_hosts
+from greycheck.store.drivers.arguments import ssl_mode
+from greycheck.store.drivers.faults import LOCKED, SILENT, Fault
+from greycheck.store.url import Server, with_hosts
 
 if TYPE_CHECKING:
     from greycheck.store.drivers import Connection
-
-# Milliseconds of a check of a known triplet, as benchmarks/databases.py measured it, and what the drivers are called where they come from.
-COSTS = {"psycopg2": 24, "psycopg": 102, "mysqldb": 12, "pymysql": 31}
-PACKAGES = {"psycopg2": "psycopg2", "psycopg": "psycopg 3", "mysqldb": "mysqlclient", "pymysql": "PyMySQL"}
 
 # Seconds that a server's clock may be away from this host's. Checks take all times from their own.
 CLOCKS_APART = 5
@@ -43,87 +56,106 @@ HOLDERS = {
 }
 
 
-def look_at_server(asked: Server, installation: Installation) -> Iterator[Finding]:
-    """The server database ASKED. Raises StoreError where its driver is not installed for this command."""
+def check_server(asked: Server, installation: Installation) -> Iterator[Finding]:
+    """The server database ASKED.
+
+    Raises StoreError where its driver is not installed for this command.
+    """
     driver = installation.driver
     assert driver is not None
-    yield look_at_driver(asked, driver, f"greycheck install {quote(str(installation.directory))}")
-    yield from look_at_secrets(installation)
+    again = installing(installation) if installation.is_qmails else " && ".join(restart())
+    yield check_driver(asked, driver, again)
+    yield from check_secrets(installation)
     if not driver.name:
         return
-    seen = server.look(asked, driver.name, installation.known_account)
+    seen = database.look(asked, driver.name, installation.known_account)
     for one in seen:
-        found = look_at_host(one, seen, asked, installation)
+        found = check_host(one, seen, asked, installation)
         if found.level == "fault" and one is seen[-1]:
-            end = f"{found.found}: every check answers by on_error ({installation.settings.on_error})"
+            end = (
+                f"{found.found}: every check answers by on_error ({installation.settings.on_error})"
+            )
             found = replace(found, found=end)
         yield found
         if one.fault is None:
-            yield from look_at_connection(one, asked)
-    yield from look_at_marks(asked, seen, installation.settings)
+            yield from check_connection(one, asked)
+    yield from check_marks(asked, seen, installation.settings)
     usable = next((one for one in seen if one.is_usable), None)
     if usable is None:
         return
-    yield (schema_finding := look_at_schema(usable, installation.settings))
+    yield (schema_finding := check_schema(usable.revision, installation.settings))
     if schema_finding.level == "fault":
         return
-    latency = look_at_latency(asked, driver.name, usable, installation)
+    latency = check_latency(asked, driver.name, usable, installation)
     yield latency
     if latency.level != "fault":
-        yield from look_into_server(asked, usable, installation)
+        yield from check_contents(asked, usable, installation)
 
 
-# --- driver, passwords, marks -----------------------------------------------------------------------------------------
+# --- driver, passwords, marks ---------------------------------------------------------------------
 
 
-def look_at_driver(asked: Server, driver: server.Found, again: str = "greycheck install DIR") -> Finding:
-    """The driver that checks use, and whether there is a quicker one."""
+def check_driver(asked: Server, driver: database.Found, again: str) -> Finding:
+    """The driver that checks use, and whether there is a quicker one.
+
+    AGAIN is what has to be run after a driver was installed.
+    """
     if not driver.name:
-        extra = drivers.EXTRAS[asked.driver or DRIVERS[asked.dialect][0]]
-        command = f"{launcher.interpreter()} -m pip install 'greycheck[{extra}]' && {again}"
         found = (
-            f"no driver for {asked.dialect} that launchers find: every check answers by on_error ({safe(driver.why)})"
+            f"no driver for {asked.dialect} that launchers find: every check answers by on_error"
+            f" ({safe(driver.why)})"
         )
-        return Finding("fault", "driver", found, run(command))
-    quickest = DRIVERS[asked.dialect][0]
-    if driver.name == quickest:
-        return Finding("ok", "driver", f"{PACKAGES[driver.name]}, the quickest here")
+        return Finding("fault", "driver", found, run(database.install_driver(asked, again)))
+    used = drivers.RECORDS[driver.name]
+    quickest = drivers.RECORDS[drivers.names(asked.dialect)[0]]
+    if used is quickest:
+        return Finding("ok", "driver", f"{used.title}, the quickest here")
     why = f"; that one is not found: {safe(driver.why)}" if driver.why else ""
     found = (
-        f"{PACKAGES[driver.name]}: a check takes some {COSTS[driver.name]} ms with it,"
-        f" {COSTS[quickest]} ms with {PACKAGES[quickest]}{why}"
+        f"{used.title}: a check takes some {used.check_ms:.0f} ms with it,"
+        f" {quickest.check_ms:.0f} ms with {quickest.title}{why}"
     )
-    named = f", and leave +{driver.name} out of the database's URL" if asked.driver else ""
-    advice = f"Run: pip install 'greycheck[{drivers.EXTRAS[quickest]}]', then greycheck install{named}."
-    return Finding("warning", "driver", found, advice)
+    if asked.driver:
+        found += f" (the database's URL names +{driver.name}: leave that out)"
+    return Finding(
+        "warning",
+        "driver",
+        found,
+        run(" && ".join(filter(None, [installing_driver(quickest.name), again]))),
+    )
 
 
-def look_at_secrets(installation: Installation) -> Iterator[Finding]:
+def check_secrets(installation: Installation) -> Iterator[Finding]:
     """Passwords that others can read, and the directory of the marks."""
     account = installation.known_account
     group = access.group_name(account.pw_gid) if account else "qmail"
-    for exposure in server.exposures(installation.settings, account):
+    for exposure in database.exposures(installation.settings, account):
         file = quote(exposure.partition(" password in ")[2].rpartition(" (mode")[0])
         advice = run(f"chgrp {quote(group)} {file} && chmod 0640 {file}")
         yield Finding("warning", "password", exposure, advice)
-    complaint = server.state_complaint(installation.settings, account)
+    complaint = database.state_complaint(installation.settings, account)
     if complaint:
         directory = quote(installation.settings.state_directory)
         owner = f"-o {quote(account.pw_name)} " if account else ""
         yield Finding("warning", "marks", complaint, run(f"install -d -m 0700 {owner}{directory}"))
 
 
-def look_at_marks(asked: Server, seen: Sequence[Seen], found: Settings) -> Iterator[Finding]:
+def check_marks(asked: Server, seen: Sequence[HostStatus], settings: Settings) -> Iterator[Finding]:
     """Which hosts checks leave out, because one of them waited in vain."""
-    breaker = Breaker(found.state_directory, asked)
+    breaker = Breaker(settings.state_directory, asked)
     for one in seen:
         for kind, what in ((DOWN, "checks leave it out"), (STUCK, "checks write nothing there")):
             since = breaker.since(one.host, kind)
             if since is None:
                 continue
-            text = f"{one.host}: did not answer {duration_text(int(since))} ago; {what}, and try again now and then"
+            text = (
+                f"{one.host}: did not answer {duration_text(int(since))} ago; {what}, and try again"
+                " now and then"
+            )
             if one.is_usable:
-                yield Finding("note", "marks", f"{text}; it does now, and one of the next checks finds out")
+                yield Finding(
+                    "note", "marks", f"{text}; it does now, and one of the next checks finds out"
+                )
             else:
                 yield Finding(
                     "warning",
@@ -133,29 +165,46 @@ def look_at_marks(asked: Server, seen: Sequence[Seen], found: Settings) -> Itera
                 )
 
 
-# --- hosts ------------------------------------------------------------------------------------------------------------
+# --- hosts ----------------------------------------------------------------------------------------
 
 
-def look_at_host(one: Seen, seen: Sequence[Seen], asked: Server, installation: Installation) -> Finding:
+def check_host(
+    one: HostStatus, seen: Sequence[HostStatus], asked: Server, installation: Installation
+) -> Finding:
     """Whether a check can use the host ONE of those SEEN."""
     others = any(other.is_usable for other in seen)
     worst: Level = "warning" if others else "fault"
     if one.cluster is not None and one.cluster.status != PRIMARY:
         alone = f"{one.host}: {safe(one.cluster.status)}: it is cut off from its cluster"
-        return Finding(worst, "server", alone, "Mend the network between the nodes, or see wsrep_cluster_address.")
+        return Finding(
+            worst,
+            "server",
+            alone,
+            "Mend the network between the nodes, or see wsrep_cluster_address.",
+        )
     if one.fault is not None:
         why, advice = _cause(one, asked, installation)
         return Finding(worst, "server", f"{one.host}: {why}", advice)
-    text = f"{one.host}: {one.product} {safe(one.version)}, connects in {milliseconds(one.connecting)}"
+    text = (
+        f"{one.host}: {one.product} {safe(one.version)}, connects in {milliseconds(one.connecting)}"
+    )
     if one.cluster is not None:
         text += f", {safe(one.cluster.state)} in a cluster of {one.cluster.size}"
         if one.cluster.state != SYNCED:
             return Finding(
-                "warning", "server", text, "Wait until it is Synced; other hosts before it in database's URL."
+                "warning",
+                "server",
+                text,
+                "Wait until it is Synced; other hosts before it in database's URL.",
             )
     if one.is_too_old:
         oldest = ".".join(map(str, OLDEST[one.product]))
-        return Finding("warning", "server", text, f"Upgrade it: greycheck is for {one.product} {oldest} and newer.")
+        return Finding(
+            "warning",
+            "server",
+            text,
+            f"Upgrade it: greycheck is for {one.product} {oldest} and newer.",
+        )
     if one.is_read_only:
         advice = "" if others else "Let database name the host that takes writes."
         return Finding("note" if others else "fault", "server", f"{text}, takes no writes", advice)
@@ -163,7 +212,9 @@ def look_at_host(one: Seen, seen: Sequence[Seen], asked: Server, installation: I
 
 
 # What servers say to who does not know the password.
-NO_PASSWORD = re.compile(r"password authentication failed|no password supplied|Access denied for user.*using password")
+NO_PASSWORD = re.compile(
+    r"password authentication failed|no password supplied|Access denied for user.*using password"
+)
 
 # What they say of a database that is not there; and what is said where nobody listens.
 NO_DATABASE = re.compile(r"database .*does not exist|Unknown database")
@@ -171,14 +222,17 @@ NO_HOST = re.compile(r"could not translate host name|Unknown .*host|[Nn]ame or s
 NOBODY = re.compile(r"Connection refused|No such file or directory|Can't connect")
 
 
-def _cause(one: Seen, asked: Server, installation: Installation) -> tuple[str, str]:
+def _cause(one: HostStatus, asked: Server, installation: Installation) -> tuple[str, str]:
     """Why the host ONE cannot be used, and what to do: one command, where that is known."""
     assert one.fault is not None
-    said = faults.cause(str(one.fault)).removeprefix("FATAL:").strip().replace('"', "")
+    said = errors.cause(str(one.fault)).removeprefix("FATAL:").strip().replace('"', "")
     on_host = "" if is_here(one) else f"ssh {quote(one.host.name)} "
     postgresql = asked.dialect == "postgresql"
     if one.fault.kind == SILENT:
-        stopped = "It takes connections and does not answer, or packets are dropped: see whether it is stopped."
+        stopped = (
+            "It takes connections and does not answer, or packets are dropped: see whether it is"
+            " stopped."
+        )
         return safe(said), stopped
     if NO_PASSWORD.search(said):
         source = installation.settings.sources["database"]
@@ -188,11 +242,17 @@ def _cause(one: Seen, asked: Server, installation: Installation) -> tuple[str, s
             if postgresql
             else f"mariadb -e 'SHOW GRANTS FOR {asked.user}'"
         )
-        return f"the password of {asked.user} is wrong: {safe(said)}", f"{where}; or set it there: {on_host}{admin}"
+        return (
+            f"the password of {asked.user} is wrong: {safe(said)}",
+            f"{where}; or set it there: {on_host}{admin}",
+        )
     if NO_DATABASE.search(said):
         made = "mariadb-admin create"
         if postgresql:
-            made = f"sudo -u postgres createdb -O {quote(asked.user or 'greycheck')} -T template0 -E UTF8"
+            made = (
+                f"sudo -u postgres createdb -O {quote(asked.user or 'greycheck')} -T template0 -E"
+                " UTF8"
+            )
         why = f"there is no database {asked.database}: {safe(said)}"
         return why, run(f"{on_host}{made} {quote(asked.database)}")
     if NO_HOST.search(said):
@@ -205,22 +265,35 @@ def _cause(one: Seen, asked: Server, installation: Installation) -> tuple[str, s
     return safe(said), "See whether its own rules or a firewall keep this host out."
 
 
-def look_at_connection(one: Seen, asked: Server) -> Iterator[Finding]:
+def check_connection(one: HostStatus, asked: Server) -> Iterator[Finding]:
     """Whether others on the way to the host ONE can read, and whether its clock is right."""
     if not is_here(one):
         verified = is_verified(asked)
         if not one.is_encrypted:
-            text = f"{one.host}: not encrypted: the network sees who writes to whom, and may see the password"
+            text = (
+                f"{one.host}: not encrypted: the network sees who writes to whom, and may see the"
+                " password"
+            )
         else:
-            text = f"{one.host}: encrypted, but not verified: whoever is between can take its place, and learn the password"
+            text = (
+                f"{one.host}: encrypted, but not verified: whoever is between can take its place,"
+                " and learn the password"
+            )
         if not one.is_encrypted or not verified:
-            yield Finding("warning", "server", text, f"Add to the database's URL: {VERIFYING[asked.dialect]}")
+            yield Finding(
+                "warning", "server", text, f"Add to the database's URL: {VERIFYING[asked.dialect]}"
+            )
     if abs(one.ahead) > CLOCKS_APART:
-        text = f"{one.host}: its clock is {abs(one.ahead):.0f}s {'ahead of' if one.ahead > 0 else 'behind'} this host's"
-        yield Finding("note", "clock", text, "One of them is wrong. Checks use their own host's: let NTP set all.")
+        text = (
+            f"{one.host}: its clock is {abs(one.ahead):.0f}s"
+            f" {'ahead of' if one.ahead > 0 else 'behind'} this host's"
+        )
+        yield Finding(
+            "note", "clock", f"{text}; checks use their own host's", run("timedatectl set-ntp true")
+        )
 
 
-def is_here(one: Seen) -> bool:
+def is_here(one: HostStatus) -> bool:
     """Whether the way to the host ONE does not leave this machine."""
     name = one.host.name
     return one.host.is_socket or name in ("", "localhost", "::1") or name.startswith("127.")
@@ -233,32 +306,26 @@ def is_verified(asked: Server) -> bool:
     return asked.options.get("sslmode", "").startswith("verify-")
 
 
-# --- schema and latency -----------------------------------------------------------------------------------------------
+# --- schema and latency ---------------------------------------------------------------------------
 
 
-def look_at_schema(one: Seen, found: Settings) -> Finding:
-    """Whether the schema that the host ONE has is one for this program."""
-    url = schema.shown(found.database)
-    wrong = server.misfit(one.revision)
-    if wrong:
-        said, _colon, command = wrong.rpartition(": run ")
-        until = "every check answers by on_error until then"
-        return Finding("fault", "store", f"{url}: {said or wrong}: {until}", run(command) if said else "")
-    if one.revision == schema.head():
-        return Finding("ok", "store", f"{url}: schema at {one.revision}")
-    return Finding("note", "store", f"{url}: the schema is {schema.standing(one.revision)}")
+def check_latency(
+    asked: Server, driver: str, one: HostStatus, installation: Installation
+) -> Finding:
+    """How long the host ONE takes for a connection, a look-up and a write, as a check does them.
 
-
-def look_at_latency(asked: Server, driver: str, one: Seen, installation: Installation) -> Finding:
-    """How long the host ONE takes for a connection, a look-up and a write, as a check does them. The write is rolled back."""
-    found = installation.settings
-    patience = found.deadline * child.PATIENCE
-    used = Server(asked.dialect, driver, asked.user, asked.password, asked.database, asked.hosts, asked.options)
-    room = drivers.load(used)[1]
+    The write is rolled back.
+    """
+    settings = installation.settings
+    patience = settings.deadline * STORE_SHARE
+    used = asked.by(driver)
+    room = load_driver(used)[1]
     started = perf_counter()
     try:
         with access.acting_as(installation.known_account):
-            connection = room.Connection(used, one.host, patience, max(1, int(patience * lean_server.LOCK_PATIENCE)))
+            connection = room.Connection(
+                used, one.host, patience, max(1, int(patience * server.LOCK_PATIENCE))
+            )
         connecting = perf_counter() - started
         try:
             read, slowest = time_look_ups(connection, asked.dialect, patience)
@@ -267,53 +334,65 @@ def look_at_latency(asked: Server, driver: str, one: Seen, installation: Install
             connection.close()
     except Fault as fault:
         held = fault.kind in (LOCKED, SILENT)
-        advice = f"Find out who holds the tables: {HOLDERS[asked.dialect]}" if held else "See the server's log."
-        text = f"{one.host}: {safe(str(fault))}: a new triplet is answered by on_error ({found.on_error})"
+        advice = (
+            f"Find out who holds the tables: {HOLDERS[asked.dialect]}"
+            if held
+            else "See the server's log."
+        )
+        text = (
+            f"{one.host}: {safe(str(fault))}: a new triplet is answered by on_error"
+            f" ({settings.on_error})"
+        )
         return Finding("fault", "latency", text, advice)
-    text = f"{one.host}: connecting takes {milliseconds(connecting)}, a look-up {milliseconds(read)} (the slowest of"
+    text = (
+        f"{one.host}: connecting takes {milliseconds(connecting)}, a look-up {milliseconds(read)}"
+        " (the slowest of"
+    )
     text += f" {LOOK_UPS}: {milliseconds(slowest)}), a write {milliseconds(written)}"
-    return weigh(text, connecting + slowest + written, found, "Take a nearer or faster server, or a longer deadline.")
+    return weigh(
+        text,
+        connecting + slowest + written,
+        settings,
+        "Take a nearer or faster server, or a longer deadline.",
+    )
 
 
 def time_look_ups(connection: "Connection", dialect: str, patience: float) -> tuple[float, float]:
     """The median and the longest time of a check's look-up, in seconds."""
     sql, names = import_module(f"greycheck.store.compiled_{dialect}").LOOKUP_IPV4
-    times = []
-    for _number in range(LOOK_UPS):
+
+    def look_up() -> float:
         keys = [os.urandom(16) for _name in names[2:]]
-        started = perf_counter()
-        connection.run(sql, [os.urandom(16), "192.0.2.1", *keys], patience)
-        times.append(perf_counter() - started)
-    return median(times), max(times)
+        values = [os.urandom(16), "192.0.2.1", *keys]
+        return timed(lambda: connection.run(sql, values, patience))
+
+    return middle_and_longest(look_up)
 
 
 def time_write(connection: "Connection", dialect: str, patience: float) -> float:
     """How long a check's write takes, in seconds, all but its commit. Rolls it back."""
     sql, names = import_module(f"greycheck.store.compiled_{dialect}").INSERT_TRIPLET
-    row: dict[str, object] = dict.fromkeys(names, 0)
-    row |= {"triplet_key": os.urandom(16), "network": "192.0.2.0/24", "sender": "", "recipient": ""}
-    row["passed_at"] = None
-    connection.run(lean_server.BEGIN[dialect], (), patience)
-    started = perf_counter()
-    connection.run(sql, [row[name] for name in names], patience)
-    took = perf_counter() - started
+    row = new_triplet()
+    values = [row[name] for name in names]
+    connection.run(server.BEGIN[dialect], (), patience)
+    took = timed(lambda: connection.run(sql, values, patience))
     connection.run("ROLLBACK", (), patience)
     return took
 
 
-def look_into_server(asked: Server, one: Seen, installation: Installation) -> Iterator[Finding]:
+def check_contents(asked: Server, one: HostStatus, installation: Installation) -> Iterator[Finding]:
     """What is in the database, by its host ONE."""
-    from greycheck.doctor.store import look_at_cron, look_at_future, look_at_shared
-
-    url = installation.settings.database
+    url = installation.settings.database.url
     if len(asked.hosts) > 1 and not one.host.is_socket:
         url = with_hosts(url, [str(one.host)])
     engine = open_engine(url)
     try:
         with access.acting_as(installation.known_account):
             engine.connect().close()
-        yield look_at_future(engine, int(installation.now))
-        yield look_at_cron(engine, int(installation.now), installation)
-        yield from look_at_shared(engine)
+        yield check_future(engine, int(installation.now))
+        yield check_cron(engine, int(installation.now), installation)
+        yield from check_domains(engine, int(installation.now), installation)
+        yield from check_shared(engine)
+        yield from check_providers(engine, int(installation.now), installation)
     finally:
         engine.dispose()

@@ -1,64 +1,92 @@
-"""Who besides root may write what checks and root go by: launchers, what these load, settings, the socket's directory."""
+"""Finds users other than root who may change what checks and root rely on.
+
+That is the launchers, what these load, the settings, and the socket's directory.
+"""
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from greycheck import settings
-from greycheck.cli import install, launcher
 from greycheck.doctor import service
 from greycheck.doctor.finding import Finding, Installation, run, safe
 from greycheck.doctor.launchers import is_compiled, named_interpreter, text_of
+from greycheck.launchers import python, trial
 from greycheck.store import rights
-from greycheck.store.lean import StoreError
+from greycheck.store.base import StoreError
 
-# What a launcher in Python names: the package, the places of drivers, the commands' interpreter.
+# Paths in a launcher in Python: the package, the places of drivers, the commands' interpreter.
 NAMED = re.compile(r"'(/[^'\\]*)'")
 
 
-def look_at_writers(installation: Installation) -> Iterator[Finding]:
-    """What others than root may write of what a check, or root, goes by. Each cause is told once."""
+def check_writers(installation: Installation) -> Iterator[Finding]:
+    """Yields what users other than root may change of what a check, or root, relies on.
+
+    Each cause is reported once.
+    """
     causes: dict[str, None] = {}
-    for path in gone_by(installation):
+    for path in relied_on(installation):
         causes.setdefault(writer_of(path, 0), None)
     account = installation.account.pw_uid if installation.account else 0
-    # He must be able to read that file, and may own it: it says where the store is, as which nobody but him opens it.
+    # The user of checks must be able to read this file, and may own it: it says where the store is,
+    # and only that user opens the store by it.
     if installation.settings.database_file:
         causes.setdefault(writer_of(installation.settings.database_file, account), None)
     places: list[Finding] = []
     if installation.settings.socket:
-        # Its directory is one on the way; one like /tmp is not closed by chmod.
+        # Its directory is on the way to it, so it is examined too; one like /tmp cannot be closed
+        # by chmod.
         causes.setdefault(writer_of(installation.settings.socket, None), None)
-        places = list(look_at_place(Path(installation.settings.socket).parent))
+        places = list(check_place(Path(installation.settings.socket).parent))
         yield from places
     causes.pop("", None)
     for cause in causes:
         found, _colon, advice = cause.rpartition(": ")
         yield Finding("warning", "writers", safe(found), run(advice))
     if not causes and not places:
-        yield Finding("ok", "writers", "nobody else may write the launchers, what they load, or the settings")
-
-
-def look_at_place(directory: Path) -> Iterator[Finding]:
-    """Whether any user may make a socket in the sticky DIRECTORY, before the resident does."""
-    mode = directory.stat().st_mode if directory.is_dir() else 0
-    if mode & rights.STICKY and mode & rights.BY_OTHERS:
-        found = f"{directory}: any user may put a socket of his own there, and answer in place of the resident"
         yield Finding(
-            "warning", "writers", found, "Set socket to a path in a directory of its own: /run/greycheck/socket"
+            "ok", "writers", "nobody else may write the launchers, what they load, or the settings"
         )
 
 
-def gone_by(installation: Installation) -> list[str]:
-    """The paths that nobody but root may change, or who installed them where this is not root."""
-    paths = [installation.directory, *(path for path in installation.programs if os.path.lexists(path))]
+def check_place(directory: Path) -> Iterator[Finding]:
+    """Yields a warning if any user may make a socket in DIRECTORY before the resident does.
+
+    That is so if it is sticky and writable by all.
+    """
+    mode = directory.stat().st_mode if directory.is_dir() else 0
+    if mode & rights.STICKY and mode & rights.BY_OTHERS:
+        found = (
+            f"{directory}: any user may put a socket of his own there, and answer in"
+            " place of the resident"
+        )
+        yield Finding(
+            "warning",
+            "writers",
+            found,
+            "Set socket to a path in a directory of its own: /run/greycheck/socket",
+        )
+
+
+def relied_on(installation: Installation) -> list[str]:
+    """Returns the paths that only root may change.
+
+    If this process is not root's, the user that installed greycheck may change them too.
+    """
+    paths = [
+        installation.directory,
+        *(path for path in installation.programs if os.path.lexists(path)),
+    ]
     compiled = [path for path in installation.launchers if is_compiled(path)]
-    paths += install.behind(compiled)
-    named = [str(path) for path in (*paths, launcher.package(), launcher.interpreter())]
+    paths += trial.behind(compiled)
+    named = [str(path) for path in (*paths, python.package(), python.interpreter())]
     named += [os.environ.get("GREYCHECK_CONFIG", settings.CONFIG_FILE)]
     account = installation.account
-    for one in service.services(installation.proc, {0} | ({account.pw_uid} if account else set()), None):
+    for one in service.services(
+        installation.proc, {0} | ({account.pw_uid} if account else set()), None
+    ):
         named.append(os.fsdecode(dict(one.environ or ()).get(b"GREYCHECK_CONFIG", b"")))
     for path in installation.launchers:
         if not is_compiled(path):
@@ -68,7 +96,41 @@ def gone_by(installation: Installation) -> list[str]:
 
 
 def writer_of(path: str, allowed: int | None) -> str:
-    """Who may write PATH besides root, this user and the one ALLOWED (None: any one), and the command that mends it; or nothing."""
+    """Returns who else may write PATH, and the command against it; empty if nobody may.
+
+    Root, this user and the user ALLOWED (None: any one user) may.
+    """
+    return next(filter(None, (_writer(each, allowed) for each in followed(path))), "")
+
+
+def followed(path: str) -> list[str]:
+    """Returns PATH with this user's own links followed, after the directories that have them.
+
+    Root follows no link of a user, so for root that is PATH alone.
+    """
+    places: list[str] = []
+    user = os.geteuid()
+    here = Path(path)
+    while user and len(places) < rights.LINKS:
+        way = (*reversed(here.parents), here)
+        link = next((each for each in way if _is_link_of(user, each)), None)
+        if link is None:
+            break
+        places.append(str(link.parent))
+        here = link.parent / link.readlink() / here.relative_to(link)
+    return [*places, str(here)]
+
+
+def _is_link_of(user: int, path: Path) -> bool:
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISLNK(status.st_mode) and status.st_uid == user
+
+
+def _writer(path: str, allowed: int | None) -> str:
+    """Returns what ``writer_of`` says of PATH itself."""
     try:
         if os.geteuid() == 0 and allowed == 0:
             rights.only_roots(path)

@@ -1,6 +1,7 @@
-"""The resident's log on descriptor 2: lines are kept until the descriptor takes them, so that a stuck one stops nobody.
+"""The resident's log on descriptor 2. Lines are kept until it takes them, so nothing waits for it.
 
-A log that stays stuck costs lines beyond ``KEPT`` bytes, and a dead one all; how many were lost is the first line that it takes again.
+Where it takes nothing, lines beyond ``KEPT`` bytes are lost; where it fails, all are. The first
+line that it takes again says how many.
 """
 
 import os
@@ -9,13 +10,13 @@ from time import monotonic
 
 from greycheck import log
 
-# What is kept for a log that takes nothing, in bytes.
+# How many bytes are kept for a log that takes nothing.
 KEPT = 1 << 20
 
-# What one write may be, in bytes: a pipe that takes anything at all takes so much (POSIX, PIPE_BUF).
+# How many bytes are written at once: a pipe that is ready takes so many (POSIX, PIPE_BUF).
 ATOMIC = 4096
 
-# How many warnings about peers a second may bring.
+# How many warnings are written in one second.
 WARNINGS = 10
 
 
@@ -33,7 +34,7 @@ class Journal:
         self._warned = 0
 
     def add(self, lines: bytes) -> None:
-        """Puts LINES behind what is to be written."""
+        """Adds LINES to those that are to be written."""
         if self._size + len(lines) > KEPT:
             self._lost += lines.count(b"\n")
             return
@@ -41,7 +42,7 @@ class Journal:
         self._size += len(lines)
 
     def warn(self, text: str) -> None:
-        """Adds a warning about a peer, unless there were too many in this second."""
+        """Adds TEXT as a warning, unless there were WARNINGS in this second: then it is counted."""
         second = int(monotonic())
         if second != self._second:
             if self._warned > WARNINGS:
@@ -52,15 +53,19 @@ class Journal:
             self.add(log.line(f"warning {text}"))
 
     @property
-    def waits(self) -> bool:
-        """Whether there are lines that the log has not taken."""
+    def has_lines(self) -> bool:
+        """True if there are lines that the log has not taken."""
         return self._size > 0
 
-    def flush(self, patience: float = 0) -> None:
-        """Writes as much as the log takes, within PATIENCE seconds."""
-        end = monotonic() + patience
+    def flush(self, seconds: float = 0) -> None:
+        """Writes as much as the log takes within SECONDS."""
+        end = monotonic() + seconds
         while self._lines and self._poll.poll(max(0, end - monotonic()) * 1000):
-            said = log.line(f"warning the log took nothing: {self._lost} lines lost") if self._lost else b""
+            said = (
+                log.line(f"warning the log took nothing: {self._lost} lines lost")
+                if self._lost
+                else b""
+            )
             chunk = self._chunk(ATOMIC - len(said))
             try:
                 written = os.write(self._descriptor, said + chunk)
@@ -76,7 +81,7 @@ class Journal:
                 self._keep((said + chunk)[written:])
 
     def _chunk(self, most: int) -> bytes:
-        """The first lines, as many as MOST bytes hold. They are taken off."""
+        """Takes the first lines, as many as fit into MOST bytes; one line at least."""
         together = b"".join(self._lines)
         end = len(together)
         if end > most:
@@ -91,7 +96,7 @@ class Journal:
         self._size += len(chunk)
 
     def _lose(self) -> None:
-        """Gives up all lines: the log is dead."""
+        """Drops all lines: the log cannot be written."""
         self._lost += sum(lines.count(b"\n") for lines in self._lines)
         self._lines.clear()
         self._size = 0

@@ -1,7 +1,8 @@
-"""The connections of the resident: what came, what waits to be sent, since when.
+"""One connection of the resident: its input, its unsent output, and since when it waits.
 
-A peer has one question at a time, as the protocol has it; what it sends meanwhile waits unread, or in its buffer up to the limit of one
-request. Whatever a peer does costs no more than that: ``max_request`` bytes, one answer, one descriptor.
+A peer has one request in hand at a time, as the protocol has it. What it sends meanwhile stays in
+the kernel, or in its buffer up to the limit of one request. So whatever a peer does, it costs
+``max_request`` bytes, one answer and one descriptor.
 """
 
 import _socket
@@ -10,26 +11,22 @@ import select
 import sys
 from time import monotonic, sleep
 
-from greycheck.hooks.policy import END
+from greycheck.hooks.delegation import BEGINNING, END
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from greycheck.resident.questions import Question
-
-
-# How each answer begins; and how long an end that is far away takes to refuse that, in seconds.
-BEGINNING = b"action="
+# How long a remote client takes to refuse the beginning of an answer, in seconds.
 ROUND_TRIP = 0.02
 
 
 class TooLong(Exception):
-    """A request longer than it may be."""
+    """A request is longer than ``max_request``."""
 
 
 class Peer:
-    """A connection on DESCRIPTOR, from WHERE (for the log); IS_LOCAL where that is a unix socket.
+    """A connection on DESCRIPTOR, from WHERE (for the log); IS_LOCAL if that is a unix socket.
 
-    ``since`` is when it last did what was expected of it (``monotonic``); ``question`` is what it waits for an answer to.
+    ``since`` is when it last sent the beginning of a request, or took an answer (``monotonic``).
+    ``question`` is the request that it waits for the answer to, or None. ``registered`` is the
+    epoll events that are waited for.
     """
 
     __slots__ = (
@@ -53,20 +50,24 @@ class Peer:
         self.where = where
         self.is_local = is_local
         self.is_closed = self.has_asked = False
-        # Whether it was told that its settings do not count.
+        # True once a warning said that its settings do not count.
         self.was_refused = False
-        # What of its answer was sent before there was one.
+        # The part of its answer that was sent before there was a verdict.
         self.said = b""
         self.input = b""
         self.output = b""
-        self.question: Question | None = None
+        self.question: object = None
         self.registered = 0
-        # Whether it is left once it has what waits to be sent.
+        # True if it is closed once its output is sent.
         self.ends = False
         self.since = monotonic()
 
     def read(self, limit: int) -> bool:
-        """Reads what came. False at the end of it. Raises OSError, BlockingIOError where nothing came, and TooLong beyond LIMIT."""
+        """Reads once. Returns false at the end of the input.
+
+        Raises OSError, BlockingIOError if nothing is there, and TooLong if a request has more than
+        LIMIT bytes.
+        """
         came = os.read(self.descriptor, limit)
         if not came:
             return False
@@ -81,11 +82,11 @@ class Peer:
 
     @property
     def has_request(self) -> bool:
-        """Whether a whole request waits, or its answer."""
+        """True if a whole request waits here, or its answer."""
         return self.question is not None or bool(self.output) or END in self.input
 
     def request(self) -> bytes | None:
-        """The next whole request, without its end, taken off what came; None where there is none yet."""
+        """Takes the next whole request from the input, without its end; None if none is whole."""
         request, end, rest = self.input.partition(END)
         if not end:
             return None
@@ -94,7 +95,10 @@ class Peer:
         return request
 
     def write(self, answer: bytes) -> bool:
-        """Sends ANSWER, behind what waits already. Whether all of it is sent; raises OSError."""
+        """Sends ANSWER, behind the output that is not sent yet.
+
+        Returns true if nothing is left to be sent. Raises OSError.
+        """
         if self.said:
             answer, self.said = answer.removeprefix(self.said), b""
         if self.output:
@@ -107,24 +111,30 @@ class Peer:
         return not self.output
 
     def shut(self) -> None:
-        """Lets nothing more be sent here, where the kernel can see to that; what was sent before can still be read."""
+        """Shuts down the receiving side. What was sent before can still be read.
+
+        Over TCP the kernel would not refuse what is sent later, so nothing is done.
+        """
         if self.is_local:
             connection = _socket.socket(fileno=self.descriptor)
             try:
                 connection.shutdown(_socket.SHUT_RD)
             except OSError:
-                pass  # he has left
+                pass  # the client has closed it
             finally:
                 connection.detach()
 
     def has_shut(self) -> bool:
-        """Whether nothing more comes from the other end."""
+        """Returns true if the client has closed the connection, or its sending side."""
         watch = select.poll()
         watch.register(self.descriptor, select.POLLRDHUP)
         return bool(watch.poll(0))
 
     def has_left(self) -> bool:
-        """Whether nobody waits at the other end any more. Who has shut his side alone, as Exim does, waits."""
+        """Returns true if the client has closed the connection.
+
+        One that has shut down its sending side alone, as Exim does, waits for the answer.
+        """
         if self.is_closed:
             return True
         watch = select.poll()
@@ -132,19 +142,25 @@ class Peer:
         return bool(watch.poll(0))
 
     def begin(self, beginning: bytes) -> None:
-        """Sends the BEGINNING of an answer that is not there yet."""
+        """Sends the BEGINNING of an answer before there is a verdict."""
         try:  # noqa: SIM105
             self.said = beginning[: os.write(self.descriptor, beginning)]
         except OSError:
-            pass  # ``has_left`` tells
+            pass  # ``has_left`` finds out
 
     def age(self, most: float) -> float:
-        """For how long the last that came has been here, in seconds, MOST at most. A unix socket does not tell: that long."""
+        """Returns how long ago the last input came, in seconds, MOST at most.
+
+        A unix socket does not say: then MOST.
+        """
         if self.is_local:
             return most
         connection = _socket.socket(fileno=self.descriptor)
         try:
-            return min(most, last_received(connection.getsockopt(_socket.IPPROTO_TCP, _socket.TCP_INFO, 104)))
+            return min(
+                most,
+                last_received(connection.getsockopt(_socket.IPPROTO_TCP, _socket.TCP_INFO, 104)),
+            )
         except OSError:
             return most  # some other kind of socket, or connection
         finally:
@@ -156,23 +172,34 @@ class Peer:
         os.close(self.descriptor)
 
     def is_slow(self, now: float, request_time: int) -> bool:
-        """Whether it takes longer than REQUEST_TIME over a request that it began, or over taking its answer, at NOW."""
-        return bool(self.input or self.output) and self.question is None and now - self.since > request_time
+        """Returns true if a request, or its answer, takes longer than REQUEST_TIME to arrive.
+
+        REQUEST_TIME is in seconds, NOW ``monotonic``.
+        """
+        return (
+            bool(self.input or self.output)
+            and self.question is None
+            and now - self.since > request_time
+        )
 
     def is_idle(self, now: float, idle_time: int) -> bool:
-        """Whether it has asked nothing for IDLE_TIME at NOW."""
+        """Returns true if nothing was asked for IDLE_TIME seconds at NOW (``monotonic``)."""
         return self.question is None and now - self.since > idle_time
 
 
 def last_received(info: bytes) -> float:
-    """How many seconds ago a TCP connection received something, by its INFO (``tcpi_last_data_recv`` in linux/tcp.h)."""
+    """Returns how many seconds ago a TCP connection received data.
+
+    INFO is its TCP_INFO; the field is ``tcpi_last_data_recv`` (linux/tcp.h).
+    """
     return int.from_bytes(info[52:56], sys.byteorder) / 1000
 
 
 def left(peers: list[Peer]) -> set[Peer]:
-    """Those of PEERS at whose other end nobody waits any more.
+    """Returns those of PEERS whose clients have closed the connection.
 
-    Over TCP an end that was closed looks like one that has only shut its side. It is sent how each answer begins: who is gone refuses it.
+    Over TCP a client that has closed looks like one that has shut down its sending side alone. It
+    is sent the beginning of an answer: one that has closed refuses that.
     """
     shut = [peer for peer in peers if not peer.is_local and peer.has_shut()]
     for peer in shut:

@@ -1,13 +1,40 @@
-"""Deciding from a server database: a few connections, each with a thread that makes one check after the other.
+"""Decides from a server database: a few connections, each with a thread that makes its checks.
 
-A check there is what a forked child does, on a connection that stays open, with the same marks for hosts that do not answer. Questions
-wait in a queue of ``max_queue``; what finds it full, and what has waited until its deadline, is answered by ``on_error``, so that a slow
-database holds up no more than that.
+Requests wait in a queue of ``max_queue``. Those beyond it, and those that waited until their
+deadline, are answered by ``on_error``: a slow database delays nothing else.
 
-Whoever was last to use a connection is the first to use it again: what little mail needs is few connections, and the others are given
-back. Only the thread that calls ``decide`` and ``tick`` answers questions.
+An idle worker takes all that waits, and decides it together (``together``). A request that comes
+while another batch is at the database waits for that to come back, so that more are decided
+together: until there are ENOUGH, or for as long as two batches usually take. One that comes alone
+waits for nobody.
 
-Bugs: a thread whose driver hangs for longer than its limits is one less until it comes back.
+What could not be decided together is decided one by one, each by whichever worker is free: a worker
+does then what a forked child does, on a connection that stays open, with the same marks for hosts
+that do not answer.
+
+The worker that was idle last gets the next requests, so that few connections are in use where there
+is little mail. The others close theirs after a while.
+
+Threads, and what each may touch. "Main" is the thread that calls ``decide``, ``tick`` and
+``close``; it alone answers requests (but for the watchdog, which does so once, before it exits).
+
+    _asked, _notes, _looked   main
+    _queue, _alone, _again,   any thread, under _lock
+      _idle, _batches, _ends
+    _stores                   each worker sets and deletes the entry of its own request; all read.
+                              No lock: each of these is one operation of a dict
+    a store, and its notes    its worker. After the deadline of its request main calls ``overdue``
+                              on it, which marks the host, and takes its notes. Other workers read
+                              ``awaits_connection``
+    question.decision         its worker advances it. At the deadline main asks it for the verdict
+                              by ``on_error``, which needs the envelope and the settings alone
+    _decided, _said           workers append, main takes from the other end. No lock: deques
+    _wrong                    workers set it, main reads it
+    the pipe                  workers write a byte after each verdict, main reads
+    question.answered         main sets it, workers read it
+    messages                  main writes, workers look up. No lock: one operation of a dict
+
+Bugs: a worker whose driver hangs for longer than its limits is missing until it comes back.
 """
 
 import os
@@ -19,81 +46,149 @@ from queue import Empty, SimpleQueue
 from time import monotonic, time
 
 from greycheck import check
-from greycheck.child import PATIENCE
 from greycheck.policy import Verdict
-from greycheck.resident.questions import Messages, Question
+from greycheck.resident import together
+from greycheck.resident.messages import Messages
+from greycheck.resident.questions import Question
+from greycheck.resident.together import Shared, Store
 from greycheck.settings import Settings
-from greycheck.store import drivers, server
-from greycheck.store.lean import StoreError, WrongSchema
-from greycheck.store.lean_server import Store
+from greycheck.store import drivers
+from greycheck.store.base import STORE_SHARE, StoreError, WrongSchema
+from greycheck.store.drivers import arguments
 
 Answer = Callable[[Question, Verdict | None, "list[str]"], None]
-Inbox = SimpleQueue[Question | None]
+# What a worker is given: questions, and whether to decide them together. None at the end.
+Work = tuple[list[Question], bool]
+Inbox = SimpleQueue[Work | None]
 
-# How often deadlines are looked at, in seconds.
+# How often deadlines are checked, in seconds.
 LOOK = 0.1
 
-# After how many seconds in the queue it is looked whether somebody still waits for the answer.
+# While a batch is at the database, others wait until there are ENOUGH of them, or for as long as
+# two batches usually take, but at least and at most so many seconds. No batch has more than MOST.
+ENOUGH, LEAST, LONGEST, MOST = 16, 0.002, 0.05, 128
+
+# Requests that waited longer than this in the queue, in seconds, are decided only if their client
+# is still there.
 LONG = 1.0
 
-# How long ``tick`` may wait where nobody waits for an answer, in seconds.
+# How long ``tick`` may wait where nothing waits for an answer, in seconds.
 IDLE = 60.0
 
-# How long a connection may be unused until it is given back, in seconds: sooner than the server would take it (``server.IDLE``).
-UNUSED = server.IDLE / 2
+# A connection that was not used for this long, in seconds, is closed: before the server would.
+UNUSED = arguments.IDLE / 2
 
-# How long saying good-bye to the server may take at the end, in seconds.
+# How long closing all connections may take at the end, in seconds.
 GOOD_BYE = 0.5
 
 
 class Pool:
-    """Connections to the database that the settings FOUND name; each verdict is handed to ANSWER, None where nobody waits for one.
+    """Decides from the server database of SETTINGS.
 
-    Raises StoreError without a driver; ``tick`` raises WrongSchema where the schema is another program's.
+    ANSWER is called with each question, its verdict, and notes about the database for the log; with
+    a verdict of None where the client has gone. ``descriptor`` can be read once ``tick`` has
+    something to do.
+
+    Raises StoreError without a driver. ``tick`` raises WrongSchema if the schema is another
+    program's.
     """
 
-    def __init__(self, found: Settings, answer: Answer, messages: Messages) -> None:
-        self._settings = found
+    def __init__(self, settings: Settings, answer: Answer, messages: Messages) -> None:
+        self._settings = settings
         self._answer = answer
         self._messages = messages
-        _import_driver(found)
-        # What waits for its answer; and the notes that no answer has told.
+        import_driver(settings)
+        # Requests that are not answered; notes that no answer has passed on yet.
         self._asked: dict[Question, None] = {}
         self._notes: list[str] = []
         self._looked = monotonic()
-        # What no worker has taken yet, and the workers that have nothing to do, who was at it last at the end.
+        # Requests that no worker has taken, to be decided together or each alone; those that have
+        # lost a race together; idle workers, most recently used last; how many have a batch, and
+        # how long one usually takes, in seconds.
         self._lock = threading.Lock()
         self._queue: deque[Question] = deque()
+        self._alone: deque[Question] = deque()
+        self._again: set[Question] = set()
         self._idle: list[Inbox] = []
+        self._batches = 0
+        self._usual = LEAST
         self._ends = False
-        # Whom a worker asks about which question, and what came of it.
+        self._shared = Shared()
+        # The store that is in use for each request; finished verdicts, and notes of batches.
         self._stores: dict[Question, Store] = {}
         self._decided: deque[tuple[Question, Verdict | None, list[str]]] = deque()
+        self._said: deque[str] = deque()
         self._wrong: WrongSchema | None = None
-        # A byte on this pipe wakes whoever waits for verdicts.
         self.descriptor, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._workers = [threading.Thread(target=self._work, daemon=True) for _ in range(found.pool_size)]
+        self._workers = [
+            threading.Thread(target=self._work, daemon=True) for _ in range(settings.pool_size)
+        ]
         for worker in self._workers:
             worker.start()
 
-    # --- questions and answers --------------------------------------------------------------------------------------------
+    # --- the main thread --------------------------------------------------------------------------
 
     def decide(self, questions: list[Question]) -> None:
-        """Hands QUESTIONS to workers, or puts them into the queue; those beyond its end are answered at once."""
+        """Hands QUESTIONS to idle workers, or queues them.
+
+        Those beyond ``max_queue`` are answered by ``on_error``.
+        """
         with self._lock:
-            room = max(0, self._settings.max_queue + len(self._idle) - len(self._queue))
+            waiting = len(self._queue) + len(self._alone)
+            room = max(0, self._settings.max_queue + len(self._idle) - waiting)
             self._asked.update(dict.fromkeys(questions[:room]))
             self._queue.extend(questions[:room])
-            while self._queue and self._idle:
-                self._idle.pop().put(self._queue.popleft())
+            self._hand_out(False)
         for question in questions[room:]:
             reason = f"{self._settings.max_queue} requests wait for the database: not asked"
-            self._tell(question, question.error(reason), [])
+            self._tell(question, question.failed(reason), [])
+
+    def _hand_out(self, is_urgent: bool) -> None:
+        """Gives idle workers what waits. Needs the lock.
+
+        What can be decided together waits for more while a batch is at the database, unless it
+        IS_URGENT.
+        """
+        while self._idle and (work := self._take(is_urgent)) is not None:
+            self._idle.pop().put(work)
+
+    def _take(self, is_urgent: bool) -> Work | None:
+        """Returns what a worker is to do next, as ``_hand_out`` says. Needs the lock."""
+        if self._alone:
+            return [self._alone.popleft()], False
+        if not self._queue:
+            return None
+        if self._batches and not is_urgent and len(self._queue) < ENOUGH:
+            return None
+        # One that has waited long leaves a batch little time: those that have come since are not in
+        # it.
+        now = monotonic()
+        is_late = self._is_late(self._queue[0], now)
+        batch: list[Question] = []
+        while self._queue and len(batch) < MOST and self._is_late(self._queue[0], now) == is_late:
+            batch.append(self._queue.popleft())
+        self._batches += 1
+        return batch, True
+
+    @property
+    def _patience(self) -> float:
+        """Returns how long requests wait for a batch to come back, in seconds."""
+        return min(max(2 * self._usual, LEAST), LONGEST)
+
+    @staticmethod
+    def _is_late(question: Question, now: float) -> bool:
+        return now - question.started > question.settings.deadline / 2
 
     def tick(self) -> None:
-        """Answers what was decided, and what nobody has decided in time."""
+        """Answers what is decided, and by ``on_error`` what is not decided by its deadline."""
+        if self._queue:
+            with self._lock:
+                if self._queue and monotonic() - self._queue[0].started > self._patience:
+                    self._hand_out(True)
         with suppress(BlockingIOError):
             os.read(self.descriptor, 65536)
+        while self._said:
+            self._notes.append(self._said.popleft())
         while self._decided:
             self._tell(*self._decided.popleft())
         if self._wrong is not None:
@@ -104,19 +199,25 @@ class Pool:
             self._end_overdue([question for question in self._asked if question.is_overdue(now)])
 
     def _end_overdue(self, questions: list[Question]) -> None:
+        """Answers QUESTIONS, whose deadline is over, and marks the hosts that did not answer."""
         for question in questions:
             store = self._stores.get(question)
             notes: list[str] = []
             if store is not None:
                 store.overdue()
                 notes, store.notes = store.notes, []
-            late = question.error(f"no answer within {question.settings.deadline}s")
+            late = question.failed(f"no answer within {question.settings.deadline}s")
             self._tell(question, None if question.peer.has_left() else late, notes)
         if questions:
             with self._lock:
-                self._queue = deque(question for question in self._queue if question in self._asked)
+                for queue in self._queue, self._alone:
+                    left = [question for question in queue if question in self._asked]
+                    queue.clear()
+                    queue.extend(left)
+                self._again.intersection_update(self._asked)
 
     def _tell(self, question: Question, verdict: Verdict | None, notes: list[str]) -> None:
+        """Answers QUESTION by VERDICT, unless it is answered already; keeps NOTES for the log."""
         self._notes += notes
         if question.answered:
             return
@@ -124,28 +225,30 @@ class Pool:
         if verdict is None:
             self._answer(question, None, [])
             return
-        if verdict.vouches and not question.hook:
-            self._messages.vouch(question.envelope, int(time()))
+        if verdict.opens_message and not question.hook:
+            self._messages.open(question.envelope, int(time()))
         notes, self._notes = self._notes, []
         self._answer(question, verdict, notes)
 
     @property
     def pause(self) -> float:
-        """How long ``tick`` may wait, in seconds."""
+        """The time after which ``tick`` is to be called, in seconds."""
+        if self._queue and self._idle:
+            return self._patience
         return LOOK if self._asked else IDLE
 
     @property
-    def waits(self) -> int:
-        """How many questions wait for their answer."""
+    def pending(self) -> int:
+        """The number of requests that are not answered."""
         return len(self._asked)
 
     @property
-    def owes(self) -> bool:
-        """Whether there are any."""
+    def has_unanswered(self) -> bool:
+        """True if there are any."""
         return bool(self._asked)
 
     def close(self) -> None:
-        """Lets the workers end, who say good-bye to the server."""
+        """Ends the workers, which close their connections. Waits for GOOD_BYE at most."""
         with self._lock:
             self._ends = True
             for inbox in self._idle:
@@ -153,53 +256,131 @@ class Pool:
         end = monotonic() + GOOD_BYE
         for worker in self._workers:
             worker.join(max(0, end - monotonic()))
-        # Who still runs may want to wake somebody: a descriptor that is another one's by then must not be written to.
+        # A worker that still runs may write to the pipe: its number must not be given to another
+        # file.
         if not any(worker.is_alive() for worker in self._workers):
             os.close(self.descriptor)
             os.close(self._wake)
 
-    # --- workers ----------------------------------------------------------------------------------------------------------
+    # --- workers ----------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        """One worker: decides what it is given on a connection of its own."""
+        """Decides requests on a connection of its own, until ``close``. Runs in each worker."""
         inbox: Inbox = SimpleQueue()
         store = self._new_store()
-        while (question := self._next(inbox, store)) is not None:
-            if question.answered:
-                continue
-            self._stores[question] = store
+        while (work := self._next(inbox, store)) is not None:
+            questions, is_batch = work
+            questions = [question for question in questions if not question.answered]
+            self._stores.update(dict.fromkeys(questions, store))
+            is_sound = False
+            began = monotonic()
             try:
-                verdict = self._verdict(store, question)
-                store.rest()
-                self._decided.append((question, verdict, store.notes))
+                if is_batch:
+                    is_sound = self._decide_together(store, questions)
+                else:
+                    is_sound = self._decide_alone(store, questions)
             except WrongSchema as error:
                 self._wrong = error
-            except Exception as error:
-                # Nobody knows what its connection is at.
+            if not is_sound:
                 with suppress(Exception):
                     store.tidy()
                 store = self._new_store()
-                self._decided.append((question, question.error(f"{type(error).__name__}: {error}"), []))
-            del self._stores[question]
-            with suppress(BlockingIOError):  # it is full, and who waits for verdicts awake
+            for question in questions:
+                self._stores.pop(question, None)
+            if is_batch:
+                with self._lock:
+                    self._batches -= 1
+                    self._usual += (monotonic() - began - self._usual) / 8
+            with suppress(BlockingIOError):  # it is full, so the main thread is awake
                 os.write(self._wake, b"\0")
         store.tidy()
 
+    def _decide_together(self, store: Store, questions: list[Question]) -> bool:
+        """Decides QUESTIONS as one batch; those that it cannot are put back to be tried again.
+
+        Returns false if the state of STORE's connection is unknown then. Raises WrongSchema.
+        """
+        rest = dict.fromkeys(question for question in questions if not self._has_left(question))
+        lost: list[Question] = []
+        is_sound = True
+        if rest:
+            try:
+                store.begin(min(self._time_left(question) for question in rest) * STORE_SHARE)
+                if not store.is_on_trial:
+                    lost = together.decide(store, rest, self._messages.first_passed, self._decide)
+                store.rest()
+            except WrongSchema:
+                raise
+            except StoreError:
+                # Whatever it is: who is tried alone finds out, and says it.
+                with suppress(StoreError):
+                    store.rest()
+            except Exception as error:
+                # Nobody foresaw it, or one row cannot be read: whose it is will say so.
+                self._said.append(
+                    f"warning decided one by one, not together: {type(error).__name__}: {error}"
+                )
+                is_sound = False
+            self._said.extend(store.notes)
+        with self._lock:
+            again = [question for question in lost if question not in self._again]
+            self._again.difference_update(questions)
+            self._again.update(again)
+            self._queue.extendleft(reversed(again))
+            self._alone.extend(question for question in rest if question not in self._again)
+            self._hand_out(False)
+        return is_sound
+
+    def _decide_alone(self, store: Store, questions: list[Question]) -> bool:
+        """Decides each of QUESTIONS as a child does, with what is done there about every fault.
+
+        Returns false if the state of STORE's connection is unknown then. Raises WrongSchema.
+        """
+        for question in questions:
+            try:
+                verdict = self._verdict(store, question)
+                store.rest()
+            except WrongSchema:
+                raise
+            except Exception as error:
+                self._decide(question, question.failed(f"{type(error).__name__}: {error}"))
+                return False
+            self._decided.append((question, verdict, store.notes))
+        return True
+
+    def _decide(self, question: Question, verdict: Verdict | None) -> None:
+        """Hands the VERDICT on QUESTION to the main thread."""
+        self._decided.append((question, verdict, []))
+
+    def _has_left(self, question: Question) -> bool:
+        """Whether the client of QUESTION, which has waited long, has gone: then that is told."""
+        if monotonic() - question.started <= LONG or not question.peer.has_left():
+            return False
+        self._decide(question, None)
+        return True
+
+    def _time_left(self, question: Question) -> float:
+        """Returns how long QUESTION may take yet, in seconds."""
+        limit = min(question.settings.deadline, self._settings.deadline)
+        return limit - (monotonic() - question.started)
+
     def _new_store(self) -> Store:
-        return Store(self._settings, self._settings.deadline * PATIENCE)
+        return Store(self._settings, self._settings.deadline * STORE_SHARE, self._shared)
 
-    def _next(self, inbox: Inbox, store: Store) -> Question | None:
-        """The next question; None at the end.
+    def _next(self, inbox: Inbox, store: Store) -> Work | None:
+        """Waits for the next requests and returns them; None at the end.
 
-        A STORE gives its connection back where nobody asks it for a while, or where another one's host has none left.
+        Closes the connection of STORE if none comes for UNUSED seconds, or if another worker cannot
+        connect because its host has no connection left.
         """
         with self._lock:
             if self._ends:
                 return None
-            if self._queue:
-                return self._queue.popleft()
+            work = self._take(False)
+            if work is not None:
+                return work
             self._idle.append(inbox)
-        if any(other.is_hungry for other in list(self._stores.values())):
+        if any(other.awaits_connection for other in list(self._stores.values())):
             store.tidy()
         try:
             return inbox.get(timeout=UNUSED)
@@ -208,7 +389,7 @@ class Pool:
             return inbox.get()
 
     def _verdict(self, store: Store, question: Question) -> Verdict | None:
-        """The verdict on QUESTION; None where nobody waits for it any more. Raises WrongSchema."""
+        """Returns the verdict on QUESTION, or None if its client has gone. Raises WrongSchema."""
         if monotonic() - question.started > LONG and question.peer.has_left():
             return None
         try:
@@ -216,22 +397,26 @@ class Pool:
         except WrongSchema:
             raise
         except StoreError as error:
-            return question.error(str(error))
+            return question.failed(str(error))
 
     def _check(self, store: Store, question: Question) -> Verdict:
-        """The verdict on QUESTION. Raises StoreError."""
-        left = min(question.settings.deadline, self._settings.deadline) - (monotonic() - question.started)
-        store.begin(left * PATIENCE)
-        made = question.attempt
-        verdict = check.check(store, question.envelope, question.settings, made, self._messages.first_passed)
-        if verdict.vouches and question.hook:
+        """Returns the verdict on QUESTION. Raises StoreError."""
+        store.begin(self._time_left(question) * STORE_SHARE)
+        decision = check.check(store, question.decision, self._messages.first_passed)
+        if decision.opens_message and question.hook:
             with suppress(StoreError):  # later recipients wait, as those of other hooks do
-                check.remember(store, question.envelope, question.settings, made)
-        return verdict
+                check.remember(store, decision, question.attempt)
+        return decision.verdict()
 
 
-def _import_driver(found: Settings) -> None:
-    """Imports what connecting would import: of several threads that do that with stand-ins each would meet the others'."""
-    name = drivers.load(server.parse(found.database))[0]
+def import_driver(settings: Settings) -> None:
+    """Imports what connecting would import.
+
+    Connecting puts stand-ins into ``sys.modules`` meanwhile: threads that import at once would get
+    each other's.
+    """
+    server = settings.database.server
+    assert server is not None
+    name = drivers.load(server)[0]
     if name == "psycopg2":
         __import__(name)

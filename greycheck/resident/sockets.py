@@ -1,4 +1,6 @@
-"""What the resident listens on: a unix socket with owner and mode, addresses, or what systemd has opened (sd_listen_fds(3)).
+"""Makes what the resident listens on: a unix socket, TCP addresses, or what systemd has opened.
+
+For systemd see sd_listen_fds(3) and sd_notify(3).
 
 Diagnostics: ``OSError`` or ``SocketError`` with the path or address, and what to do.
 """
@@ -17,30 +19,34 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from greycheck.cli import access
+from greycheck.privilege import access
 from greycheck.settings import Settings
 from greycheck.store import rights
-from greycheck.store.lean import StoreError
+from greycheck.store.base import StoreError
 
-# Connections that may wait to be taken; the kernel has its own limit (net.core.somaxconn).
+# How many connections may wait to be accepted; the kernel has its own limit
+# (net.core.somaxconn).
 BACKLOG = 1024
 
-# How often a lock is tried that is removed before it is held.
+# How often a lock is tried again that is removed before it is held.
 ATTEMPTS = 10
 
-# How long the path of a unix socket may be, in bytes (unix(7)).
+# The most bytes that the path of a unix socket may have (unix(7)).
 LONGEST = 107
 
-# The first descriptor that systemd hands over.
+# The first descriptor that systemd passes.
 FIRST = 3
 
 
 class SocketError(Exception):
-    """There can be no such socket; the message says why, and what to do."""
+    """A socket cannot be made; the message says why, and what to do."""
 
 
 def activated(environ: MutableMapping[str, str]) -> list[socket.socket]:
-    """The sockets that systemd has opened for this process; ENVIRON is cleaned of what says so."""
+    """Returns the sockets that systemd has opened for this process.
+
+    Removes its variables from ENVIRON. Raises SocketError.
+    """
     pid, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
     environ.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or not count.isdigit():
@@ -49,12 +55,16 @@ def activated(environ: MutableMapping[str, str]) -> list[socket.socket]:
 
 
 def _handed_over(descriptor: int) -> socket.socket:
-    wrong = SocketError(f"descriptor {descriptor}, as LISTEN_FDS counts, is no listening stream socket")
+    wrong = SocketError(
+        f"descriptor {descriptor}, as LISTEN_FDS counts, is no listening stream socket"
+    )
     try:
         found = socket.socket(fileno=descriptor)
     except OSError:
         raise wrong from None
-    if found.type != socket.SOCK_STREAM or not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+    if found.type != socket.SOCK_STREAM or not found.getsockopt(
+        socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+    ):
         raise wrong
     os.set_inheritable(descriptor, False)
     found.setblocking(False)
@@ -62,10 +72,10 @@ def _handed_over(descriptor: int) -> socket.socket:
 
 
 class Unix(socket.socket):
-    """A unix socket that listens at PATH, with MODE, given to the user and group of the numbers OWNER (-1: whoever makes it).
+    """A unix socket at PATH with MODE, for the user and group of the numbers OWNER (-1: unchanged).
 
-    ``identity`` is the device and number of what is there as long as nobody has taken it away; ``lock`` is the descriptor of the lock
-    that is held for it.
+    ``lock`` is the descriptor of the lock that is held for it. ``identity`` is the device and inode
+    number of its file: another one there means that it was removed.
     """
 
     def __init__(self, path: Path, mode: int, owner: tuple[int, int], lock: int) -> None:
@@ -77,7 +87,7 @@ class Unix(socket.socket):
         self.identity = (0, 0)
 
     def is_there(self) -> bool:
-        """Whether who connects to its path comes here."""
+        """Returns true if its file is still at its path: clients that connect there come here."""
         return _identity(self.path) == self.identity
 
 
@@ -90,45 +100,53 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether PATH itself, and not by a link, is what is open as DESCRIPTOR."""
+    """Returns true if PATH itself, not through a link, is the file that is open as DESCRIPTOR."""
     status = os.fstat(descriptor)
     return _identity(path) == (status.st_dev, status.st_ino)
 
 
-def made(found: Settings, account: pwd.struct_passwd | None = None) -> list[socket.socket]:
-    """The sockets that the settings FOUND name, made by root for ACCOUNT, whom it is going to become."""
-    if not found.socket and not found.listen:
-        raise SocketError("nothing to listen on: socket and listen are empty")
-    addresses = [internet(host, port) for host, port in found.listen]
-    return [unix(found, account), *addresses] if found.socket else addresses
+def made(settings: Settings, account: pwd.struct_passwd | None = None) -> list[socket.socket]:
+    """Makes the sockets of SETTINGS. Root makes them for ACCOUNT, which it becomes later.
 
-
-def unix(found: Settings, account: pwd.struct_passwd | None = None) -> Unix:
-    """The unix socket, in the place of one that nobody listens on any more; it is ACCOUNT's, as far as no setting says whose it is.
-
-    What ACCOUNT may write root does not touch: there the socket is made with ACCOUNT's rights, and only the socket itself is given away.
+    Raises SocketError, OSError.
     """
-    path = Path(found.socket)
-    _check_length(found)
+    if not settings.socket and not settings.listen:
+        raise SocketError("nothing to listen on: socket and listen are empty")
+    addresses = [internet(host, port) for host, port in settings.listen]
+    return [unix(settings, account), *addresses] if settings.socket else addresses
+
+
+def unix(settings: Settings, account: pwd.struct_passwd | None = None) -> Unix:
+    """Makes the unix socket, in the place of one on which no process listens any more.
+
+    It belongs to ACCOUNT, unless ``socket_owner`` says otherwise. Root writes nothing into a
+    directory that ACCOUNT may write to: the socket is made there with ACCOUNT's rights, and only
+    the socket itself is given to another owner.
+    """
+    path = Path(settings.socket)
+    _check_length(settings)
     if os.geteuid() != 0:
         account = None
     maker = _maker(path.parent, account) if os.geteuid() == 0 else None
     mine = account if maker is None else None
-    user, group = found.socket_owner
+    user, group = settings.socket_owner
     owner = _number(pwd.getpwnam, user, mine), _number(grp.getgrnam, group, mine)
     with access.acting_as(maker):
         _make_directory(path.parent)
         lock = _lock(path)
         if mine is not None:
             os.fchown(lock, mine.pw_uid, mine.pw_gid)
-        listening = _bound(Unix(path, found.socket_mode, owner, lock))
+        listening = _bound(Unix(path, settings.socket_mode, owner, lock))
     _give(listening, maker)
     listening.listen(BACKLOG)
     return listening
 
 
 def again(gone: Unix) -> tuple[Unix, str]:
-    """A socket in the place of one that is GONE, and what is wrong with it, if anything is. The lock passes to it. Raises SocketError."""
+    """Makes a socket in the place of GONE, whose file was removed; it takes over the lock.
+
+    Returns it, and what is wrong with its owner, if anything is. Raises SocketError.
+    """
     path = gone.path
     _make_directory(path.parent)
     if not _is_at(_lock_of(path), gone.lock):
@@ -144,29 +162,38 @@ def again(gone: Unix) -> tuple[Unix, str]:
     return listening, wrong
 
 
-def _check_length(found: Settings) -> None:
-    """Raises SocketError where no socket can be made at a path as long as that of the settings FOUND."""
-    length = len(os.fsencode(found.socket))
+def _check_length(settings: Settings) -> None:
+    """Raises SocketError if the path of the socket in SETTINGS is too long."""
+    length = len(os.fsencode(settings.socket))
     if length > LONGEST:
-        where = f"{found.sources['socket']}: socket = {found.socket}"
-        raise SocketError(f"{where}: {length} bytes, and the path of a socket has {LONGEST} at most: set a shorter one")
+        where = f"{settings.sources['socket']}: socket = {settings.socket}"
+        raise SocketError(
+            f"{where}: {length} bytes, and the path of a socket has {LONGEST} at most:"
+            " set a shorter one"
+        )
 
 
 def _bound(listening: Unix) -> Unix:
-    """LISTENING, bound to its path, where nothing is but perhaps a socket that nobody listens on."""
+    """Binds LISTENING to its path and returns it.
+
+    A socket there on which no process listens is removed. Raises SocketError for anything else.
+    """
     path = listening.path
     if os.path.lexists(path):
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise SocketError(f"{path}: is there, and is no socket: remove it, or set another socket")
+            raise SocketError(
+                f"{path}: is there, and is no socket: remove it, or set another socket"
+            )
         if is_answered(path):
             raise SocketError(f"{path}: another program listens there")
         try:
             path.unlink()
         except OSError as error:
             raise SocketError(
-                f"{path}: is left over, and cannot be removed ({error.strerror}): rm {quote(str(path))}"
+                f"{path}: is left over, and cannot be removed ({error.strerror}):"
+                f" rm {quote(str(path))}"
             ) from None
-    # The mode is not set by way of a name that somebody else could put a link in the place of.
+    # Not by chmod: another user could put a link in the place of the name.
     umask = os.umask(0o777 & ~listening.mode)
     try:
         listening.bind(str(path))
@@ -179,13 +206,16 @@ def _bound(listening: Unix) -> Unix:
 
 
 def _maker(directory: Path, account: pwd.struct_passwd | None) -> pwd.struct_passwd | None:
-    """Who makes the socket in DIRECTORY: ACCOUNT where it is his, and root (None) where it is root's alone. Raises SocketError."""
+    """Returns the user that makes the socket in DIRECTORY: its owner, or None for root.
+
+    Raises SocketError if that is neither ACCOUNT nor root.
+    """
     try:
         owner = rights.owner(str(directory))
     except StoreError as error:
         raise SocketError(str(error)) from None
     if owner == 0 and account is not None and not directory.exists():
-        # The directory above it is root's alone, or it would be somebody's.
+        # Only root can write to the directory above it.
         _make_directory(directory)
         os.chown(directory, account.pw_uid, account.pw_gid, follow_symlinks=False)
         return account
@@ -194,7 +224,8 @@ def _maker(directory: Path, account: pwd.struct_passwd | None) -> pwd.struct_pas
     if account is None or account.pw_uid != owner:
         name = rights.user_name(owner)
         raise SocketError(
-            f"{directory}: is {name}'s, and root makes no socket there: greycheck serve --user {quote(name)}"
+            f"{directory}: is {name}'s, and root makes no socket there:"
+            f" greycheck serve --user {quote(name)}"
         )
     return account
 
@@ -209,9 +240,10 @@ def _make_directory(directory: Path) -> None:
 
 
 def _lock(path: Path) -> int:
-    """Holds the lock of PATH: of two that start at once only one may look and bind. Its descriptor. Raises SocketError.
+    """Locks PATH, so that of two processes that start at once only one looks and binds.
 
-    A lock that cannot be opened is left alone: whether its owner, say root, holds it cannot be told from here.
+    Returns the descriptor of the lock. A lock file that cannot be opened is left alone: its owner,
+    say root, may hold it. Raises SocketError.
     """
     file = _lock_of(path)
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -238,17 +270,18 @@ def _lock_of(path: Path) -> Path:
 
 
 def _remedy(lock: Path) -> str:
-    """What helps against a LOCK that cannot be opened or made, behind its cause."""
+    """Returns what to do about a LOCK that cannot be opened or made."""
     if os.path.lexists(lock):
         return f": rm {quote(str(lock))}, once no greycheck serve runs"
     if os.access(lock.parent, os.W_OK | os.X_OK, effective_ids=True):
         return ""
     name = rights.user_name(os.geteuid())
-    return f": chown {quote(name)} {quote(str(lock.parent))}, or start as root with --user {quote(name)}"
+    user = quote(name)
+    return f": chown {user} {quote(str(lock.parent))}, or start as root with --user {user}"
 
 
 def is_answered(path: Path) -> bool:
-    """Whether somebody listens on the unix socket PATH."""
+    """Returns true if a process listens on the unix socket PATH. Raises SocketError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as trial:
         try:
             trial.connect(str(path))
@@ -257,7 +290,7 @@ def is_answered(path: Path) -> bool:
         except (ConnectionRefusedError, FileNotFoundError):
             return False
         except OSError as error:
-            # It is another user's, say one that served as root before: whether he listens cannot be told from here.
+            # It is another user's, say of a resident that ran as root: it cannot be asked.
             whose = access.describe(path)
             advice = f"rm {quote(str(path))}, once no greycheck serve runs"
             raise SocketError(
@@ -267,7 +300,10 @@ def is_answered(path: Path) -> bool:
 
 
 def _number(of: Callable[[str], Any], name: str, account: pwd.struct_passwd | None = None) -> int:
-    """The number OF the user or group NAME; of ACCOUNT where there is no name; -1 where there is neither. Raises SocketError."""
+    """Returns the number OF the user or group NAME; of ACCOUNT if there is no name, else -1.
+
+    Raises SocketError.
+    """
     try:
         entry = of(name) if name else account
     except KeyError as error:
@@ -278,7 +314,10 @@ def _number(of: Callable[[str], Any], name: str, account: pwd.struct_passwd | No
 
 
 def _give(listening: Unix, maker: pwd.struct_passwd | None) -> None:
-    """Gives the socket to its owner. Not by its name: MAKER may have put something else there meanwhile. Raises SocketError."""
+    """Gives the socket to its owner. Raises SocketError.
+
+    Not by its name: MAKER may have put something else there in the meantime.
+    """
     if listening.owner == (-1, -1):
         return
     descriptor = os.open(listening.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -319,32 +358,34 @@ def internet(host: str, port: int) -> socket.socket:
 
 
 def shown(listening: socket.socket) -> str:
-    """The name of a LISTENING socket."""
+    """Returns the path or address of a LISTENING socket."""
     name = listening.getsockname()
     if isinstance(name, str | bytes):
         return os.fsdecode(name)
     return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
 
 
-# What passes over all that a socket receives (linux/filter.h: BPF_RET | BPF_K, 0), and how it is told (asm-generic/socket.h).
+# A filter that drops all that a socket receives (linux/filter.h: BPF_RET | BPF_K, 0), and the
+# option that sets it (asm-generic/socket.h).
 NOTHING = struct.pack("=HBBI", 0x06, 0, 0, 0)
 SO_ATTACH_FILTER = 26
 
 
 def shut(listening: socket.socket) -> None:
-    """Lets nobody connect to LISTENING any more. Those who wait there can still be taken."""
+    """Lets no more clients connect to LISTENING. Those that wait there can still be accepted."""
     if listening.family == socket.AF_UNIX:
         listening.shutdown(socket.SHUT_RD)
         return
-    # To shut a TCP socket would drop those who wait. What asks for a connection is passed over instead, and comes again in a second.
+    # shutdown(2) on a TCP socket would drop the connections that wait. So packets that ask for a
+    # connection are dropped: the client sends another in a second.
     program = ctypes.create_string_buffer(NOTHING)
-    told = struct.pack("HP", len(NOTHING) // 8, ctypes.addressof(program))
+    option = struct.pack("HP", len(NOTHING) // 8, ctypes.addressof(program))
     with suppress(OSError):
-        listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, told)
+        listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, option)
 
 
 def notify(environ: Mapping[bytes, bytes], state: str) -> None:
-    """Tells the supervisor STATE, where it wants to be told (sd_notify(3))."""
+    """Sends STATE to systemd, if it wants that (sd_notify(3))."""
     address = environ.get(b"NOTIFY_SOCKET", b"")
     if not address:
         return

@@ -1,8 +1,9 @@
-"""The store of triplets and clients.
+"""The store of triplets, clients and rules.
 
-``tables`` and ``statements`` say in SQLAlchemy Core what there is and what is asked; ``compiled_*`` is the same ahead of time, for the
-forked child, who reaches it through ``connect`` and ``lean_*``. Everybody else uses ``engine``. ``server`` reads the URL of a server
-database for both, and ``drivers`` knows what its drivers want to be told.
+What a check loads is in this folder: ``connect`` opens the kind of database that the settings name
+(``sqlite`` or ``server``), with statements that were compiled ahead of time (``compiled_*``). The
+schema they are compiled from, and its migrations, are in ``schema``; the SQL of operators' commands
+is in ``admin``. Only these two use SQLAlchemy.
 """
 
 import posix
@@ -10,27 +11,28 @@ import posix
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from greycheck.settings import Settings
-    from greycheck.store.lean import Connected
+    from greycheck.store.base import Connection
 
 
-def connect(settings: "Settings", patience: float) -> "Connected":
-    """A connection to the database of SETTINGS, which waits PATIENCE seconds at most for another's lock, or for a server in all.
+def connect(settings: "Settings", patience: float) -> "Connection":
+    """Returns a connection to the database of SETTINGS.
 
-    A process of root's becomes the owner of that store for good.
+    It waits PATIENCE seconds at most for a lock, or for a server in all. A process of root's
+    becomes the owner of that store for good. Raises StoreError.
     """
     if posix.geteuid() == 0:
         from greycheck.store import rights
 
         rights.become_owner(settings, marks=True)
-    scheme, _sep, path = settings.database.partition("://")
-    if scheme == "sqlite":
-        from greycheck.store import lean_sqlite
+    database = settings.database
+    if database.path:
+        from greycheck.store import sqlite
 
-        return lean_sqlite.Store(path[1:], patience)
-    if not scheme:
-        from greycheck.store.lean import StoreError
+        return sqlite.Store(database.path, patience)
+    if database.server is None:
+        from greycheck.store.base import StoreError
 
         raise StoreError("there is no store: see the warning before")
-    from greycheck.store import lean_server
+    from greycheck.store import server
 
-    return lean_server.Store(settings, patience)
+    return server.Store(settings, patience)

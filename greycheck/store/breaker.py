@@ -1,24 +1,30 @@
-"""What checks tell each other of a host that does not answer: who finds out leaves a mark, and the next ones do not ask it.
+"""What checks tell each other of a host that does not answer.
 
-A mark is a small file. That it exists says all that counts; its text is when it was made, its time of modification when the host was
-last asked. So a kill leaves either a mark or none. Now and then somebody asks the host nevertheless, one at a time: he holds the
-file's lock meanwhile, which ends with him. Where the host answers, the mark goes.
+Who finds out leaves a mark, and the next ones do not ask it.
 
-Two kinds: ``DOWN`` (nothing is asked of the host) and ``STUCK`` (it answers, but takes no writes: they alone are spared).
+A mark is a small file. That it exists says all that counts; its text is when it was made, its time
+of modification when the host was last asked. So a kill leaves either a mark or none. Now and then
+somebody asks the host nevertheless, one at a time: he holds the file's lock meanwhile, which ends
+with him. Where the host answers, the mark goes.
 
-Bugs: without a directory that it may write to there are no marks, and each check finds out by itself.
+Two kinds: ``DOWN`` (nothing is asked of the host) and ``STUCK`` (it answers, but takes no writes:
+they alone are spared).
+
+Bugs: without a directory that it may write to there are no marks, and each check finds out by
+itself.
 """
 
 import posix
 from time import time
 
-from greycheck.store.lean import digest
-from greycheck.store.server import Host, Server
+from greycheck.store.base import digest
+from greycheck.store.url import Host, Server
 
 DOWN = "down"
 STUCK = "stuck"
 
-# How soon a marked host is asked again, in seconds: first, and at last. Between, as long as it has been silent so far.
+# How soon a marked host is asked again, in seconds: first, and at last. Between, as long as it has
+# been silent so far.
 SOONEST, LATEST = 1, 30
 
 
@@ -47,7 +53,10 @@ class Breaker:
         return times is None or _is_over(*times)
 
     def claim(self, host: Host, kind: str) -> bool:
-        """Whether this process is the one to ask a HOST that is due. No other one is until ``set``, ``clear``, ``release`` or its end."""
+        """Whether this process is the one to ask a HOST that is due.
+
+        No other one is until ``set``, ``clear``, ``release`` or its end.
+        """
         path = self.path(host, kind)
         if path in self._claims:
             return True
@@ -56,7 +65,8 @@ class Breaker:
         except FileNotFoundError:
             return True
         except OSError:
-            # Another user's: nobody else can lock it. It is taken away where that is possible, and keeps nobody from asking where not.
+            # Another user's: nobody else can lock it. It is taken away where that is possible, and
+            # keeps nobody from asking where not.
             if not self.is_due(host, kind):
                 return False
             _is_removed(path)
@@ -77,10 +87,15 @@ class Breaker:
         return True
 
     def set(self, host: Host, kind: str) -> bool:
-        """Marks HOST, or remembers that it was asked in vain. Whether the mark is new; raises OSError where it cannot be made."""
+        """Marks HOST, or remembers that it was asked in vain.
+
+        Whether the mark is new; raises OSError where it cannot be made.
+        """
         path = self.path(host, kind)
         try:
-            descriptor = posix.open(path, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, 0o600)
+            descriptor = posix.open(
+                path, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, 0o600
+            )
         except FileExistsError:
             claim = self._claims.pop(path, None)
             if claim is not None:
@@ -99,7 +114,10 @@ class Breaker:
         return True
 
     def clear(self, host: Host, kind: str) -> float | None:
-        """Takes away the mark that this process claimed. Returns for how many seconds it was there; None where there was none."""
+        """Takes away the mark that this process claimed.
+
+        Returns for how many seconds it was there; None where there was none.
+        """
         path = self.path(host, kind)
         claim = self._claims.pop(path, None)
         if claim is None:
@@ -116,7 +134,7 @@ class Breaker:
 
 
 def _is_at(descriptor: int, path: str) -> bool:
-    """Whether the file of DESCRIPTOR is still the one at PATH, and not one that somebody has taken away, or made anew."""
+    """Whether the file of DESCRIPTOR is still the one at PATH: not removed, nor made anew."""
     try:
         return posix.fstat(descriptor).st_ino == posix.stat(path, follow_symlinks=False).st_ino
     except OSError:
@@ -132,13 +150,18 @@ def _is_removed(path: str) -> bool:
 
 
 def _times(path: str) -> tuple[float, float] | None:
-    """When the mark at PATH was made, and when its host was last asked; None where there is no mark, or none that can be seen."""
+    """Returns when the mark at PATH was made, and when its host was last asked.
+
+    None if there is no mark, or none that can be seen.
+    """
     try:
         asked = posix.stat(path, follow_symlinks=False).st_mtime
     except OSError:
         return None
     try:
-        descriptor = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK)
+        descriptor = posix.open(
+            path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW | posix.O_NONBLOCK
+        )
     except OSError:
         return asked, asked
     text = posix.read(descriptor, 20)
@@ -148,5 +171,8 @@ def _times(path: str) -> tuple[float, float] | None:
 
 
 def _is_over(made: float, asked: float) -> bool:
-    """Whether a host that was ASKED last then is to be asked again. After a clock that was set back, at once."""
+    """Whether a host that was ASKED last then is to be asked again.
+
+    After a clock that was set back, at once.
+    """
     return not 0 <= time() - asked < min(max(asked - made, SOONEST), LATEST)

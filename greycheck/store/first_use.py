@@ -1,8 +1,9 @@
 """The embedded store at its first use: the slow path, taken once.
 
-The migrations need SQLAlchemy and alembic, which need ten times the memory and fifty times the time of a check. So they run in a
-program of their own (``greycheck db upgrade``), under a lock on the store's directory: of many first checks at once one makes the
-schema, and the others wait for it. The program outlives a check whose deadline is over, and keeps the lock until it is done.
+The migrations need SQLAlchemy and alembic, which need ten times the memory and fifty times the time
+of a check. So they run in a program of their own (``greycheck db upgrade``), under a lock on the
+store's directory: of many first checks at once one makes the schema, and the others wait for it.
+The program outlives a check whose deadline is over, and keeps the lock until it is done.
 """
 
 import _signal
@@ -12,23 +13,23 @@ import posix
 from greycheck import settings as names
 from greycheck.envelope import Envelope, triplet
 from greycheck.store import connect
-from greycheck.store.lean import Asked, NoSchema, StoreError, make_it
+from greycheck.store.base import Asked, NoSchema, StoreError, make_it
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from greycheck.settings import Settings
-    from greycheck.store.lean import Connected
+    from greycheck.store.base import Connected
 
 # What is kept of what the program prints about its failure, in bytes.
 COMPLAINT = 1024
 
 
 def make(settings: "Settings", operator: tuple[str, ...], patience: float) -> "Connected":
-    """Makes the schema of SETTINGS' database, with the command line OPERATOR of greycheck's commands, and connects.
+    """Makes the schema of SETTINGS' database, and connects.
 
-    Raises StoreError.
+    OPERATOR is the command line of greycheck's commands. Raises StoreError.
     """
-    directory = settings.database.partition(":///")[2].rpartition("/")[0] or "/"
+    directory = settings.database.path.rpartition("/")[0] or "/"
     _make_default(directory, settings)
     try:
         lock = posix.open(directory, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
@@ -57,7 +58,10 @@ def _looked_at(settings: "Settings", patience: float) -> "Connected":
 
 
 def _make_default(directory: str, settings: "Settings") -> None:
-    """Makes the directory that no setting names, an ordinary user's state directory above all, with its parents."""
+    """Makes the directory that no setting names, with its parents.
+
+    Above all that is an ordinary user's state directory.
+    """
     if settings.sources["database"] != "default" or directory == names.SYSTEM_DIRECTORY:
         return
     made = ""
@@ -72,9 +76,14 @@ def _make_default(directory: str, settings: "Settings") -> None:
 
 
 def _run(operator: tuple[str, ...], settings: "Settings", lock: int) -> None:
-    """Runs ``greycheck db upgrade`` with the LOCK in its hands too. Raises StoreError with what it said."""
+    """Runs ``greycheck db upgrade`` with the LOCK in its hands too.
+
+    Raises StoreError with what it said.
+    """
     _lift_limits()
-    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # inherited ignored, it would leave nothing to wait for
+    _signal.signal(
+        _signal.SIGCHLD, _signal.SIG_DFL
+    )  # inherited ignored, it would leave nothing to wait for
     posix.set_inheritable(lock, True)
     reader, writer = posix.pipe2(posix.O_CLOEXEC)
     command = (*operator, "db", "upgrade")
@@ -89,7 +98,9 @@ def _run(operator: tuple[str, ...], settings: "Settings", lock: int) -> None:
     _maker, status = posix.waitpid(maker, 0)
     if status:
         said = _cause(complaint.decode("utf-8", "surrogateescape"))
-        raise StoreError(f"the schema could not be made: {said or f'{operator[0]} ended with status {status}'}")
+        raise StoreError(
+            f"the schema could not be made: {said or f'{operator[0]} ended with status {status}'}"
+        )
 
 
 def _read_all(reader: int) -> bytes:
@@ -110,20 +121,32 @@ def _cause(complaint: str) -> str:
     lines = [line for line in complaint.split("\n") if line.strip()]
     if not lines:
         return ""
-    return lines[-1] if TRACEBACK in complaint or lines[0][:1].isspace() else lines[0].removeprefix("Error: ")
+    return (
+        lines[-1]
+        if TRACEBACK in complaint or lines[0][:1].isspace()
+        else lines[0].removeprefix("Error: ")
+    )
 
 
 def _environ(settings: "Settings") -> dict[bytes, bytes]:
-    """The environment, with the two settings that count here and no other: a wrong one must not keep the store from being made."""
-    environ = {name: value for name, value in posix.environ.items() if not name.startswith(b"GREYCHECK")}
+    """Returns the environment for ``db upgrade``: of our settings, only the two that count there.
+
+    Another one that is wrong must not keep the store from being made.
+    """
+    environ = {
+        name: value for name, value in posix.environ.items() if not name.startswith(b"GREYCHECK")
+    }
     environ[b"GREYCHECK_CONFIG"] = b"/dev/null"
-    environ[b"GREYCHECK_DATABASE"] = settings.database.encode("utf-8", "surrogateescape")
+    environ[b"GREYCHECK_DATABASE"] = settings.database.url.encode("utf-8", "surrogateescape")
     environ[b"GREYCHECK_DATABASE_MODE"] = b"%04o" % settings.database_mode
     return environ
 
 
 def _lift_limits() -> None:
-    """Lifts soft limits, as a child may (contract.md section 3: softlimit sets no others). A check needs little, this much more."""
+    """Lifts soft limits, as a child may: softlimit sets no others.
+
+    A check needs little, this more. See docs/hooks.rst#environment-and-process.
+    """
     import resource
 
     for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_STACK):

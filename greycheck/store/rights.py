@@ -1,20 +1,21 @@
 """Where root's rights end: at what another user may write.
 
-Whoever owns a store's directory chooses what SQLite opens, makes and removes there: links, and journals that name files to be deleted.
-So root becomes that user, for good, before anything there is opened; what is opened for it afterwards is opened with that user's rights.
-docs/threat-model.rst says who must not do what.
+Whoever owns a store's directory chooses what SQLite opens, makes and removes there: links, and
+journals that name files to be deleted. So root becomes that user, for good, before anything there
+is opened; what is opened for it afterwards is opened with that user's rights. docs/threat-model.rst
+says who must not do what.
 
-Interface: ``become_owner`` gives up root's rights where the store is another user's, ``become_owner_of`` where files are;
-``refuse_root`` is the bolt on each door to an SQLite file: it lets root in only where root alone may write. ``owner``,
-``owner_of_store`` and ``only_roots`` say whose a path is.
-Nobody but root is hindered by anything here.
+Interface: ``become_owner`` gives up root's rights where the store is another user's,
+``become_owner_of`` where files are; ``refuse_root`` is the bolt on each door to an SQLite file: it
+lets root in only where root alone may write. ``owner``, ``owner_of_store`` and ``only_roots`` say
+whose a path is. Nobody but root is hindered by anything here.
 
 Diagnostics: ``StoreError``, the cause first, then one command.
 """
 
 import posix
 
-from greycheck.store.lean import StoreError
+from greycheck.store.base import StoreError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ STICKY, BY_GROUP, BY_OTHERS = 0o1000, 0o020, 0o002
 
 
 def become_owner(settings: "Settings", marks: bool = False) -> None:
-    """As root: becomes, for good, the user who owns the store of SETTINGS, unless that is root alone. MARKS as for ``owner_of``.
+    """As root, becomes the owner of the store of SETTINGS for good, unless that is root alone.
 
-    Raises StoreError where it is not clear whose the store is.
+    MARKS as for ``owner_of``. Raises StoreError if it is not clear whose the store is.
     """
     if posix.geteuid() == 0:
         become(owner_of(settings, marks))
@@ -43,25 +44,30 @@ def become_owner(settings: "Settings", marks: bool = False) -> None:
 def owner_of(settings: "Settings", marks: bool = True) -> int:
     """The user besides root whom the store of SETTINGS belongs to; 0 for nobody.
 
-    With MARKS, of a server database, who owns the directory in which its hosts are marked. Whoever wrote the settings chooses what is
-    opened, so it is opened as him. Raises StoreError where these are two users, or it is not clear who they are.
+    With MARKS, of a server database, who owns the directory in which its hosts are marked. Whoever
+    wrote the settings chooses what is opened, so it is opened as him. Raises StoreError where these
+    are two users, or it is not clear who they are.
     """
-    scheme, _sep, path = settings.database.partition("://")
-    found, where = 0, path[1:]
-    if scheme == "sqlite":
+    found, where = 0, settings.database.path
+    if where:
         found = owner_of_store(where, settings.database_mode == 0o660)
-    elif scheme and marks:
+    elif settings.database.server is not None and marks:
         where = settings.state_directory
         found = owner(where)
     writer, file = author(settings)
     if writer and found not in (0, writer):
-        whose = f"{where}: is {user_name(found)}'s, and {file}, which names it, {user_name(writer)}'s"
+        whose = (
+            f"{where}: is {user_name(found)}'s, and {file}, which names it, {user_name(writer)}'s"
+        )
         raise StoreError(f"{whose}: {_run('chown -h root', file)}")
     return writer or found
 
 
 def author(settings: "Settings") -> "tuple[int, str]":
-    """The user besides root who may write a file that SETTINGS come from, and that file; 0 for nobody. Raises StoreError for several."""
+    """Returns the user who may write a file of SETTINGS besides root, and that file; 0 for nobody.
+
+    Raises StoreError if there are several.
+    """
     found = 0, ""
     for source in settings.sources.values():
         if not source.startswith("/"):
@@ -78,7 +84,10 @@ def author(settings: "Settings") -> "tuple[int, str]":
 
 
 def become_owner_of(paths: "list[str]", shared: bool) -> None:
-    """As root: becomes, for good, the one user whose all the SQLite files PATHS are. Raises StoreError where they are several users'."""
+    """As root, becomes the owner of the store of SETTINGS for good, unless that is root alone.
+
+    MARKS as for ``owner_of``. Raises StoreError if it is not clear whose the store is.
+    """
     if posix.geteuid() != 0:
         return
     users = {path: owner_of_store(path, shared) for path in paths}
@@ -86,7 +95,8 @@ def become_owner_of(paths: "list[str]", shared: bool) -> None:
         (first, one), (second, other) = users.items()
         directory = second.rpartition("/")[0] or "/"
         raise StoreError(
-            f"{first} is {user_name(one)}'s and {second} is {user_name(other)}'s, and nobody may open both:"
+            f"{first} is {user_name(one)}'s and {second} is {user_name(other)}'s, and nobody may"
+            " open both:"
             f" {_run(f'chown -h {_word(user_name(one))}', directory)}"
         )
     for user in users.values():
@@ -95,17 +105,23 @@ def become_owner_of(paths: "list[str]", shared: bool) -> None:
 
 
 def refuse_root(path: str) -> None:
-    """Raises StoreError where this is root, and others than root may write the SQLite file PATH, or beside it."""
+    """Raises StoreError if this is root, and others may write the SQLite file PATH."""
     if posix.geteuid() != 0:
         return
     user = owner_of_store(path, False)
     if user:
         name = user_name(user)
-        raise StoreError(f"{path}: is {name}'s: root does not open it: runuser -u {_word(name)} -- greycheck COMMAND")
+        raise StoreError(
+            f"{path}: is {name}'s: root does not open it: runuser -u {_word(name)} -- greycheck"
+            " COMMAND"
+        )
 
 
 def become(user: int) -> None:
-    """Becomes the user of that number, with his groups, for good. Root stays as it is. Raises StoreError."""
+    """Becomes the user of that number, with his groups, for good.
+
+    Root stays as it is. Raises StoreError.
+    """
     if user == 0:
         return
     import pwd
@@ -124,14 +140,17 @@ def become(user: int) -> None:
         posix.setresuid(user, user, user)
     except OSError as error:
         told = name or str(user)
-        raise StoreError(f"root cannot become {told} here ({error.strerror}): run it as {told}") from None
+        raise StoreError(
+            f"root cannot become {told} here ({error.strerror}): run it as {told}"
+        ) from None
 
 
 def owner_of_store(path: str, shared: bool) -> int:
     """The user whose the SQLite file PATH is, there or not: the owner of its directory.
 
-    A SHARED store (database_mode = 0660) may be written by the directory's group too. Raises StoreError where anybody else may write, or
-    where there is something else than files of that user.
+    A SHARED store (database_mode = 0660) may be written by the directory's group too. Raises
+    StoreError where anybody else may write, or where there is something else than files of that
+    user.
     """
     directory = path.rpartition("/")[0] or "/"
     user, status, there = _walk(directory)
@@ -142,15 +161,19 @@ def owner_of_store(path: str, shared: bool) -> int:
     mode = status.st_mode
     if mode & BY_OTHERS:
         raise StoreError(
-            f"{there}: any user may write there, and put another store in this one's place: {_run('chmod o-w', there)}"
+            f"{there}: any user may write there, and put another store in this one's place:"
+            f" {_run('chmod o-w', there)}"
         )
     group = mode & BY_GROUP
     if group and not shared:
-        advice = f"{_run('chmod g-w', there)} (or set database_mode = 0660, if they share the store)"
+        advice = (
+            f"{_run('chmod g-w', there)} (or set database_mode = 0660, if they share the store)"
+        )
         raise StoreError(f"{there}: a group may write there: {advice}")
     if group and not user:
         raise StoreError(
-            f"{there}: is root's, and a group may write there: {_run('chown qmaild', there)} (or whoever qmail runs checks as)"
+            f"{there}: is root's, and a group may write there: {_run('chown qmaild', there)} (or"
+            " whoever qmail runs checks as)"
         )
     for suffix in SUFFIXES:
         _check_file(path + suffix, status, bool(group))
@@ -158,7 +181,10 @@ def owner_of_store(path: str, shared: bool) -> int:
 
 
 def _check_file(path: str, directory: "posix.stat_result", shared: bool) -> None:
-    """Raises StoreError unless PATH is not there, or a regular file of the DIRECTORY's owner, or in a SHARED one of its group."""
+    """Raises StoreError unless PATH is missing, or a regular file of the DIRECTORY's owner.
+
+    In a SHARED directory it may be of the directory's group.
+    """
     try:
         status = posix.lstat(path)
     except FileNotFoundError:
@@ -167,15 +193,23 @@ def _check_file(path: str, directory: "posix.stat_result", shared: bool) -> None
         raise StoreError(f"{path}: {error.strerror}") from None
     kind = status.st_mode & TYPE
     if kind == LINK:
-        raise StoreError(f"{path}: is a symbolic link, which root does not follow: {_run('rm', path)}")
+        raise StoreError(
+            f"{path}: is a symbolic link, which root does not follow: {_run('rm', path)}"
+        )
     if kind != REGULAR:
         if kind == DIRECTORY:
-            raise StoreError(f"{path}: is a directory: set database to a file in it: {path}/greycheck.db")
+            raise StoreError(
+                f"{path}: is a directory: set database to a file in it: {path}/greycheck.db"
+            )
         told = _run("rm", path) if kind in (FIFO, SOCKET) else "name a file"
         raise StoreError(f"{path}: is no regular file: {told}")
-    if status.st_uid == directory.st_uid or (shared and status.st_uid and status.st_gid == directory.st_gid):
+    if status.st_uid == directory.st_uid or (
+        shared and status.st_uid and status.st_gid == directory.st_gid
+    ):
         return
-    whose = f"{path}: is {user_name(status.st_uid)}'s, in a directory of {user_name(directory.st_uid)}"
+    whose = (
+        f"{path}: is {user_name(status.st_uid)}'s, in a directory of {user_name(directory.st_uid)}"
+    )
     if status.st_nlink > 1:
         # Whoever owns the directory may have made it: it is the same file as one that is not his.
         raise StoreError(f"{whose}, and has another name somewhere else: {_run('rm', path)}")
@@ -183,7 +217,10 @@ def _check_file(path: str, directory: "posix.stat_result", shared: bool) -> None
 
 
 def owner(path: str) -> int:
-    """The user besides root who may change what PATH is, there or not; 0 for nobody. Raises StoreError where several may."""
+    """Returns the user who may write a file of SETTINGS besides root, and that file; 0 for nobody.
+
+    Raises StoreError if there are several.
+    """
     user, status, there = _walk(path)
     if status is not None and status.st_mode & TYPE == DIRECTORY:
         _check_closed(there, status)
@@ -191,17 +228,21 @@ def owner(path: str) -> int:
 
 
 def only_roots(path: str) -> None:
-    """Raises StoreError where others than root may change what PATH is, or write it. What is not there is nobody's."""
+    """Raises StoreError if others than the owner may write PATH.
+
+    A PARENT of a path may be a sticky directory, as /tmp is.
+    """
     _user, status, there = _walk(path, only_root=True)
     if status is not None and status.st_mode & TYPE != DEVICE:
         _check_closed(there, status)
 
 
 def _walk(path: str, only_root: bool = False) -> "tuple[int, posix.stat_result | None, str]":
-    """Whom PATH belongs to besides root (0: nobody), its status (None: it is not there), and what it is without links.
+    """Returns who owns PATH besides root (0: nobody), its status (None: missing), its real path.
 
-    Each directory on the way must be closed to others; from the first that is another user's, all must be his. Links are followed only
-    where root made them, in directories of root's. Raises StoreError, where it is to be ONLY_ROOT's at the first that is another user's.
+    Each directory on the way must be closed to others; from the first that is another user's on,
+    all must be that user's. Links are followed only where root made them, in directories of root's.
+    Raises StoreError; with ONLY_ROOT, at the first place that is another user's.
     """
     user, at, links = 0, "", 0
     status = posix.lstat("/")
@@ -225,15 +266,23 @@ def _walk(path: str, only_root: bool = False) -> "tuple[int, posix.stat_result |
         if status.st_mode & TYPE == LINK:
             links += 1
             if user or status.st_uid or links > LINKS:
-                raise StoreError(f"{here}: is a symbolic link, which root does not follow: name the directory itself")
+                raise StoreError(
+                    f"{here}: is a symbolic link, which root does not follow: name the directory"
+                    " itself"
+                )
             target = posix.readlink(here)
             rest += target.split("/")[::-1]
             at = "" if target.startswith("/") else at
             status = posix.lstat(at or "/")
             continue
         if only_root and status.st_uid:
-            whose = f"{here}: is {user_name(status.st_uid)}'s, and root goes by nothing that another user may write"
-            raise StoreError(f"{whose}: {'keep it in a directory of root' if rest else _run('chown -h root', here)}")
+            whose = (
+                f"{here}: is {user_name(status.st_uid)}'s, and root goes by nothing that another"
+                " user may write"
+            )
+            raise StoreError(
+                f"{whose}: {'keep it in a directory of root' if rest else _run('chown -h root', here)}"  # noqa: E501
+            )
         if user and status.st_uid != user:
             whose = f"{here}: is {user_name(status.st_uid)}'s, in a directory of {user_name(user)}"
             raise StoreError(f"{whose}: {_run(f'chown -h {_word(user_name(user))}', here)}")
@@ -242,7 +291,10 @@ def _walk(path: str, only_root: bool = False) -> "tuple[int, posix.stat_result |
 
 
 def _check_closed(path: str, status: "posix.stat_result", parent: bool = False) -> None:
-    """Raises StoreError where others than the owner may write PATH; a sticky one (/tmp) may be a path's PARENT."""
+    """Raises StoreError if others than the owner may write PATH.
+
+    A PARENT of a path may be a sticky directory, as /tmp is.
+    """
     mode = status.st_mode
     if parent and mode & STICKY and status.st_uid == 0:
         return

@@ -1,366 +1,522 @@
-"""A server database as its URL names it, and what its errors mean.
+"""The child's PostgreSQL, MariaDB or MySQL: a connection to the first host that can be used.
 
-The URL is SQLAlchemy's: ``mariadb://user:password@/greycheck?host=db1:3306&host=db2``. Hosts are tried in the order in which they stand
-there. Read here once, for the child and for everybody else; nothing of SQLAlchemy is needed for it.
+A known triplet takes one round trip, and a new one three: the rows, what else is pending, and the
+write. Where the recipient has rules over pairs, they take one more. MariaDB and MySQL take two more
+where a client of the sender's domain meets mail that waits from other networks. Each statement
+commits by itself; two changes that belong together are a transaction. No statement relies on what
+its transaction read before, so every isolation level from READ COMMITTED on will do: a write
+compares the row with what was read, and changes nothing if they differ.
 
-Interface: ``parse`` makes a ``Server`` of a URL; drivers raise a ``Fault``, whose ``kind`` says what to do about it.
+``Session`` is the connection and its transaction, ``HostList`` the order of the hosts and their
+marks; what a fault means is a table (``host_list.judge``). ``Store`` runs with them what a check
+needs, within the time that it has.
 
-Diagnostics: ``ValueError`` of a URL, never with its password.
+Diagnostics: ``Again`` where the check is to be decided again (a lost race, another host),
+``StoreError`` where that is of no use. ``notes`` are lines for the log: which host does not answer,
+and which one answers again.
 """
 
-from greycheck.store.lean import StoreError
+import posix
+from time import monotonic, sleep
+
+from greycheck.policy import Change, Identity, Pending, Rows, authority
+from greycheck.store import drivers
+from greycheck.store.base import (
+    CORRESPONDENTS,
+    DIGEST,
+    NO_SCHEMA,
+    Again,
+    Asked,
+    RuleKeys,
+    StoreError,
+    WrongSchema,
+    check_revision,
+    identity,
+    identity_parameters,
+    is_done,
+    letter_parameters,
+    oldest_held,
+    parameters,
+    pool_parameters,
+    rows,
+    statement,
+    text,
+    total,
+    waiting_parameters,
+)
+from greycheck.store.breaker import DOWN, STUCK
+from greycheck.store.drivers import faults
+from greycheck.store.drivers.faults import Fault
+from greycheck.store.host_list import (
+    CONNECTING,
+    HERE,
+    HERE_ONCE,
+    NOWHERE,
+    READING,
+    WRITING_FREE,
+    WRITING_HELD,
+    HostList,
+    judge,
+)
+from greycheck.store.url import Host
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import ModuleType
+    from typing import Any
 
-# What URLs call a dialect, and which one it is.
-DIALECTS = {"postgresql": "postgresql", "mysql": "mysql", "mariadb": "mysql"}
+    from greycheck.outbound import Letter
+    from greycheck.settings import Settings
+    from greycheck.store.drivers import Connection, Driver
+    from greycheck.store.url import Server
 
-# The drivers of a dialect, the quickest first; a URL without a driver takes the first that is there.
-DRIVERS = {"postgresql": ("psycopg2", "psycopg"), "mysql": ("mysqldb", "pymysql")}
+# How long to wait for a lock, as a share of all the time there is; in whole seconds, one at least.
+LOCK_PATIENCE = 0.25
 
-# What a URL of MySQL's dialect may say after its question mark; libpq judges PostgreSQL's by itself.
-MYSQL_OPTIONS = frozenset(
-    ("host", "port", "unix_socket", "read_default_file", "read_default_group", "ssl_mode", "ssl_check_hostname")
-    + ("ssl_ca", "ssl_capath", "ssl_cert", "ssl_key", "ssl_cipher")
-)
-SSL_MODES = ("DISABLED", "PREFERRED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY")
+# A share of the time of a check. A host that is silent is marked only if it had at least so much; a
+# conflict is tried again only if so much is left.
+FAIR = 0.2
 
-# What counts here and not in a URL: the deadline, and the encoding.
-IGNORED = frozenset(("charset", "client_encoding", "connect_timeout"))
+# A connection that had less than this share of a host's time to connect is not used for another
+# check: drivers keep limits made of that time.
+FAIR_SHARE = 0.5
 
-# What each session of a check begins with. A server may speak another character set than the one it is spoken to in, read statements in
-# another dialect, not commit, let statements wait for a lock for a day, and keep for hours what a client that is no more has locked.
-MYSQL_SESSION = (
-    "SET NAMES utf8mb4, SESSION sql_mode = 'STRICT_ALL_TABLES', SESSION autocommit = 1, SESSION wait_timeout = {1},"
-    " SESSION lock_wait_timeout = {0}, SESSION innodb_lock_wait_timeout = {0}"
-)
+# How long to wait before connecting again to a host that had no connection left, in seconds; and at
+# most before a lost race is run again.
+PAUSE = 0.05
 
-# How long an operator's command waits for one answer of MySQL's dialect, in seconds; libpq keeps connections alive by itself.
-READING = 600
+# How many columns of WAITING are those of POOL, and of IDENTITY.
+POOL, IDENTITY = 5, 14
 
-# After how many seconds a server gives up a client that does nothing.
-IDLE = 10
+BEGIN = {"postgresql": "BEGIN ISOLATION LEVEL READ COMMITTED", "mysql": "START TRANSACTION"}
 
 
-def mysql_arguments(server: "Server", host: "Host") -> "dict[str, object]":
-    """What both drivers of MySQL's dialect are told alike: who asks, for what, where."""
-    where = {"unix_socket": host.name} if host.is_socket else {"host": host.name, "port": host.port}
-    return {
-        "user": server.user,
-        "password": server.password,
-        "database": server.database,
-        "charset": "utf8mb4",
-        "read_default_file": server.options.get("read_default_file"),
-        "read_default_group": server.options.get("read_default_group"),
-        **where,
-    }
+class Session:
+    """A connection to one host of SERVER, and its transaction.
 
-
-def mysql_session(patience: int) -> str:
-    """The statement that a session begins with; PATIENCE is how long to wait for a lock, in seconds."""
-    return MYSQL_SESSION.format(patience, IDLE)
-
-
-class Host:
-    """One of the hosts that share the database: a ``name`` and ``port``, or the path of a socket (PostgreSQL: of its directory).
-
-    Empty and None: whatever the driver takes by itself.
+    ``host``   the last one that it connected to, or tried to
+    ``given``  how long the host could take for its last answer, in seconds
+    ``limit``  how long it could take to connect, in seconds: drivers keep limits made of that
     """
 
-    __slots__ = ("name", "port")
+    def __init__(self, server: "Server") -> None:
+        self._server = server
+        self.host: Host | None = None
+        self.connection: Connection | None = None
+        self.in_transaction = False
+        self.given = self.limit = 0.0
+        self._asking_since = 0.0
 
-    def __init__(self, name: str, port: int | None) -> None:
-        self.name = name
-        self.port = port
+    def connect(self, driver: "Driver", host: Host, seconds: float, lock_patience: int) -> None:
+        """Connects to HOST by DRIVER within SECONDS. Locks are waited for LOCK_PATIENCE seconds.
 
-    def __str__(self) -> str:
-        name = f"[{self.name}]" if ":" in self.name else self.name or "localhost"
-        return name if self.port is None else f"{name}:{self.port}"
+        Raises Fault.
+        """
+        self.host = host
+        self.given = self.limit = seconds
+        self._asking_since = monotonic()
+        try:
+            self.connection = driver.Connection(self._server, host, seconds, lock_patience)
+        finally:
+            self._asking_since = 0.0
+
+    def run(
+        self, sql: str, values: "Sequence[object]", seconds: float
+    ) -> "tuple[Sequence[Sequence[Any]], int]":
+        """Returns a statement's rows, and how many it changed, within SECONDS. Raises Fault."""
+        assert self.connection is not None
+        self.given = seconds
+        self._asking_since = monotonic()
+        try:
+            return self.connection.run(sql, values, seconds)
+        finally:
+            self._asking_since = 0.0
+
+    def asked_for(self) -> float:
+        """Returns how long the statement or connect that runs now has taken so far, in seconds."""
+        return monotonic() - self._asking_since if self._asking_since else 0.0
+
+    def roll_back(self, seconds: float) -> Fault | None:
+        """Ends the transaction, if there is one, within SECONDS. Disconnects where that fails.
+
+        Returns the fault then.
+        """
+        if not self.in_transaction or self.connection is None:
+            return None
+        self.in_transaction = False
+        try:
+            self.connection.run("ROLLBACK", (), seconds)
+        except Fault as fault:
+            self.disconnect()
+            return fault
+        return None
+
+    def disconnect(self) -> None:
+        """Leaves the host. Servers log a line for each client who does not say good-bye."""
+        if self.connection is not None:
+            self.connection.close()
+        self.connection = None
+        self.in_transaction = False
+
+
+class Store:
+    """The server database of SETTINGS, for one check after the other.
+
+    It connects with its first statement. A check ends PATIENCE seconds from now.
+    """
+
+    def __init__(self, settings: "Settings", patience: float) -> None:
+        server = settings.database.server
+        assert server is not None
+        self._server = server
+        self._compiled: ModuleType = __import__(
+            f"greycheck.store.compiled_{self._server.dialect}", fromlist=["REVISION"]
+        )
+        self._patience = patience
+        self._until = monotonic() + patience
+        self._hosts = HostList(server, settings.state_directory)
+        self._session = Session(server)
+        self._phase = READING
+        # Whether another's lock may be waited for more than once.
+        self._patient = True
+        # Whether it waits for the host to have a connection left.
+        self.awaits_connection = False
 
     @property
-    def is_socket(self) -> bool:
-        """Whether it is a path."""
-        return self.name.startswith("/")
+    def notes(self) -> list[str]:
+        """Lines for the log: which host does not answer, and which one answers again."""
+        return self._hosts.notes
 
+    @notes.setter
+    def notes(self, notes: list[str]) -> None:
+        self._hosts.notes = notes
 
-class Server:
-    """What a URL says. ``driver`` is one of DRIVERS, or empty; ``options`` is what is left for the driver."""
+    def begin(self, patience: float) -> None:
+        """Begins another check, on the same connection. It ends PATIENCE seconds from now.
 
-    __slots__ = ("database", "dialect", "driver", "hosts", "options", "password", "user")
+        How long it waits for locks, and how much time is fair to a host, stays as with the first
+        check: no host is marked because a check begins late. Raises StoreError if no host is due.
+        """
+        self.rest()
+        self._until = monotonic() + patience
+        self._phase = READING
+        self._hosts.start()
+        if self._session.connection is None:
+            return
+        first = self._hosts.first()
+        if first is None:
+            raise StoreError(self._hosts.reason)
+        # A connection that was made in a hurry keeps its short limits.
+        is_hurried = self._session.limit < patience * FAIR_SHARE / len(self._server.hosts)
+        if first is not self._session.host or is_hurried:
+            self._session.disconnect()
+        else:
+            self._hosts.take()
 
-    def __init__(
-        self,
-        dialect: str,
-        driver: str,
-        user: str | None,
-        password: str | None,
-        database: str,
-        hosts: list[Host],
-        options: dict[str, str],
-    ) -> None:
-        self.dialect = dialect
-        self.driver = driver
-        self.user = user
-        self.password = password
-        self.database = database
-        self.hosts = hosts
-        self.options = options
+    def rest(self) -> None:
+        """Ends a check. What it did not come to an end with, it leaves to others."""
+        self._hosts.release()
+        if self._session.in_transaction:
+            self._session.disconnect()
 
+    # --- what a check asks ------------------------------------------------------------------------
 
-def parse(url: str) -> Server:
-    """The server of URL. Raises ValueError."""
-    scheme, _, rest = url.partition("://")
-    name, plus, driver = scheme.partition("+")
-    dialect = DIALECTS.get(name)
-    if dialect is None:
-        raise ValueError(f"{name}: no such database here: sqlite, postgresql, mariadb or mysql")
-    if plus and driver not in DRIVERS[dialect]:
-        raise ValueError(f"{scheme}: no such driver here: {' or '.join(DRIVERS[dialect])}")
-    user, password, rest = _credentials(rest)
-    rest, _, query = rest.partition("?")
-    authority, _, database = rest.partition("/")
-    if "@" in authority + "/" + database:
-        raise ValueError("an @ in a user's name or a password is written %40")
-    if not database:
-        raise ValueError(f"{scheme}: which database? Its name follows the hosts, as {scheme}://user@host/greycheck")
-    options = _query(query)
-    hosts = _hosts(options, authority)
-    if dialect == "mysql":
-        _check_mysql(options)
-    plain = {key: values[-1] for key, values in options.items() if key not in IGNORED}
-    return Server(dialect, driver, user, password, decoded(database), hosts, plain)
+    def lookup(self, asked: Asked, now: int) -> Rows:
+        """The rows of the triplet and the client, and the rules that match."""
+        compiled = self._compiled
+        sql, names = compiled.LOOKUP_IPV6 if ":" in asked.triplet.client else compiled.LOOKUP_IPV4
+        keys = RuleKeys(asked)
+        found = self._run(sql, [asked.key, asked.triplet.client, *keys.padded(len(names) - 2)])
+        self._answered(DOWN)
+        if found[0][0] is None:
+            raise StoreError(NO_SCHEMA)
+        there = rows((text(found[0][0]), *found[0][1:]), compiled.REVISION)
+        rules = [rule(row[11:]) for row in found]
+        pairs = compiled.PAIRS_IPV6 if ":" in asked.triplet.client else compiled.PAIRS_IPV4
+        for values in keys.of_pairs(rules, len(pairs[1])):
+            rules += map(rule, self._run(pairs[0], values))
+        return Rows(*there, *keys.pick(rules, now))
 
+    def waiting(self, asked: Asked, since: int, now: int, settings: "Settings") -> Pending:
+        """What waits besides."""
+        sql, names = self._compiled.WAITING
+        values, times = waiting_parameters(asked, since, now, settings)
+        found = self._run(sql, [values[name] for name in names])[0]
+        others, oldest, newest, gap, of_domain, *known = found[: POOL + IDENTITY]
+        crowd, *counts = found[POOL + IDENTITY :]
+        in_all = total(counts, times)
+        told = identity(known, asked, now)
+        if others and self._server.dialect == "mysql" and authority(told, asked.envelope, settings):
+            held = self._oldest_held(asked, since, now, settings)
+            of_domain = min((each for each in (of_domain, held) if each is not None), default=None)
+        return Pending(others, oldest, newest, gap, crowd, in_all, of_domain, told)
 
-def with_hosts(url: str, hosts: "Sequence[str]") -> str:
-    """URL, which can be parsed, with these HOSTS instead of its own."""
-    scheme, _, rest = url.partition("://")
-    _, _, after = _credentials(rest)
-    credentials = rest[: len(rest) - len(after)]
-    after, _, query = after.partition("?")
-    options = [option for option in query.split("&") if option.partition("=")[0] not in _OF_HOSTS]
-    options += [f"host={host}" for host in hosts]
-    return f"{scheme}://{credentials}/{after.partition('/')[2]}?{'&'.join(option for option in options if option)}"
+    def _oldest_held(self, asked: Asked, since: int, now: int, settings: "Settings") -> int | None:
+        """The oldest first attempt of the pair from a client that may send for the domain."""
+        sql, names = self._compiled.NETWORKS
+        values = pool_parameters(asked, since, now, settings)
+        waiting = self._run(sql, [values[name] for name in names])
+        key = values["domain_key"]
+        assert isinstance(key, bytes)
+        ranges = self._run(self._compiled.DOMAIN_RANGES[0], (key, key + b"\xff" * DIGEST))
+        return oldest_held([(row[1], row[2] and bytes(row[2])) for row in waiting], ranges, now)
 
+    def identity(self, asked: Asked, now: int, settings: "Settings") -> Identity:
+        """What is known of the client and of its sender's domain."""
+        sql, names = self._compiled.IDENTITY
+        values = identity_parameters(asked, now, settings)
+        return identity(self._run(sql, [values[name] for name in names])[0], asked, now)
 
-_OF_HOSTS = ("host", "port", "unix_socket")
+    def networks(self, asked: Asked, since: int, settings: "Settings") -> "Sequence[str]":
+        """The networks from which the pair waits."""
+        sql, names = self._compiled.NETWORKS
+        values = pool_parameters(asked, since, 0, settings)
+        return [text(row[0]) for row in self._run(sql, [values[name] for name in names])]
 
+    def lock(self, asked: Asked) -> None:
+        """Begins a transaction that locks the triplet's row, if there is one."""
+        self._connect()
+        self._phase, self._patient = WRITING_HELD, True
+        self._begin()
+        self._run(self._compiled.LOCK_TRIPLET[0], [asked.key])
+        self._phase = READING
 
-def _credentials(rest: str) -> tuple[str | None, str | None, str]:
-    before, at, after = rest.partition("@")
-    user, colon, password = before.partition(":")
-    if not at or "/" in user:
-        return None, None, rest
-    return decoded(user) or None, decoded(password) if colon else None, after
+    def save(self, asked: Asked, changes: list[Change], patient: bool) -> bool:
+        """Writes all CHANGES and commits, or writes none and returns False.
 
+        Unless PATIENT, it waits for another's lock only once.
+        """
+        if not changes:
+            return self._end("ROLLBACK", True)
+        self._claim_writes(patient)
+        self._phase, self._patient = WRITING_HELD, patient
+        if len(changes) > 1:
+            self._begin()
+        for change in changes:
+            kind = statement(change)
+            sql, names = getattr(self._compiled, kind)
+            self._phase = WRITING_FREE if kind == "INSERT_TRIPLET" else WRITING_HELD
+            values = parameters(asked, change)
+            if not is_done(kind, self._change(sql, [values[name] for name in names])):
+                return self._end("ROLLBACK", False)
+        self._phase = WRITING_FREE
+        self._end("COMMIT", True)
+        self._answered(STUCK)
+        return True
 
-def _query(text: str) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for part in text.split("&"):
-        key, _, value = part.replace("+", " ").partition("=")
-        if value:
-            found.setdefault(decoded(key), []).append(decoded(value))
-    return found
+    def learn(self, letters: "Sequence[Letter]") -> int:
+        """Records LETTERS one by one, but for what is known; returns how many."""
+        return sum(map(self._learn, letters))
 
+    def _learn(self, letter: "Letter") -> bool:
+        compiled, values = self._compiled, letter_parameters(letter)
 
-def decoded(text: str) -> str:
-    """TEXT with each ``%XX`` as the byte that it stands for, in UTF-8."""
-    head, *parts = text.split("%")
-    if not parts:
-        return text
-    found = head.encode("utf-8", "surrogateescape")
-    for part in parts:
-        digits = part[:2]
+        def given(names: "Sequence[str]") -> list[object]:
+            return [values[name] for name in names]
+
+        sql, names = compiled.CORRESPONDENT
+        found = self._run(sql, given(names))
+        self._answered(DOWN)
+        if found and not letter.is_news(found[0][0]):
+            return False
+        if not found:
+            sql, names = compiled.CORRESPONDENTS
+            if self._run(sql, given(names))[0][0] >= CORRESPONDENTS:
+                return False
+        self._claim_writes(patient=False)
+        self._phase, self._patient = WRITING_HELD, False
+        sql, names = compiled.PUT_CORRESPONDENT
+        self._change(sql, given(names))
+        self._phase = READING
+        self._answered(STUCK)
+        return True
+
+    def tidy(self) -> None:
+        """Leaves the server."""
+        self._session.disconnect()
+
+    close = tidy
+
+    def overdue(self) -> None:
+        """The deadline is over while a host was asked: marks it. Called from another thread."""
+        seconds = self._session.asked_for()
+        if self._session.host is not None and self._is_fair(seconds):
+            self._mark(judge(faults.SILENT, self._phase)[0], f"no answer for {seconds:.1f}s")
+
+    # --- statements -------------------------------------------------------------------------------
+
+    def _run(self, sql: str, values: "Sequence[object]" = ()) -> "Sequence[Sequence[Any]]":
+        """The rows of a statement."""
+        return self._answer(sql, values)[0]
+
+    def _change(self, sql: str, values: "Sequence[object]") -> int:
+        """How many rows a statement changed."""
+        return self._answer(sql, values)[1]
+
+    def _answer(
+        self, sql: str, values: "Sequence[object]"
+    ) -> "tuple[Sequence[Sequence[Any]], int]":
+        self._connect()
         try:
-            found += bytes.fromhex(digits) if len(digits) == 2 and not digits.isspace() else b"%" + digits.encode()
-        except ValueError:
-            found += b"%" + digits.encode("utf-8", "surrogateescape")
-        found += part[2:].encode("utf-8", "surrogateescape")
-    return found.decode("utf-8", "replace")
+            return self._session.run(sql, values, self._share())
+        except Fault as fault:
+            raise self._after(fault) from None
+
+    def _begin(self) -> None:
+        if not self._session.in_transaction:
+            self._run(BEGIN[self._server.dialect])
+            self._session.in_transaction = True
+
+    def _end(self, how: str, written: bool) -> bool:
+        if self._session.in_transaction:
+            self._run(how)
+        self._session.in_transaction = False
+        self._phase = READING
+        return written
+
+    # --- faults -----------------------------------------------------------------------------------
+
+    def _after(self, fault: Fault) -> StoreError:
+        """Does what can be done about the FAULT of a statement, and returns what to raise."""
+        phase, host = self._phase, self._session.host
+        assert host is not None
+        self._phase = READING
+        mark, way = judge(fault.kind, phase)
+        if way == NOWHERE:
+            self._roll_back()
+            said = self._explained(fault)
+            return (WrongSchema if isinstance(said, WrongSchema) else StoreError)(f"{host}: {said}")
+        if way == HERE:
+            self._roll_back()
+            if self._may_repeat(fault.kind):
+                # Two that lost the same race must not come back at the same moment, be they
+                # processes or threads of this one.
+                sleep(PAUSE * (posix.urandom(1)[0] + 32) / 256)
+                return Again(f"{host}: {fault}")
+            if self._patient or phase == READING:
+                self._mark(mark, str(fault))
+            return StoreError(f"{host}: {fault}")
+        self._session.disconnect()
+        self._hosts.reason = f"{host}: {fault}"
+        if way != HERE_ONCE or not self._hosts.come_back(host):
+            self._blame(mark, fault)
+        return Again(self._hosts.reason) if self._hosts.left else StoreError(self._hosts.reason)
+
+    def _may_repeat(self, kind: str) -> bool:
+        """Whether there is time for another attempt after a fault of KIND: CONFLICT, or LOCKED."""
+        if kind == faults.LOCKED:
+            return self._patient and self._left() >= self._lock_patience()
+        return self._left() >= self._patience * FAIR
+
+    def _blame(self, mark: str, fault: Fault) -> None:
+        """Marks the host for FAULT; for its silence only where it had time enough to answer."""
+        if fault.kind != faults.SILENT or self._is_fair(self._session.given):
+            self._mark(mark, str(fault))
+
+    def _mark(self, mark: str, why: str) -> None:
+        if mark:
+            assert self._session.host is not None
+            self._hosts.mark(self._session.host, mark, why)
+
+    def _explained(self, fault: Fault) -> StoreError:
+        """Returns FAULT, or WrongSchema if a column is missing because the schema does not fit."""
+        if fault.kind == faults.SCHEMA and self._session.connection is not None:
+            try:
+                found = self._session.connection.run(self._compiled.SCHEMA[0], (), self._share())[0]
+                check_revision(text(found[0][0]) if found else None, self._compiled.REVISION)
+            except StoreError as error:
+                return error
+        return fault
+
+    def _roll_back(self) -> None:
+        fault = self._session.roll_back(self._share())
+        if fault is not None:
+            assert self._session.host is not None
+            self._hosts.reason = f"{self._session.host}: {fault}"
+            self._hosts.come_back(self._session.host)
+
+    # --- hosts ------------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        """Connects to the first host that takes a connection, if needed. Raises StoreError."""
+        while self._session.connection is None:
+            host = self._hosts.first() if self._left() > 0 else None
+            if host is None:
+                raise StoreError(self._hosts.reason)
+            self._connect_to(host)
+            self._hosts.take()
+
+    def _connect_to(self, host: Host) -> None:
+        """Connects to HOST, or marks it and returns.
+
+        Raises StoreError where this process has no memory for a connection, or no driver.
+        """
+        # Not before: loading a driver costs more than all that a check does without it.
+        driver = drivers.load(self._server)[1]
+        until = monotonic() + self._share()
+        was_busy = False
+        while True:
+            try:
+                seconds = max(until - monotonic(), PAUSE)
+                self._session.connect(driver, host, seconds, self._lock_patience())
+            except Fault as fault:
+                # That the last try had too little time says less than what the host said before.
+                if not was_busy or fault.kind != faults.SILENT:
+                    self._hosts.reason = f"{host}: {fault}"
+                mark, way = judge(fault.kind, CONNECTING)
+                if way == NOWHERE:
+                    raise StoreError(self._hosts.reason) from None
+                was_busy = way == HERE
+                if not was_busy or monotonic() + PAUSE >= until:
+                    self._blame(mark, fault)
+                    return
+            else:
+                return
+            self.awaits_connection = True
+            sleep(PAUSE)
+            self.awaits_connection = False
+
+    def _claim_writes(self, patient: bool) -> None:
+        """Raises where the host takes no writes, and this is not the check that tries it again.
+
+        Again where there is another host, else StoreError.
+        """
+        self._connect()
+        assert self._session.host is not None
+        if self._hosts.takes_writes(self._session.host):
+            return
+        if not patient or not self._hosts.left:
+            self._roll_back()
+            raise StoreError(self._hosts.reason)
+        self._session.disconnect()
+        raise Again(self._hosts.reason)
+
+    def _answered(self, kind: str) -> None:
+        """The host did what it was not expected to do."""
+        assert self._session.host is not None
+        self._hosts.answered(self._session.host, kind)
+
+    # --- time -------------------------------------------------------------------------------------
+
+    def _left(self) -> float:
+        """The time that is left, in seconds."""
+        return self._until - monotonic()
+
+    def _share(self) -> float:
+        """What one host may take of it."""
+        hosts = len(self._hosts.left) + (self._session.connection is not None)
+        return max(self._left(), PAUSE) / max(1, hosts)
+
+    def _is_fair(self, seconds: float) -> bool:
+        """Whether a host that was given so many SECONDS had time enough to answer."""
+        return seconds >= self._patience * min(FAIR, 0.5 / len(self._server.hosts))
+
+    def _lock_patience(self) -> int:
+        return max(1, int(self._patience * LOCK_PATIENCE))
 
 
-def _hosts(options: dict[str, list[str]], authority: str) -> list[Host]:
-    """The hosts of the options, which they are taken out of, or else that of the AUTHORITY."""
-    ports = [_port(port) for value in options.pop("port", []) for port in value.split(",")]
-    sockets = options.pop("unix_socket", [])
-    names = [name.strip() for value in options.pop("host", []) + sockets for name in value.split(",")]
-    hosts = [read_host(name) for name in names or [authority]]
-    if len(ports) not in (0, 1, len(hosts)):
-        raise ValueError(f"{len(hosts)} hosts and {len(ports)} ports")
-    for number, port in enumerate(ports * len(hosts) if len(ports) == 1 else ports):
-        hosts[number].port = hosts[number].port or port
-    return hosts
-
-
-def read_host(text: str) -> Host:
-    """The host that ``name``, ``name:port``, ``[address]:port`` or a path names. Raises ValueError."""
-    if text.startswith("/"):
-        return Host(text, None)
-    if text.startswith("["):
-        name, bracket, port = text[1:].partition("]")
-        if not bracket or port[:1] not in ("", ":"):
-            raise ValueError(f"{text}: not a host (as db1, db1:3306 or [2001:db8::1]:3306)")
-        return Host(name, _port(port[1:]))
-    name, _, port = text.partition(":")
-    return Host(name, _port(port))
-
-
-def _port(text: str) -> int | None:
-    if not text:
-        return None
-    if not (text.isascii() and text.isdigit()) or not 0 < int(text) < 65536:
-        raise ValueError(f"{text}: not a port")
-    return int(text)
-
-
-def _check_mysql(options: dict[str, list[str]]) -> None:
-    for name in options:
-        if name not in MYSQL_OPTIONS | IGNORED:
-            name = name if name.isidentifier() else "an option"
-            raise ValueError(f"{name}: no such option here: {', '.join(sorted(MYSQL_OPTIONS))}")
-    mode = options.get("ssl_mode", ["PREFERRED"])[-1].upper()
-    if mode not in SSL_MODES:
-        raise ValueError(f"ssl_mode={mode}: not one of {', '.join(SSL_MODES)}")
-
-
-def ssl_mode(server: Server) -> str:
-    """How far TLS goes with MySQL's dialect, one of SSL_MODES: who names an authority wants the server to be verified.
-
-    MariaDB's library, which mysqlclient uses, verifies the name along with the authority: VERIFY_CA is VERIFY_IDENTITY there.
-    """
-    given = server.options.get("ssl_mode", "").upper()
-    if given:
-        return given
-    if not server.options.keys() & {"ssl_ca", "ssl_capath"}:
-        return "PREFERRED"
-    unnamed = server.options.get("ssl_check_hostname", "").lower() in ("false", "0", "no", "off")
-    return "VERIFY_CA" if unnamed else "VERIFY_IDENTITY"
-
-
-def libpq_dsn(server: Server, host: Host, seconds: float, patience: int | None = None) -> str:
-    """What libpq is told, as it wants to be told it. With PATIENCE, statements end after SECONDS, and wait so long for a lock.
-
-    Each statement of a check has an index that gives its rows in the order in which it wants the first few. A server that does not know
-    yet how many there are (a flood is quicker than its statistics) might read all of them by a bitmap, and sort them.
-    """
-    options = dict(server.options)
-    given = {
-        "host": host.name,
-        "port": host.port,
-        "user": server.user,
-        "password": server.password,
-        "dbname": server.database,
-        "client_encoding": "UTF8",
-        "connect_timeout": max(2, int(seconds)),
-        # Asking for a Kerberos ticket that nobody has costs as much as all the rest of connecting.
-        "gssencmode": options.pop("gssencmode", "disable"),
-        "target_session_attrs": options.pop("target_session_attrs", "read-write"),
-        "application_name": options.pop("application_name", "greycheck"),
-    }
-    session = options.pop("options", "")
-    if patience is not None:
-        limits = {"statement": seconds, "lock": patience, "idle_in_transaction_session": IDLE}
-        session = "-c enable_bitmapscan=off " + session
-        session += "".join(f" -c {name}_timeout={int(limit * 1000)}" for name, limit in limits.items())
-    given |= {"options": session.strip(), **options}
-    return " ".join(f"{name}={_quoted(str(value))}" for name, value in given.items() if value not in (None, ""))
-
-
-def _quoted(value: str) -> str:
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-# --- faults -----------------------------------------------------------------------------------------------------------
-
-GONE = "gone"  # no connection, or one that is lost
-UNUSABLE = "unusable"  # there is a connection, and the server answers nothing: it starts, stops, or has no quorum
-SILENT = "silent"  # it did not answer in time
-BUSY = "busy"  # all its connections are taken
-READ_ONLY = "read-only"
-LOCKED = "locked"  # somebody else's lock was waited for in vain
-CONFLICT = "conflict"  # a deadlock, or a change that another host was quicker to make: to be decided again
-SCHEMA = "schema"  # there is no such table or column: its revision says whose schema it is
-OURS = "ours"  # this process is short of memory: then drivers say that there is no connection
-OTHER = "other"
-
-MYSQL_KINDS = {
-    **dict.fromkeys((1152, 1158, 1159, 1160, 1161, 1180, 1927, 2002, 2003, 2006, 2013, 2055, 4031), GONE),
-    **dict.fromkeys((1047, 1053, 1077, 1079), UNUSABLE),
-    **dict.fromkeys((1040, 1203, 1226), BUSY),
-    **dict.fromkeys((1290, 1792, 1836), READ_ONLY),
-    **dict.fromkeys((1205, 1317, 1969, 3024, 3572), LOCKED),
-    **dict.fromkeys((1213, 1020), CONFLICT),
-    1054: SCHEMA,
-}
-POSTGRESQL_KINDS = {
-    **dict.fromkeys(("57P01", "57P02", "57P05"), GONE),
-    "57P03": UNUSABLE,
-    "53300": BUSY,
-    "25006": READ_ONLY,
-    **dict.fromkeys(("55P03", "57014"), LOCKED),
-    **dict.fromkeys(("40001", "40P01"), CONFLICT),
-    "42703": SCHEMA,
-}
-MISSING = (1146, "42P01")
-NO_SCHEMA = "the database has no schema: run greycheck db upgrade"
-
-# How PostgreSQL says "53300" to a connection that it does not take, and the kernel to one too many on a socket: libpq hands on the words.
-TOO_MANY = ("too many ", "remaining connection slots", "Resource temporarily unavailable")
-
-# Error numbers of MySQL's dialect from here on are its client's own.
-CLIENT_ERRORS = range(2000, 3000)
-
-
-class Fault(StoreError):
-    """What a server or a driver said. ``kind`` is one of the words above."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
-def mysql_driver_fault(error: Exception, seconds: float, limit: float) -> Fault:
-    """The fault of a driver's ERROR after SECONDS, of a LIMIT: to the driver, one that is over looks like a connection that is lost."""
-    arguments = error.args or (None, error)
-    fault = mysql_fault(arguments[0], str(arguments[-1]))
-    return silent(seconds) if fault.kind == GONE and seconds >= 0.9 * limit else fault
-
-
-def mysql_fault(code: object, message: str) -> Fault:
-    """The fault of an error CODE (an int, or whatever a driver gives instead) of MySQL's dialect."""
-    if code in MISSING:
-        return Fault(SCHEMA, NO_SCHEMA)
-    kind = MYSQL_KINDS.get(code, OTHER) if isinstance(code, int) else OTHER
-    if code in CLIENT_ERRORS and _is_short_of_memory(message):
-        kind = OURS
-    elif code in CLIENT_ERRORS and "Errno 11]" in message:
-        kind = BUSY
-    return Fault(kind, one_line(message) + (f" ({code})" if isinstance(code, int) else ""))
-
-
-def postgresql_fault(code: str | None, message: str) -> Fault:
-    """The fault of an SQLSTATE of PostgreSQL; None where there is none, because there is no connection."""
-    if code in MISSING:
-        return Fault(SCHEMA, NO_SCHEMA)
-    if code is None:
-        kind = BUSY if any(words in message for words in TOO_MANY) else GONE
-        # Where libpq has tried with TLS and without, the second line says the same.
-        said = one_line(message.partition("\nconnection to server ")[0])
-        return Fault(OURS if _is_short_of_memory(message) and "FATAL" not in message else kind, said)
-    kind = GONE if code.startswith("08") else POSTGRESQL_KINDS.get(code, OTHER)
-    return Fault(kind, f"{one_line(message)} ({code})")
-
-
-def _is_short_of_memory(message: str) -> bool:
-    return "memory" in message.lower() or "malloc" in message
-
-
-def silent(seconds: float) -> Fault:
-    """The fault of a server that was waited for so many SECONDS."""
-    return Fault(SILENT, f"no answer for {seconds:.1f}s")
-
-
-def one_line(message: str) -> str:
-    """The lines of a MESSAGE as one."""
-    return " ".join(message.split())
+def rule(row: "Sequence[Any]") -> tuple[bytes, str, str, str, int | None, int | None]:
+    """The columns of a rule in a ROW; an empty key where there is none."""
+    key, kind, pattern, action, delay, expires = row
+    return bytes(key or b""), text(kind), text(pattern), text(action), delay, expires

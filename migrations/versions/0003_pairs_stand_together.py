@@ -1,7 +1,9 @@
-"""The key of a triplet begins with what its pair of sender and recipient have in common, so that pools need no index of their own.
+"""The key of a triplet begins with what its pair of sender and recipient have in common, so that
+pools need no index of their own.
 
-A new triplet is written at one random place instead of two. SQLite keeps rows in the order they come from now on, so that place is one of a
-tree of keys alone. It fits no older program: that looks for rows under other keys.
+A new triplet is written at one random place instead of two. SQLite keeps rows in the order they
+come from now on, so that place is one of a tree of keys alone. It fits no older program: that looks
+for rows under other keys.
 """
 
 import re
@@ -13,7 +15,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import mysql
 
-from greycheck.store import steps
+from greycheck.store.schema import migration_ops
 
 revision = "0003"
 down_revision = "0002"
@@ -23,10 +25,14 @@ moves_rows = True
 
 digest = sa.LargeBinary(16).with_variant(mysql.BINARY(16), "mysql", "mariadb")
 
-# The first 4 bytes of the pair's digest, then the first 12 of the old key, which is that of all three. A row that has its new key stays,
-# so that whoever does this twice, or at once on two nodes, never goes back.
+# The first 4 bytes of the pair's digest, then the first 12 of the old key, which is that of all
+# three. A row that has its new key stays, so that whoever does this twice, or at once on two nodes,
+# never goes back.
 IS_OLD = "substr(triplet_key, 1, 4) <> substr(pair_digest, 1, 4)"
-MOVE = f"UPDATE {{table}} SET triplet_key = {{key}} WHERE triplet_key >= :first AND triplet_key <= :last AND {IS_OLD}"
+MOVE = (
+    f"UPDATE {{table}} SET triplet_key = {{key}} WHERE triplet_key >= :first AND triplet_key <="
+    f" :last AND {IS_OLD}"
+)
 NEW_KEY = {
     "sqlite": "CAST(substr(pair_digest, 1, 4) || substr(triplet_key, 1, 12) AS BLOB)",
     "postgresql": "substr(pair_digest, 1, 4) || substr(triplet_key, 1, 12)",
@@ -35,26 +41,31 @@ NEW_KEY = {
 
 
 def upgrade() -> None:
-    table = steps.take_away("triplet")
-    steps.drop_index(table, "pair_digest")
-    steps.lay_out(table, by_key=False)
-    with steps.on_what_is_there():
+    table = migration_ops.take_away("triplet")
+    migration_ops.drop_index(table, "pair_digest")
+    migration_ops.lay_out(table, by_key=False)
+    with migration_ops.on_what_is_there():
         _give_pairs(table, _as_in_0003)  # to rows that are older than 0002
         _give_new_keys(table)
-    steps.drop_column(table, "pair_digest")
-    steps.give_back("triplet")
+    migration_ops.drop_column(table, "pair_digest")
+    migration_ops.give_back("triplet")
 
 
 def downgrade() -> None:
-    table = steps.take_away("triplet")
-    steps.add_column(
-        table, sa.Column("pair_digest", digest, comment="digest of sender and recipient; NULL for the null sender")
+    table = migration_ops.take_away("triplet")
+    migration_ops.add_column(
+        table,
+        sa.Column(
+            "pair_digest",
+            digest,
+            comment="digest of sender and recipient; NULL for the null sender",
+        ),
     )
-    with steps.on_what_is_there():
+    with migration_ops.on_what_is_there():
         _give_pairs(table, _as_in_0002)
-    steps.lay_out(table, by_key=True)
-    steps.make_index(table, "pair_digest")
-    steps.give_back("triplet")
+    migration_ops.lay_out(table, by_key=True)
+    migration_ops.make_index(table, "pair_digest")
+    migration_ops.give_back("triplet")
 
 
 def _give_new_keys(table: str) -> None:
@@ -65,7 +76,7 @@ def _give_new_keys(table: str) -> None:
     )
     for keys in _batches(rows, ["triplet_key"], sa.text(IS_OLD)):
         bind.execute(move, {"first": keys[0].triplet_key, "last": keys[-1].triplet_key})
-        steps.save()
+        migration_ops.save()
 
 
 def _give_pairs(table: str, with_pair: Callable[[sa.Row[Any]], dict[str, bytes]]) -> None:
@@ -79,7 +90,7 @@ def _give_pairs(table: str, with_pair: Callable[[sa.Row[Any]], dict[str, bytes]]
     without = sa.and_(rows.c.pair_digest.is_(None), rows.c.sender != "")
     for found in _batches(rows, ["triplet_key", "network", "sender", "recipient"], without):
         bind.execute(change, [with_pair(row) for row in found])
-        steps.save()
+        migration_ops.save()
 
 
 def _as_in_0002(row: sa.Row[Any]) -> dict[str, bytes]:
@@ -99,7 +110,9 @@ def _as_in_0003(row: sa.Row[Any]) -> dict[str, bytes]:
 
 def _bytes(shown: str) -> bytes:
     """What log.show has SHOWN."""
-    return re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), shown.encode())
+    return re.sub(
+        rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), shown.encode()
+    )
 
 
 def _rows(table: str) -> sa.TableClause:
@@ -113,10 +126,18 @@ def _rows(table: str) -> sa.TableClause:
 def _batches(
     rows: sa.TableClause, columns: list[str], which: sa.ColumnElement[bool] | sa.TextClause
 ) -> Iterator[list[sa.Row[Any]]]:
-    """COLUMNS of ROWS for WHICH that is true, in the order of keys. What moves ahead meanwhile may come once more."""
+    """COLUMNS of ROWS for WHICH that is true, in the order of keys.
+
+    What moves ahead meanwhile may come once more.
+    """
     key, last = rows.c.triplet_key, b""
     while True:
-        query = sa.select(*(rows.c[name] for name in columns)).where(which, key > last).order_by(key).limit(steps.BATCH)
+        query = (
+            sa.select(*(rows.c[name] for name in columns))
+            .where(which, key > last)
+            .order_by(key)
+            .limit(migration_ops.BATCH)
+        )
         found = list(op.get_bind().execute(query))
         if not found:
             return

@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 import pytest
 
-from greycheck.cli import apart
 from greycheck.cli.common import foreseen
-from greycheck.store.lean import StoreError
+from greycheck.privilege import apart
+from greycheck.store.base import StoreError
 
 IS_ROOT = os.geteuid() == 0
 
@@ -54,7 +54,9 @@ FAULTS: dict[Callable[[], None], str] = {
 
 
 @pytest.mark.parametrize(("fault", "said"), FAULTS.items())
-def test_a_fault_of_the_system_is_told_with_its_files_where_it_has_any(fault: Callable[[], None], said: str) -> None:
+def test_a_fault_of_the_system_is_told_with_its_files_where_it_has_any(
+    fault: Callable[[], None], said: str
+) -> None:
     with pytest.raises(click.ClickException) as told, foreseen():
         fault()
     assert told.value.message == said

@@ -15,9 +15,13 @@ from greycheck.cli.config import config
 HOSTS = st.sampled_from(
     ["127.0.0.1:10023", "[::1]:0", "0.0.0.0:65535", "[::]:25", "[2001:db8::7]:10023", "192.0.2.1:1"]
 )
-NETWORKS = st.sampled_from(["0.0.0.0/0", "::/0", "192.0.2.7", "10.0.0.0/8", "2001:db8::/32", "::1", "192.0.2.99/25"])
+NETWORKS = st.sampled_from(
+    ["0.0.0.0/0", "::/0", "192.0.2.7", "10.0.0.0/8", "2001:db8::/32", "::1", "192.0.2.99/25"]
+)
 NAMES = st.text("abcXYZ0189.-_\u00e4\u0130", min_size=1, max_size=12)
-PRINTABLE = st.text(st.characters(exclude_categories=("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")), max_size=30)
+PRINTABLE = st.text(
+    st.characters(exclude_categories=("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")), max_size=30
+)
 PATHS = PRINTABLE.map(lambda text: f"/{text}")
 DURATIONS = st.builds("{}{}".format, st.integers(0, 400), st.sampled_from(["", "s", "m", "h", "d"]))
 
@@ -37,9 +41,28 @@ VALUES = st.one_of(
     st.integers(0, 1000000).map(str),
     st.builds("{}:{}".format, NAMES | st.just(""), NAMES | st.just("")),
     st.sampled_from(
-        ["0600", "0660", "0666", "YES", "no", "Greylist", "accept", "DEFER", "observe", "enforce", "reject"]
+        [
+            "0600",
+            "0660",
+            "0666",
+            "YES",
+            "no",
+            "Greylist",
+            "accept",
+            "DEFER",
+            "observe",
+            "enforce",
+            "reject",
+        ]
     ),
-    st.sampled_from(["/a.db", "sqlite:////a b.db", "mysql://u@h/d", "postgresql:///d?host=%2Frun%2Fa&host=h%3A1"]),
+    st.sampled_from(
+        [
+            "/a.db",
+            "sqlite:////a b.db",
+            "mysql://u@h/d",
+            "postgresql:///d?host=%2Frun%2Fa&host=h%3A1",
+        ]
+    ),
 )
 
 
@@ -59,33 +82,47 @@ def text_read_by(setting: settings.Setting) -> st.SearchStrategy[str]:
 @limits(
     deadline=None,
     max_examples=40,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much, HealthCheck.too_slow],
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.filter_too_much,
+        HealthCheck.too_slow,
+    ],
 )
 def test_what_it_prints_of_any_value_is_read_as_the_same(
     setting: settings.Setting, tmp_path: Path, data: st.DataObject
 ) -> None:
     text = data.draw(text_read_by(setting))
     variable = f"GREYCHECK_{setting.name.upper()}"
-    given_ = {"GREYCHECK_CONFIG": "/dev/null", variable: text, "GREYCHECK_STATE_DIRECTORY": str(tmp_path)} | (
-        {} if setting.name.startswith("database") else {"GREYCHECK_DATABASE": "/a.db"}
-    )
+    given_ = {
+        "GREYCHECK_CONFIG": "/dev/null",
+        variable: text,
+        "GREYCHECK_STATE_DIRECTORY": str(tmp_path),
+    } | ({} if setting.name.startswith("database") else {"GREYCHECK_DATABASE": "/a.db"})
     if setting.name == "state_directory":
         given_[variable] = text
     expected = settings.read({name.encode(): value.encode() for name, value in given_.items()})
-    printed = CliRunner().invoke(config, [], env=given_ | dict.fromkeys(["GREYCHECK", "GREYCHECK_SOCKET_X"]))
+    printed = CliRunner().invoke(
+        config, [], env=given_ | dict.fromkeys(["GREYCHECK", "GREYCHECK_SOCKET_X"])
+    )
     assert printed.exception is None or isinstance(printed.exception, SystemExit), printed.exception
     (tmp_path / "conf").write_text(printed.stdout, "utf-8")
     again = settings.read({b"GREYCHECK_CONFIG": str(tmp_path / "conf").encode()})
     for each in settings.TABLE:
         if each.name != "database" or expected.has_store:
-            assert getattr(again, each.name) == getattr(expected, each.name), (each.name, text, printed.stdout)
+            assert getattr(again, each.name) == getattr(expected, each.name), (
+                each.name,
+                text,
+                printed.stdout,
+            )
     as_json = json.loads(CliRunner().invoke(config, ["--json"], env=given_).stdout)
     assert [row["name"] for row in as_json["settings"]] == [each.name for each in settings.TABLE]
 
 
 @pytest.mark.parametrize("unseen", ["\u00ad", "\u2800", "\ufe0f", "\U000e0100"])
 def test_a_value_that_nobody_could_read_is_none(unseen: str) -> None:
-    found = settings.read({b"GREYCHECK_CONFIG": b"/dev/null", b"GREYCHECK_DEFER_TEXT": f"a{unseen}b".encode()})
+    found = settings.read(
+        {b"GREYCHECK_CONFIG": b"/dev/null", b"GREYCHECK_DEFER_TEXT": f"a{unseen}b".encode()}
+    )
     assert "not a line of printable characters" in found.problems[0]
 
 

@@ -14,8 +14,9 @@ from click.testing import CliRunner, Result
 
 from greycheck import settings
 from greycheck.cli import install as module
-from greycheck.cli import launcher
 from greycheck.cli.main import cli
+from greycheck.hooks import every
+from greycheck.launchers import python, trial
 from tests.smtp.mailhost import wait_for
 from tests.support import ACCEPTED, DEFERRED, ROOT, Child
 
@@ -62,10 +63,11 @@ def test_it_installs_the_programs_and_the_store(qmail: Path) -> None:
 def test_the_printed_rules_are_what_tcprules_takes(qmail: Path) -> None:
     output = install(qmail, "--user", ME).stdout
     rules = [line.strip() for line in output.splitlines() if ":allow" in line]
-    assert len(rules) == 5
+    of_hooks = [rule for rule in rules if rule.startswith(":allow,")]
+    assert len(of_hooks) == len([hook for hook in every() if ":allow" in hook.SWITCH_ON])
     tcprules = ROOT / ".deps/ucspi-tcp/usr/bin/tcprules"
-    switches = ",".join([rules[0], *(rule.removeprefix(":allow,") for rule in rules[1:3])])
-    given = "\n".join([switches, *rules[3:]])
+    switches = ":allow," + ",".join(rule.removeprefix(":allow,") for rule in of_hooks)
+    given = "\n".join([switches, *(rule for rule in rules if rule not in of_hooks)])
     subprocess.run([tcprules, qmail / "cdb", qmail / "tmp"], input=given.encode(), check=True)
 
 
@@ -74,22 +76,29 @@ def test_installing_again_is_harmless(qmail: Path) -> None:
     before = (qmail / "greycheck").read_text()
     install(qmail, "--user", ME)
     assert (qmail / "greycheck").read_text() == before
-    assert sorted(path.name for path in qmail.iterdir()) == sorted(launcher.PROGRAMS)
+    assert sorted(path.name for path in qmail.iterdir()) == sorted(python.PROGRAMS)
 
 
 def test_uninstalling_takes_the_launchers_and_leaves_the_store(qmail: Path) -> None:
     install(qmail, "--user", ME)
-    assert install(qmail, "--uninstall").stdout == "".join(f"{qmail}/{name}: removed\n" for name in launcher.PROGRAMS)
+    assert install(qmail, "--uninstall").stdout == "".join(
+        f"{qmail}/{name}: removed\n" for name in python.PROGRAMS
+    )
     assert list(qmail.iterdir()) == []
     assert (qmail.parent / "store" / "greycheck.db").exists()
     assert install(qmail, "--uninstall").stdout == ""
 
 
 @pytest.mark.parametrize("action", [[], ["--uninstall"]])
-@pytest.mark.parametrize("name", launcher.PROGRAMS)
-def test_a_file_that_is_not_its_own_is_left_alone(qmail: Path, name: str, action: list[str]) -> None:
+@pytest.mark.parametrize("name", python.PROGRAMS)
+def test_a_file_that_is_not_its_own_is_left_alone(
+    qmail: Path, name: str, action: list[str]
+) -> None:
     (qmail / name).write_text("#!/bin/sh\n# the site's own\n")
-    assert f"{qmail}/{name}: not written by greycheck install: left alone" in install(qmail, *action, code=1).stderr
+    assert (
+        f"{qmail}/{name}: not written by greycheck install: left alone"
+        in install(qmail, *action, code=1).stderr
+    )
     assert (qmail / name).read_text() == "#!/bin/sh\n# the site's own\n"
     assert len(list(qmail.iterdir())) == 1
 
@@ -114,14 +123,17 @@ def test_an_interpreter_whose_path_no_first_line_takes_is_started_by_sh(
 ) -> None:
     directory = qmail.parent / ("with spaces" if spaces else "x" * 130)
     directory.mkdir()
-    (directory / "python").symlink_to(module.interpreter())
-    monkeypatch.setattr(launcher, "interpreter", lambda: str(directory / "python"))
+    (directory / "python").symlink_to(python.interpreter())
+    monkeypatch.setattr(python, "interpreter", lambda: str(directory / "python"))
     install(qmail, "--user", ME)
     assert (qmail / "greycheck").read_text().startswith("#!/bin/sh\n")
     child = Child(qmail, qmail.parent / "store" / "greycheck.db")
     assert child.checkenv(sender=b"--help", recipient=b"$(reboot) '\"").verdict == (DEFERRED, "new")
     child.age(300)
-    assert child.checkenv(sender=b"--help", recipient=b"$(reboot) '\"").verdict == (ACCEPTED, "retry")
+    assert child.checkenv(sender=b"--help", recipient=b"$(reboot) '\"").verdict == (
+        ACCEPTED,
+        "retry",
+    )
 
 
 def test_a_launcher_may_be_linked(qmail: Path) -> None:
@@ -133,29 +145,29 @@ def test_a_launcher_may_be_linked(qmail: Path) -> None:
     assert child.checkenv(sender=b"db", recipient=b"upgrade").verdict == (DEFERRED, "new")
 
 
-# --- for another user -------------------------------------------------------------------------------------------------
+# --- for another user -----------------------------------------------------------------------------
 
 
 def test_an_unknown_user_is_named(qmail: Path) -> None:
-    assert install(qmail, "--user", "nosuchuser", code=1).stderr == "Error: nosuchuser: no such user\n"
+    assert (
+        install(qmail, "--user", "nosuchuser", code=1).stderr == "Error: nosuchuser: no such user\n"
+    )
 
 
 def test_without_qmails_user_nobody_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "QMAIL_USER", "nosuchuser")
-    assert module.find_account(None) is None
-    monkeypatch.setattr(module, "QMAIL_USER", ME)
-    account = module.find_account(None)
+    monkeypatch.setattr(trial, "QMAIL_USER", "nosuchuser")
+    assert trial.find_account(None) is None
+    monkeypatch.setattr(trial, "QMAIL_USER", ME)
+    account = trial.find_account(None)
     assert account
     assert account.pw_name == ME
 
 
-@pytest.fixture
-def root() -> None:
-    """These need a second user; another user's rights are simulated for whoever is not root."""
-    assert os.geteuid() == 0, "this test must run as root: it becomes another user"
+# These need a second user.
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 
-@pytest.mark.usefixtures("root")
+@as_root
 def test_it_runs_as_the_other_user(qmail: Path) -> None:
     os.chown(qmail.parent / "store", NOBODY.pw_uid, NOBODY.pw_gid)
     install(qmail, "--user", "nobody")
@@ -163,41 +175,51 @@ def test_it_runs_as_the_other_user(qmail: Path) -> None:
     assert store.stat().st_uid == NOBODY.pw_uid
     child = Child(qmail, store)
     environ = child.environ(REMOTEMF=b"a", REMOTERCPT=b"b")
-    ran = child.run([qmail / "greycheck"], environ, user=NOBODY.pw_uid, group=NOBODY.pw_gid, extra_groups=[])
+    ran = child.run(
+        [qmail / "greycheck"], environ, user=NOBODY.pw_uid, group=NOBODY.pw_gid, extra_groups=[]
+    )
     assert ran.verdict == (DEFERRED, "new")
 
 
-@pytest.mark.usefixtures("root")
+@as_root
 def test_a_store_that_the_user_cannot_write_is_named(qmail: Path) -> None:
     stderr = install(qmail, "--user", "nobody", code=1).stderr
     assert f"nobody cannot write {qmail.parent}/store (mode 0755, owner root)" in stderr
     assert os.geteuid() == 0
 
 
-@pytest.mark.usefixtures("root")
+@as_root
 def test_a_directory_that_the_user_cannot_pass_is_named(qmail: Path) -> None:
     (qmail.parent / "store").chmod(0o700)
     qmail.chmod(0o700)
     stderr = install(qmail, "--user", "nobody", code=1).stderr
-    assert f"nobody may not enter {qmail} (mode 0700, owner root) on the way to {qmail}/greycheck" in stderr
+    assert (
+        f"nobody may not enter {qmail} (mode 0700, owner root) on the way to {qmail}/greycheck"
+        in stderr
+    )
     assert f"nobody cannot write {qmail.parent}/store (mode 0700, owner root)" in stderr
 
 
-@pytest.mark.usefixtures("root")
-def test_an_interpreter_that_the_user_cannot_run_is_named(qmail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@as_root
+def test_an_interpreter_that_the_user_cannot_run_is_named(
+    qmail: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     os.chown(qmail.parent / "store", NOBODY.pw_uid, NOBODY.pw_gid)
     private = qmail.parent / "private"
     private.mkdir()
-    (private / "python").symlink_to(module.interpreter())
+    (private / "python").symlink_to(python.interpreter())
     private.chmod(0o700)
-    monkeypatch.setattr(module, "interpreter", lambda: str(private / "python"))
+    monkeypatch.setattr(trial, "interpreter", lambda: str(private / "python"))
     assert (
-        f"nobody may not enter {private} (mode 0700, owner root)" in install(qmail, "--user", "nobody", code=1).stderr
+        f"nobody may not enter {private} (mode 0700, owner root)"
+        in install(qmail, "--user", "nobody", code=1).stderr
     )
 
 
-@pytest.mark.usefixtures("root")
-def test_the_systems_directory_is_made_for_the_user(qmail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@as_root
+def test_the_systems_directory_is_made_for_the_user(
+    qmail: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     system = qmail.parent / "lib" / "greycheck"
     (qmail.parent / "lib").mkdir()
     monkeypatch.setattr(settings, "SYSTEM_DIRECTORY", str(system))
@@ -208,10 +230,12 @@ def test_the_systems_directory_is_made_for_the_user(qmail: Path, monkeypatch: py
     assert (system / "greycheck.db").stat().st_uid == NOBODY.pw_uid
 
 
-def test_who_is_not_root_cannot_tell_of_another(qmail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_is_not_root_cannot_tell_of_another(
+    qmail: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module.os, "geteuid", lambda: 12345)
     found = settings.read({b"GREYCHECK_CONFIG": b"/dev/null"})
-    assert module.check_as(NOBODY, [], found) == [
+    assert trial.check_as(NOBODY, [], found) == [
         "whether nobody can run this is not known: run greycheck install as root, or as nobody"
     ]
     with module.acting_as(NOBODY):
@@ -222,15 +246,17 @@ def test_a_launcher_that_does_not_run_is_reported(qmail: Path) -> None:
     broken = qmail / "greycheck"
     broken.write_text("#!/nonexistent/python\n")
     broken.chmod(0o755)
-    assert module.try_run(broken) == f"{broken}: does not run: No such file or directory"
+    assert trial.try_run(broken) == f"{broken}: does not run: No such file or directory"
     broken.write_text("#!/bin/sh\necho oops >&2\nexit 3\n")
-    assert module.try_run(broken) == f"{broken}: does not run: exit code 3: oops"
+    assert trial.try_run(broken) == f"{broken}: does not run: exit code 3: oops"
 
 
-def test_an_installation_that_does_not_run_fails(qmail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "try_run", lambda path, account=None: f"{path}: does not run")
+def test_an_installation_that_does_not_run_fails(
+    qmail: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "try_run", lambda path, account=None: f"{path}: does not run")
     stderr = install(qmail, "--user", ME, code=1).stderr
-    complaints = [f"{qmail}/{name}: does not run\n" for name in launcher.PROGRAMS]
+    complaints = [f"{qmail}/{name}: does not run\n" for name in python.PROGRAMS]
     assert stderr == "".join(["Error: not ready:\n", *complaints])
 
 
@@ -268,7 +294,9 @@ def test_what_cannot_be_compiled_is_named(qmail: Path, monkeypatch: pytest.Monke
     assert "could not be byte-compiled" in install(qmail, "--user", ME, code=1).stderr
 
 
-def test_a_launcher_that_cannot_be_written_leaves_nothing(qmail: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_that_cannot_be_written_leaves_nothing(
+    qmail: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(_self: Path, _target: Path) -> Path:
         raise PermissionError(13, "Permission denied", str(qmail))
 
@@ -277,7 +305,7 @@ def test_a_launcher_that_cannot_be_written_leaves_nothing(qmail: Path, monkeypat
     assert list(qmail.iterdir()) == []
 
 
-# --- contrib/qmail-checkenv.sh ----------------------------------------------------------------------------------------
+# --- contrib/qmail-checkenv.sh --------------------------------------------------------------------
 
 SCRIPT = ROOT / "contrib" / "qmail-checkenv.sh"
 SHELLS = [["dash"], ["bash", "--posix"], ["busybox", "sh"]]
@@ -289,7 +317,9 @@ def by_script(request: pytest.FixtureRequest, launchers: Path, place: Path) -> C
     shell = shutil.which(request.param[0])
     assert shell, f"{request.param[0]} is missing"
     script = place / "qmail-checkenv"
-    script.write_text(SCRIPT.read_text().replace("#!/bin/sh", f"#!{' '.join([shell, *request.param[1:]])}", 1))
+    script.write_text(
+        SCRIPT.read_text().replace("#!/bin/sh", f"#!{' '.join([shell, *request.param[1:]])}", 1)
+    )
     script.chmod(0o755)
     child = Child(place, place / "greycheck.db")
     child.settings["CHECKENV_PROGRAM"] = str(launchers / "qmail-checkenv")
@@ -301,10 +331,15 @@ def test_the_script_hands_every_argument_on_unharmed(by_script: Child, launchers
 
     straight = Child(launchers, by_script.database)
     for address in HOSTILE:
-        assert by_script.checkenv(sender=address, recipient=address[::-1]).verdict == (DEFERRED, "new")
+        assert by_script.checkenv(sender=address, recipient=address[::-1]).verdict == (
+            DEFERRED,
+            "new",
+        )
     straight.age(300)
     for address in HOSTILE:
-        assert straight.checkenv(sender=address, recipient=address[::-1], GREYCHECK_CLIENT_PASSES="0").verdict == (
+        assert straight.checkenv(
+            sender=address, recipient=address[::-1], GREYCHECK_CLIENT_PASSES="0"
+        ).verdict == (
             ACCEPTED,
             "retry",
         )
@@ -312,13 +347,24 @@ def test_the_script_hands_every_argument_on_unharmed(by_script: Child, launchers
 
 def test_the_script_lifts_a_small_soft_limit(by_script: Child) -> None:
     by_script.settings["GREYCHECK_DEADLINE"] = "60s"
-    argv: list[Path | bytes | str] = ["softlimit", "-m", "5000000", by_script.programs / "qmail-checkenv", b"a", b"b"]
+    argv: list[Path | bytes | str] = [
+        "softlimit",
+        "-m",
+        "5000000",
+        by_script.programs / "qmail-checkenv",
+        b"a",
+        b"b",
+    ]
     assert by_script.run(argv, by_script.environ()).verdict == (DEFERRED, "new")
 
 
 @pytest.mark.parametrize(("on_error", "code"), [("accept", ACCEPTED), ("defer", DEFERRED)])
-def test_the_script_makes_a_verdict_of_every_failure(by_script: Child, on_error: str, code: int) -> None:
-    ran = by_script.checkenv(CHECKENV_PROGRAM="/nonexistent/qmail-checkenv", GREYCHECK_ON_ERROR=on_error)
+def test_the_script_makes_a_verdict_of_every_failure(
+    by_script: Child, on_error: str, code: int
+) -> None:
+    ran = by_script.checkenv(
+        CHECKENV_PROGRAM="/nonexistent/qmail-checkenv", GREYCHECK_ON_ERROR=on_error
+    )
     assert ran.verdict == (code, "error")
     assert 'error="/nonexistent/qmail-checkenv: not there, or no program"' in ran.lines[-1]
 
@@ -385,7 +431,9 @@ def test_the_script_waits_for_no_log_and_leaves_nothing_on_the_connection(
     os.set_blocking(log, True)
     reader, connection = os.pipe()
     argv: list[Path | str] = [by_script.programs / "qmail-checkenv", "a", "b"]
-    environ = by_script.environ(CHECKENV_PROGRAM=broken(by_script.programs, kind), GREYCHECK_ON_ERROR=on_error)
+    environ = by_script.environ(
+        CHECKENV_PROGRAM=broken(by_script.programs, kind), GREYCHECK_ON_ERROR=on_error
+    )
     process = subprocess.Popen(argv, env=environ, stdin=connection, stdout=connection, stderr=log)
     os.close(connection)
     os.close(log)
@@ -409,7 +457,9 @@ def is_written(reader: int) -> bool:
 
 @pytest.mark.parametrize(("on_error", "code"), [("accept", ACCEPTED), ("defer", DEFERRED)])
 @pytest.mark.parametrize("kind", BROKEN)
-def test_the_script_tells_every_failure_in_one_line(by_script: Child, kind: str, on_error: str, code: int) -> None:
+def test_the_script_tells_every_failure_in_one_line(
+    by_script: Child, kind: str, on_error: str, code: int
+) -> None:
     named = broken(by_script.programs, kind)
     ran = by_script.checkenv(CHECKENV_PROGRAM=named, GREYCHECK_ON_ERROR=on_error)
     assert (ran.code, ran.said) == (code, "")
@@ -432,5 +482,7 @@ def test_the_script_checks_where_the_log_is_closed(by_script: Child) -> None:
 def test_the_script_ends_in_a_verdict_where_the_log_is_closed(
     by_script: Child, kind: str, on_error: str, code: int
 ) -> None:
-    environ = by_script.environ(CHECKENV_PROGRAM=broken(by_script.programs, kind), GREYCHECK_ON_ERROR=on_error)
+    environ = by_script.environ(
+        CHECKENV_PROGRAM=broken(by_script.programs, kind), GREYCHECK_ON_ERROR=on_error
+    )
     assert by_script.run(without_log(by_script), environ).code == code

@@ -1,4 +1,6 @@
-"""The operator's commands on PostgreSQL and MariaDB: what they do, and what they say where the server does not."""
+"""The operator's commands on PostgreSQL and MariaDB: what they do, and what they say where the
+server does not.
+"""
 
 import json
 import os
@@ -10,7 +12,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import Table, insert, update
 
 from greycheck.cli.main import cli
-from greycheck.store import schema, tables
+from greycheck.store.schema import migrate, tables
 from tests import databases
 from tests.servers import PASSWORD, MariaDB, Postgres, Server, free_port
 from tests.support import Child, Database, on_every_server
@@ -29,6 +31,9 @@ COMMANDS = [
     ("rules", "remove", "192.0.2.1"),
     ("rules", "check"),
     ("rules", "export"),
+    ("providers", "list"),
+    ("providers", "refresh"),
+    ("providers", "remove", "example.com"),
     ("explain", *ATTEMPT),
 ]
 
@@ -65,11 +70,27 @@ HOSTILE = "\x1b[31m\r\n\x07\x7fx"
 def test_what_another_host_wrote_is_text_and_its_lines_are_one(store: Child) -> None:
     now = int(time())
     rows: dict[Table, dict[str, object]] = {
-        tables.triplet: {"network": HOSTILE, "sender": HOSTILE, "recipient": HOSTILE, "triplet_key": b"k" * 16}
-        | {"first_attempt": now, "last_attempt": now, "early_attempts": 0, "passes": 1, "passed_at": now},
+        tables.triplet: {
+            "network": HOSTILE,
+            "sender": HOSTILE,
+            "recipient": HOSTILE,
+            "triplet_key": b"k" * 16,
+        }
+        | {
+            "first_attempt": now,
+            "last_attempt": now,
+            "early_attempts": 0,
+            "passes": 1,
+            "passed_at": now,
+        },
         tables.client: {"address": HOSTILE, "passes": 1, "first_seen": now, "last_seen": now}
         | {"strikes": 0, "struck_until": 0},
-        tables.rule: {"match_key": b"r" * 16, "kind": "sender", "pattern": f"from:{HOSTILE}", "action": "allow"}
+        tables.rule: {
+            "match_key": b"r" * 16,
+            "kind": "sender",
+            "pattern": f"from:{HOSTILE}",
+            "action": "allow",
+        }
         | {"comment": HOSTILE, "created_at": now},
     }
     for table, values in rows.items():
@@ -86,13 +107,17 @@ def test_what_another_host_wrote_is_text_and_its_lines_are_one(store: Child) -> 
         said = CliRunner().invoke(cli, command, prog_name="greycheck").output
         assert said, command
         assert all(char.isprintable() or char == "\n" for char in said), (command, said)
-    [line] = [line for line in run("rules", "export").output.splitlines() if not line.startswith("#")]
+    [line] = [
+        line for line in run("rules", "export").output.splitlines() if not line.startswith("#")
+    ]
     assert "\\x1b[31m\\x0d\\x0a" in line
     store.store.execute(update(tables.alembic_version).values(version_num=f"9999{HOSTILE}"))
     try:
-        of_schema = [CliRunner().invoke(cli, command, prog_name="greycheck").output for command in commands]
+        of_schema = [
+            CliRunner().invoke(cli, command, prog_name="greycheck").output for command in commands
+        ]
     finally:
-        store.store.execute(update(tables.alembic_version).values(version_num=schema.head()))
+        store.store.execute(update(tables.alembic_version).values(version_num=migrate.head()))
     for command, said in zip(commands, of_schema, strict=True):
         assert "9999\\x1b[31m\\x0d\\x0a\\x07\\x7fx, newer" in said, (command, said)
         assert all(char.isprintable() or char == "\n" for char in said), (command, said)
@@ -102,9 +127,10 @@ def test_what_another_host_wrote_is_text_and_its_lines_are_one(store: Child) -> 
 def test_what_children_write_is_listed_shown_explained_and_forgotten(store: Child) -> None:
     store.smtpextfork()
     store.smtpextfork(sender=b"Carol@example.com", client="2001:db8::1")
-    assert [row["sender"] for row in json.loads(run("list", "--address", "@example.org", "--json").stdout)] == [
-        "alice@example.org"
-    ]
+    assert [
+        row["sender"]
+        for row in json.loads(run("list", "--address", "@example.org", "--json").stdout)
+    ] == ["alice@example.org"]
     assert "carol@example.com" in run("list", "--network", "2001:db8::/32").stdout
     assert run("explain", *ATTEMPT, "--exit-code", code=101).stdout.count("reason=early") == 1
     assert "a retry passes" in run("show", *ATTEMPT).stdout
@@ -125,7 +151,10 @@ def test_rules_are_made_found_by_children_and_removed(store: Child) -> None:
     exported = run("rules", "export").stdout
     run("rules", "remove", "192.0.2.0/24")
     assert store.smtpextfork().reason == "new"
-    assert "added: reject 192.0.2.0/24" in run("rules", "import", "-", "--replace", text=exported).stdout
+    assert (
+        "added: reject 192.0.2.0/24"
+        in run("rules", "import", "-", "--replace", text=exported).stdout
+    )
     run("rules", "check")
     run("rules", "remove", "192.0.2.0/24")
     run("expect", "bob@example.net")
@@ -136,8 +165,14 @@ def test_rules_are_made_found_by_children_and_removed(store: Child) -> None:
 def test_what_is_over_is_removed(store: Child) -> None:
     databases.fill_url(store.store.url, "client", [("192.0.2.9", 1, 1, 1, 1, 0, 0)])
     store.smtpextfork()
-    assert run("expire", "--dry-run").stdout == "triplet: 0 to remove, client: 1 to remove, rule: 0 to remove\n"
-    assert run("expire", "-v", "--yes").stdout == "triplet: 0 removed, client: 1 removed, rule: 0 removed\n"
+    assert (
+        run("expire", "--dry-run").stdout
+        == "triplet: 0 to remove, client: 1 to remove, rule: 0 to remove\n"
+    )
+    assert (
+        run("expire", "-v", "--yes").stdout
+        == "triplet: 0 removed, client: 1 removed, rule: 0 removed\n"
+    )
     assert "alice" in run("list").stdout
 
 
@@ -167,10 +202,14 @@ def test_where_no_host_answers_each_command_says_so_in_a_line(
     ports = free_port(), free_port()
     password = "s3cr%3At%2F%40%25"
     hosts = "&".join(f"host=127.0.0.1:{port}" for port in ports)
-    monkeypatch.setenv("GREYCHECK_DATABASE", f"{kind.dialect}://greycheck:{password}@/greycheck?{hosts}")
+    monkeypatch.setenv(
+        "GREYCHECK_DATABASE", f"{kind.dialect}://greycheck:{password}@/greycheck?{hosts}"
+    )
     monkeypatch.setenv("GREYCHECK_STATE_DIRECTORY", str(tmp_path))
     error = run(*command, code=1).stderr
     assert password not in error
     assert f"127.0.0.1:{ports[1]}" in error
     assert len(error.splitlines()) == (2 if command[0] == "explain" else 1)
-    assert list(tmp_path.iterdir()) == [], "an operator's marks would keep checks from a host that is up again"
+    assert list(tmp_path.iterdir()) == [], (
+        "an operator's marks would keep checks from a host that is up again"
+    )

@@ -1,4 +1,6 @@
-"""``greycheck policy`` as a command: it is the program that Postfix spawns, which tests/resident/test_spawned.py asks."""
+"""``greycheck policy`` as a command: it is the program that Postfix spawns, which
+tests/resident/test_spawned.py asks.
+"""
 
 import sys
 from typing import NoReturn

@@ -41,6 +41,9 @@ def kept_resident(empty_store: Path) -> Iterator[Resident]:
 
 @pytest.fixture
 def resident(kept_resident: Resident) -> Resident:
-    """The same, without rows and with an empty log. Who changes what it is starts one of his own."""
+    """The same, without rows and with an empty log.
+
+    Who changes what it is starts one of his own.
+    """
     kept_resident.forget()
     return kept_resident

@@ -1,4 +1,6 @@
-"""``greycheck serve`` as tests start it: a real process with a socket, a store and a log of its own; and peers that ask it."""
+"""``greycheck serve`` as tests start it: a real process with a socket, a store and a log of its
+own; and peers that ask it.
+"""
 
 import os
 import re
@@ -25,7 +27,9 @@ ENVELOPE: dict[str, Value] = {
 
 
 class Deferral(str):
-    """A deferral, equal to any other, however long it lets wait: a second may have passed meanwhile."""
+    """A deferral, equal to any other, however long it lets wait: a second may have passed
+    meanwhile.
+    """
 
     __slots__ = ()
     __hash__ = str.__hash__
@@ -47,7 +51,11 @@ REJECTED = "REJECT 5.7.1 refused by local policy"
 
 def request(**attributes: Value) -> bytes:
     """A request about an ordinary envelope with these ATTRIBUTES; what is None is left out."""
-    given = {name: os.fsencode(value) for name, value in (ENVELOPE | attributes).items() if value is not None}
+    given = {
+        name: os.fsencode(value)
+        for name, value in (ENVELOPE | attributes).items()
+        if value is not None
+    }
     return b"".join(name.encode() + b"=" + value + b"\n" for name, value in given.items()) + b"\n"
 
 
@@ -121,7 +129,10 @@ class Peer(Conversation):
         return self
 
     def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -130,7 +141,9 @@ class Peer(Conversation):
 
 
 class Resident:
-    """``greycheck serve`` in DIRECTORY with SETTINGS, an SQLite file or STORE, and what else a process may be given."""
+    """``greycheck serve`` in DIRECTORY with SETTINGS, an SQLite file or STORE, and what else a
+    process may be given.
+    """
 
     def __init__(
         self,
@@ -144,6 +157,7 @@ class Resident:
         pass_fds: tuple[int, ...] = (),
         before: Callable[[], object] | None = None,
         program: Iterable[str] = ("-m", "greycheck"),
+        resolves: bool = False,
     ) -> None:
         self.directory = directory
         self.socket = directory / "socket"
@@ -151,7 +165,9 @@ class Resident:
         self._log = directory / "log"
         self._forgotten = self._log.stat().st_size if self._log.exists() else 0
         # Coverage tells its children by variables how to measure themselves.
-        inherited = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+        inherited = {
+            name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")
+        }
         variables: dict[str, str | None] = {
             "PATH": os.defpath,
             "GREYCHECK_CONFIG": "/dev/null",
@@ -161,10 +177,12 @@ class Resident:
             **{f"GREYCHECK_{name.upper()}": value for name, value in (settings or {}).items()},
             **(environ or {}),
         }
+        quiet = () if resolves else ("--no-resolve",)
         with self._log.open("ab") as own:
             self.process = subprocess.Popen(
-                [*under, sys.executable, *program, "serve", *arguments],
-                env=inherited | {name: value for name, value in variables.items() if value is not None},
+                [*under, sys.executable, *program, "serve", *quiet, *arguments],
+                env=inherited
+                | {name: value for name, value in variables.items() if value is not None},
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=own,
@@ -177,12 +195,15 @@ class Resident:
         return self
 
     def __exit__(
-        self, type_: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+        self,
+        type_: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
     ) -> None:
         code = self.stop()
         assert type_ or code == 0, f"exit code {code}: {self.log()}"
 
-    # --- the process ------------------------------------------------------------------------------------------------------
+    # --- the process ------------------------------------------------------------------------------
 
     def wait(self) -> "Resident":
         """Waits until it answers."""
@@ -213,7 +234,9 @@ class Resident:
         self.process.send_signal(number)
 
     def reread(self, times: int = 1) -> None:
-        """Has it read its settings again, and waits until it has done so for as many TIMES in all."""
+        """Has it read its settings again, and waits until it has done so for as many TIMES in
+        all.
+        """
         self.signal(signal.SIGHUP)
         self.wait_for("settings read again", times)
 
@@ -225,7 +248,7 @@ class Resident:
                 return int(line.split()[1]) * 1024
         raise AssertionError("no VmRSS")
 
-    # --- what it says -----------------------------------------------------------------------------------------------------
+    # --- what it says -----------------------------------------------------------------------------
 
     def log(self) -> str:
         """What it has logged, since ``forget``."""
@@ -238,7 +261,10 @@ class Resident:
         self._forgotten = self._log.stat().st_size
 
     def _settle(self) -> bool:
-        """Waits until it has logged what it has answered: it does before it reads anything else. False where it answers nothing."""
+        """Waits until it has logged what it has answered: it does before it reads anything else.
+
+        False where it answers nothing.
+        """
         try:
             return self.process.poll() is None and self.ask(protocol_state="CONNECT") == ACCEPTED
         except (OSError, Closed):
@@ -269,19 +295,24 @@ class Resident:
         """Waits until its log holds TEXT so many TIMES."""
         wait_until(lambda: self.log().count(text) >= times, f"{text} in the log", self.log)
 
-    # --- asking it --------------------------------------------------------------------------------------------------------
+    # --- asking it --------------------------------------------------------------------------------
 
     def peer(self) -> Peer:
         """A new connection."""
         return Peer(self.socket)
 
     def ask(self, **attributes: Value) -> str:
-        """The action that a request with ATTRIBUTES is answered with, on a connection of its own."""
+        """The action that a request with ATTRIBUTES is answered with, on a connection of its
+        own.
+        """
         with self.peer() as peer:
             return peer.ask(**attributes)
 
     def ask_as(self, hook: str, **attributes: Value) -> dict[str, str]:
-        """What a native child, called as HOOK, is answered; the resident closes after that. Lines of the log are joined."""
+        """What a native child, called as HOOK, is answered; the resident closes after that.
+
+        Lines of the log are joined.
+        """
         with self.peer() as peer:
             peer.send(request(greycheck_hook=hook, **attributes))
             found: dict[str, str] = {}
@@ -294,3 +325,16 @@ class Resident:
     def age(self, seconds: int) -> None:
         """Moves all that the store knows SECONDS into the past."""
         self.store.age(seconds)
+
+
+def operate(store: Database, *arguments: str) -> None:
+    """Runs an operator's command on STORE."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "greycheck", *arguments],
+        env=dict(os.environ) | {"GREYCHECK_CONFIG": "/dev/null"} | store.environ,
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr

@@ -1,4 +1,6 @@
-"""``greycheck policy`` as tests start it: a real process that is asked on its standard input, or as Postfix's spawn asks it."""
+"""``greycheck policy`` as tests start it: a real process that is asked on its standard input, or as
+Postfix's spawn asks it.
+"""
 
 import fcntl
 import os
@@ -8,14 +10,16 @@ import struct
 import subprocess
 import sys
 import termios
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 
-from tests.resident.resident import WITH_WAIT, Conversation
+from tests.resident.resident import ACCEPTED, WITH_WAIT, Conversation
 from tests.servers import PATIENCE, wait_until
 from tests.support import ROOT, Database
 
-# What pip's program does, save that the exit that skips everything else saves what coverage has measured.
+# What pip's program does, save that the exit that skips everything else saves what coverage has
+# measured.
 MEASURED = """
 import posix, sys
 def save_and_leave(code, leave=posix._exit):
@@ -33,7 +37,9 @@ PROGRAM = [sys.executable, "-c", MEASURED]
 
 
 class Spawned(Conversation):
-    """``greycheck policy`` with STORE and SETTINGS; where it is SPAWNED its log's descriptor is the connection, as spawn(8) has it."""
+    """``greycheck policy`` with STORE and SETTINGS; where it is SPAWNED its log's descriptor is the
+    connection, as spawn(8) has it.
+    """
 
     def __init__(
         self,
@@ -46,9 +52,14 @@ class Spawned(Conversation):
     ) -> None:
         self.store = store
         self.log_file = store.directory / "log"
-        # What coverage measures it writes into an SQLite file of its own: where SQLite is made to hang, nothing can be measured.
+        # What coverage measures it writes into an SQLite file of its own: where SQLite is made to
+        # hang, nothing can be measured.
         measured = measured and "LD_PRELOAD" not in (environ or {})
-        inherited = {name: value for name, value in os.environ.items() if measured and name.startswith("COVERAGE_")}
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if measured and name.startswith("COVERAGE_")
+        }
         variables = {
             "PATH": os.defpath,
             "GREYCHECK_CONFIG": "/dev/null",
@@ -73,7 +84,10 @@ class Spawned(Conversation):
         return self
 
     def __exit__(
-        self, type_: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+        self,
+        type_: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
     ) -> None:
         self.socket.close()
         try:
@@ -119,7 +133,31 @@ class Spawned(Conversation):
         """Waits until its log holds TEXT: an answer comes before its line."""
         wait_until(lambda: text in self.log(), f"{text} in the log", self.log)
 
-    def reasons(self, number: int) -> list[str]:
-        """The reasons of its verdicts, once there are so many."""
-        wait_until(lambda: self.log().count(" reason=") >= number, f"{number} verdicts in the log", self.log)
-        return [line.partition(" reason=")[2].partition(" ")[0] for line in self.lines if " reason=" in line]
+    @property
+    def verdicts(self) -> list[str]:
+        """The lines that are verdicts, those of all answers included: it reads on after them."""
+        assert self.ask(protocol_state="CONNECT") == ACCEPTED
+        return [line for line in self.lines if " reason=" in line]
+
+    def reasons(self, number: int | None = None) -> list[str]:
+        """The reasons of its verdicts, once there are so many, or of all that it has answered."""
+        if number is not None:
+            wait_until(
+                lambda: self.log().count(" reason=") >= number,
+                f"{number} verdicts in the log",
+                self.log,
+            )
+        lines = self.verdicts if number is None else self.lines
+        return [
+            line.partition(" reason=")[2].partition(" ")[0] for line in lines if " reason=" in line
+        ]
+
+    # --- as a resident is asked -------------------------------------------------------------------
+
+    def peer(self) -> AbstractContextManager[Conversation]:
+        """Its only connection."""
+        return nullcontext(self)
+
+    def age(self, seconds: int) -> None:
+        """Moves all that the store knows SECONDS into the past."""
+        self.store.age(seconds)

@@ -27,7 +27,12 @@ USER = "nobody" if IS_ROOT else pwd.getpwuid(os.geteuid()).pw_name
 
 
 def test_these_are_the_scripts() -> None:
-    assert [str(path) for path in SCRIPTS] == ["daemontools/log/run", "daemontools/run", "runit/log/run", "runit/run"]
+    assert [str(path) for path in SCRIPTS] == [
+        "daemontools/log/run",
+        "daemontools/run",
+        "runit/log/run",
+        "runit/run",
+    ]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=str)
@@ -41,7 +46,9 @@ def test_a_script_is_one_that_every_shell_reads(script: Path) -> None:
 
 
 class Service:
-    """A service directory of KIND of supervisor in PLACE, with its log, and a socket and a store of its own."""
+    """A service directory of KIND of supervisor in PLACE, with its log, and a socket and a store of
+    its own.
+    """
 
     def __init__(self, kind: str, place: Path) -> None:
         self.directory = place / "services" / "greycheck"
@@ -66,7 +73,11 @@ class Service:
                 text = text.replace(old, new)
             assert "/run/greycheck" not in text.partition("\n\n")[2]
             if not IS_ROOT:
-                text = text.replace('setuidgid "$USER" ', "").replace('-u "$USER" ', "").replace('-o "$USER" ', "")
+                text = (
+                    text.replace('setuidgid "$USER" ', "")
+                    .replace('-u "$USER" ', "")
+                    .replace('-o "$USER" ', "")
+                )
             path.write_text(text)
             path.chmod(0o755)
         self.set(CONFIG="/dev/null", DATABASE=f"{self.store}/greycheck.db", SOCKET=str(self.socket))
@@ -111,7 +122,11 @@ def supervise() -> Iterator[Supervise]:
     def start(*command: str | Path) -> "subprocess.Popen[bytes]":
         environ = {"PATH": os.defpath}
         process = subprocess.Popen(
-            command, env=environ, start_new_session=True, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            env=environ,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         started.append(process)
         return process
@@ -140,7 +155,10 @@ def test_daemontools_runs_it(place: Path, supervise: Supervise) -> None:
     assert " 480 seconds" in service.ask("b@example.org")
     subprocess.run([tool("svc"), "-dx", service.directory, service.directory / "log"], check=True)
     status = [tool("svstat"), str(service.directory)]
-    wait_until(lambda: b"supervise not running" in subprocess.run(status, capture_output=True).stdout, "the end")
+    wait_until(
+        lambda: b"supervise not running" in subprocess.run(status, capture_output=True).stdout,
+        "the end",
+    )
     assert not service.answers()
     owner = service.socket.stat().st_uid
     assert owner == pwd.getpwnam(USER).pw_uid
@@ -157,7 +175,9 @@ def test_runit_runs_it(place: Path, supervise: Supervise) -> None:
     subprocess.run([tool("sv"), "hup", service.directory], check=True, stdout=subprocess.DEVNULL)
     service.wait_for("settings read again")
     service.set(DELAY="8m")
-    subprocess.run([tool("sv"), "restart", service.directory], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [tool("sv"), "restart", service.directory], check=True, stdout=subprocess.DEVNULL
+    )
     service.wait_for("note listening on ", 2)
     service.wait()
     assert " 480 seconds" in service.ask("b@example.org")
@@ -169,16 +189,26 @@ def test_runit_runs_it(place: Path, supervise: Supervise) -> None:
 
 
 @pytest.mark.parametrize("kind", ["daemontools", "runit"])
-def test_a_user_who_is_not_there_is_named_in_the_log(place: Path, supervise: Supervise, kind: str) -> None:
+def test_a_user_who_is_not_there_is_named_in_the_log(
+    place: Path, supervise: Supervise, kind: str
+) -> None:
     service = Service(kind, place)
     run = service.directory / "run"
-    run.write_text(run.read_text().replace(f"USER={USER}", "USER=no-such-user").replace("-m 0755", "-o no-such-user"))
-    command = [tool("svscan"), place / "services"] if kind == "daemontools" else [tool("runsv"), service.directory]
+    run.write_text(
+        run.read_text()
+        .replace(f"USER={USER}", "USER=no-such-user")
+        .replace("-m 0755", "-o no-such-user")
+    )
+    command = (
+        [tool("svscan"), place / "services"]
+        if kind == "daemontools"
+        else [tool("runsv"), service.directory]
+    )
     supervise(*command)
     service.wait_for("invalid user")
 
 
-# --- systemd ----------------------------------------------------------------------------------------------------------
+# --- systemd --------------------------------------------------------------------------------------
 
 UNITS = sorted(path.name for path in (CONTRIB / "systemd").iterdir())
 
@@ -197,7 +227,12 @@ def test_systemd_finds_nothing_wrong_with_its_units(place: Path) -> None:
     for name in UNITS:
         text = (CONTRIB / "systemd" / name).read_text()
         (place / name).write_text(text.replace("/opt/greycheck/bin/greycheck", tool("true")))
-    command = [tool("systemd-analyze"), "verify", "--man=no", *(str(place / name) for name in UNITS)]
+    command = [
+        tool("systemd-analyze"),
+        "verify",
+        "--man=no",
+        *(str(place / name) for name in UNITS),
+    ]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
@@ -207,6 +242,14 @@ def test_the_units_are_of_one_piece() -> None:
     assert service["ExecStart"] == ["/opt/greycheck/bin/greycheck serve"]
     assert service["Type"] == ["notify"]
     assert unit("greycheck-expire.service")["ExecStart"] == ["/opt/greycheck/bin/greycheck expire"]
-    assert service["User"] == listening["SocketUser"] == unit("greycheck-expire.service")["User"] == ["qmaild"]
+    weekly = unit("greycheck-providers.service")
+    assert weekly["ExecStart"] == ["/opt/greycheck/bin/greycheck providers refresh --yes"]
+    assert (
+        service["User"]
+        == listening["SocketUser"]
+        == unit("greycheck-expire.service")["User"]
+        == weekly["User"]
+        == ["qmaild"]
+    )
     assert listening["ListenStream"] == ["/run/greycheck/socket"]
     assert service["RuntimeDirectory"] == ["greycheck"]

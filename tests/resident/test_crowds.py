@@ -1,4 +1,6 @@
-"""Who floods a resident from one network: with many questions at once, through a mail server's policy protocol."""
+"""Who floods a resident from one network: with many questions at once, through a mail server's
+policy protocol.
+"""
 
 from contextlib import ExitStack
 
@@ -20,8 +22,12 @@ def test_a_crowded_network_is_deferred_and_not_recorded(start: Start) -> None:
     assert resident.reasons()[-2:] == ["retry", "client"]
 
 
-def test_what_comes_together_is_counted_together_and_what_comes_after_it_is_not_recorded(start: Start) -> None:
-    """One look at the store serves all questions of a moment, so a limit may be passed by as many as are asked at once, and no further."""
+def test_what_comes_together_is_counted_together_and_what_comes_after_it_is_not_recorded(
+    start: Start,
+) -> None:
+    """One look at the store serves all questions of a moment, so a limit may be passed by as many
+    as are asked at once, and no further.
+    """
     together = 60
     resident = start(network_limit="3", deadline="60s")
     with ExitStack() as open_peers:

@@ -1,4 +1,6 @@
-"""SIGTERM under load: what has reached a socket is answered, by this resident or by the one that systemd starts next."""
+"""SIGTERM under load: what has reached a socket is answered, by this resident or by the one that
+systemd starts next.
+"""
 
 import signal
 import socket
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from greycheck.resident.server import GRACE, TAKEN
+from greycheck.resident.connections import GRACE, TAKEN
 from tests.resident.conftest import Start
 from tests.resident.resident import ACCEPTED, DEFERRED, Closed, Peer, Resident, request
 from tests.resident.test_sockets import handed
@@ -43,7 +45,9 @@ def test_all_that_wait_to_be_taken_are_answered(start: Start, store: SQLiteFile,
     assert len(resident.log().split(" reason=new ")) == len(peers) + 1
 
 
-def test_more_than_may_be_connected_are_taken_one_after_the_other(start: Start, store: SQLiteFile, kind: str) -> None:
+def test_more_than_may_be_connected_are_taken_one_after_the_other(
+    start: Start, store: SQLiteFile, kind: str
+) -> None:
     resident, connect = serving(start, kind, store, max_connections="10")
     with ExitStack() as connected:
         with stopped(resident):
@@ -95,7 +99,9 @@ def test_who_does_not_go_on_is_not_waited_for_without_end(start: Start) -> None:
         assert slow.is_closed()
 
 
-def test_several_requests_at_once_are_all_answered(start: Start, store: SQLiteFile, kind: str) -> None:
+def test_several_requests_at_once_are_all_answered(
+    start: Start, store: SQLiteFile, kind: str
+) -> None:
     resident, connect = serving(start, kind, store)
     with connect() as peer:
         assert peer.ask(protocol_state="DATA") == ACCEPTED
@@ -119,7 +125,10 @@ def test_who_asks_too_late_is_told_so_as_he_asks(start: Start) -> None:
 
 def test_what_waits_at_a_supervisors_socket_is_left_to_the_next(place: Path) -> None:
     with ExitStack() as opened:
-        sockets = [opened.enter_context(socket.socket(family)) for family in (socket.AF_UNIX, socket.AF_INET)]
+        sockets = [
+            opened.enter_context(socket.socket(family))
+            for family in (socket.AF_UNIX, socket.AF_INET)
+        ]
         sockets[0].bind(str(place / "activated"))
         sockets[1].bind(("127.0.0.1", 0))
         for each in sockets:
@@ -143,13 +152,15 @@ def test_what_waits_at_a_supervisors_socket_is_left_to_the_next(place: Path) -> 
             assert {peer.action() for peer in peers} == {DEFERRED}
 
 
-# --- under load -------------------------------------------------------------------------------------------------------
+# --- under load -----------------------------------------------------------------------------------
 
 CYCLES = 12
 
 
 class Asking:
-    """Threads that ask, each as ONE does, until all is over; what was lost is whatever was sent and not answered."""
+    """Threads that ask, each as ONE does, until all is over; what was lost is whatever was sent and
+    not answered.
+    """
 
     def __init__(self) -> None:
         self.over = threading.Event()
@@ -166,7 +177,9 @@ class Asking:
 
     @contextmanager
     def by(self, *works: Callable[[int], None]) -> Iterator[None]:
-        threads = [threading.Thread(target=work, args=[number]) for number, work in enumerate(works)]
+        threads = [
+            threading.Thread(target=work, args=[number]) for number, work in enumerate(works)
+        ]
         for thread in threads:
             thread.start()
         try:
@@ -176,8 +189,13 @@ class Asking:
             for thread in threads:
                 thread.join()
 
-    def keeps_asking(self, number: int, connect: Callable[[], Peer], times: int, is_strict: bool = True) -> None:
-        """Asks so many TIMES on one connection. Not STRICT: as Postfix does, who knows that one may end between two requests."""
+    def keeps_asking(
+        self, number: int, connect: Callable[[], Peer], times: int, is_strict: bool = True
+    ) -> None:
+        """Asks so many TIMES on one connection.
+
+        Not STRICT: as Postfix does, who knows that one may end between two requests.
+        """
         each = 0
         while not self.over.is_set():
             try:
@@ -198,7 +216,9 @@ class Asking:
                         peer.answer()
                     except Closed as closed:
                         if is_strict or turn == 0 or closed.args[0]:
-                            self.count(lost=f"{number}: request {turn} of a connection: {closed.args[0]!r}")
+                            self.count(
+                                lost=f"{number}: request {turn} of a connection: {closed.args[0]!r}"
+                            )
                         break
                     self.count(answered=1)
 
@@ -219,7 +239,9 @@ def test_no_request_is_lost_when_it_is_started_anew_again_and_again(
         while not asking.over.is_set():
             each += 1
             ran = child.smtpextfork(
-                f"{number}.{each}@child.example", GREYCHECK_DEADLINE="60s", GREYCHECK_NETWORK_LIMIT="0"
+                f"{number}.{each}@child.example",
+                GREYCHECK_DEADLINE="60s",
+                GREYCHECK_NETWORK_LIMIT="0",
             )
             said.append(ran.lines[0])
             if ran.verdict != (101, "new"):
@@ -239,7 +261,12 @@ def test_no_request_is_lost_when_it_is_started_anew_again_and_again(
         lambda number: asking.keeps_asking(number, by_inet, 1),
         lambda number: asking.keeps_asking(number, by_inet, 50, is_strict=False),
     ]
-    settings = {"listen": f"127.0.0.1:{address[1]}", "deadline": "60s", "client_passes": "0", "network_limit": "0"}
+    settings = {
+        "listen": f"127.0.0.1:{address[1]}",
+        "deadline": "60s",
+        "client_passes": "0",
+        "network_limit": "0",
+    }
     with asking.by(*works):
         for _ in range(CYCLES):
             resident = Resident(place, settings, store).wait()

@@ -1,4 +1,6 @@
-"""The resident and its SQLite file: what it has answered is there, whatever others do to the file, and whatever happens to it."""
+"""The resident and its SQLite file: what it has answered is there, whatever others do to the file,
+and whatever happens to it.
+"""
 
 import os
 import shutil
@@ -14,8 +16,7 @@ from threading import Event, Thread
 
 import pytest
 
-from greycheck.resident import file_store
-from greycheck.store import resident_sqlite
+from greycheck.resident import batch_store, file_store
 from tests.resident.conftest import Start
 from tests.resident.resident import ACCEPTED, DEFERRED, Resident, request
 from tests.servers import SmallDisk, wait_until
@@ -56,7 +57,10 @@ def ask_together(resident: Resident, questions: list[bytes]) -> list[str]:
     """The actions that QUESTIONS are answered with, which come to the resident in one turn."""
     peers = [resident.peer() for _ in questions]
     # It has taken them all, and is stopped while they ask.
-    wait_until(lambda: len(list(Path(f"/proc/{resident.process.pid}/fd").iterdir())) > len(peers) + 5, "they are taken")
+    wait_until(
+        lambda: len(list(Path(f"/proc/{resident.process.pid}/fd").iterdir())) > len(peers) + 5,
+        "they are taken",
+    )
     resident.signal(signal.SIGSTOP)
     for peer, question in zip(peers, questions, strict=True):
         peer.send(question)
@@ -67,7 +71,7 @@ def ask_together(resident: Resident, questions: list[bytes]) -> list[str]:
     return actions
 
 
-# --- what is answered is there ----------------------------------------------------------------------------------------
+# --- what is answered is there --------------------------------------------------------------------
 
 
 def test_no_deferral_is_answered_before_its_row_is_there_for_others(
@@ -103,7 +107,9 @@ def test_what_was_answered_outlives_a_kill(place: Path, empty_store: Path) -> No
     with Resident(place, {}, store).wait() as resident:
         for turn in range(3):
             assert resident.ask(sender=f"{turn}.19@example.org").startswith(EARLY)
-        assert resident.store.rows("SELECT count(*), count(DISTINCT sender) FROM triplet") == [(60, 60)]
+        assert resident.store.rows("SELECT count(*), count(DISTINCT sender) FROM triplet") == [
+            (60, 60)
+        ]
 
 
 def test_the_same_mail_twice_in_one_turn_is_one_attempt(resident: Resident) -> None:
@@ -132,12 +138,14 @@ def operate(resident: Resident, *arguments: str) -> subprocess.CompletedProcess[
     """Runs an operator's command on the resident's store."""
     environ = {"PATH": os.defpath, "GREYCHECK_CONFIG": "/dev/null", **resident.store.environ}
     command = [sys.executable, "-m", "greycheck", *arguments]
-    ran = subprocess.run(command, env=environ, cwd=ROOT, check=False, capture_output=True, text=True)
+    ran = subprocess.run(
+        command, env=environ, cwd=ROOT, check=False, capture_output=True, text=True
+    )
     assert ran.returncode == 0, ran.stderr
     return ran
 
 
-# --- a lock that another process holds --------------------------------------------------------------------------------
+# --- a lock that another process holds ------------------------------------------------------------
 
 
 @contextmanager
@@ -180,21 +188,39 @@ def test_what_cannot_be_written_by_the_deadline_is_answered_as_it_stands(start: 
         # What is only counted is answered at once, and its fault told when it comes.
         told = f"greycheck: warning {held} 0.8s: attempts or uses that were not recorded: "
         wait_until(
-            lambda: sum(int(line.rpartition(": ")[2]) for line in resident.log().splitlines() if told in line) == 2,
+            lambda: (
+                sum(
+                    int(line.rpartition(": ")[2])
+                    for line in resident.log().splitlines()
+                    if told in line
+                )
+                == 2
+            ),
             "the faults are told",
             resident.log,
         )
     assert actions == [ACCEPTED, ACCEPTED, EARLY + "240 seconds", ACCEPTED]
-    lines = {line.partition("sender=<")[2].partition("@")[0]: line for line in resident.verdicts[-4:]}
-    for sender, reason in (("due", "retry"), ("known", "known"), ("early", "early"), ("new", "error")):
+    lines = {
+        line.partition("sender=<")[2].partition("@")[0]: line for line in resident.verdicts[-4:]
+    }
+    for sender, reason in (
+        ("due", "retry"),
+        ("known", "known"),
+        ("early", "early"),
+        ("new", "error"),
+    ):
         assert f"reason={reason}" in lines[sender]
     assert f'unrecorded="{held} 0.8s"' in lines["due"]
     assert f'error="{held} 0.8s"' in lines["new"]
-    assert {line.partition("sender=<")[2].partition("@")[0] for line in resident.verdicts[-4:-2]} == {"known", "early"}
+    assert {
+        line.partition("sender=<")[2].partition("@")[0] for line in resident.verdicts[-4:-2]
+    } == {"known", "early"}
     assert "unrecorded" not in lines["known"] + lines["early"]
 
 
-def test_what_was_forgotten_meanwhile_is_not_counted(resident: Resident, other: sqlite3.Connection) -> None:
+def test_what_was_forgotten_meanwhile_is_not_counted(
+    resident: Resident, other: sqlite3.Connection
+) -> None:
     resident.ask()
     resident.age(10)
     with locked(other):
@@ -205,7 +231,9 @@ def test_what_was_forgotten_meanwhile_is_not_counted(resident: Resident, other: 
 
 
 def test_what_is_only_counted_is_answered_first_but_not_without_end(start: Start) -> None:
-    """While another process has the lock, what waits to be written is no more than so many and those that wait for their answer."""
+    """While another process has the lock, what waits to be written is no more than so many and
+    those that wait for their answer.
+    """
     resident = start(deadline="60s", client_passes="0", pool_networks="0")
     senders = [f"{number}@example.org" for number in range(file_store.AHEAD + 20)]
     with resident.peer() as peer:
@@ -222,10 +250,12 @@ def test_what_is_only_counted_is_answered_first_but_not_without_end(start: Start
         for each in others:
             assert each.action().startswith(EARLY)
             each.close()
-    assert resident.store.rows("SELECT count(*) FROM triplet WHERE early_attempts = 1") == [(len(senders),)]
+    assert resident.store.rows("SELECT count(*) FROM triplet WHERE early_attempts = 1") == [
+        (len(senders),)
+    ]
 
 
-# --- a file that cannot be used ---------------------------------------------------------------------------------------
+# --- a file that cannot be used -------------------------------------------------------------------
 
 
 def remove(path: Path) -> None:
@@ -256,7 +286,9 @@ def test_a_file_that_was_moved_away_is_made_anew_and_keeps_what_it_had(alone: Re
     assert alone.reasons() == ["new", "new"]
 
 
-def test_another_file_in_its_place_is_the_store_from_then_on(alone: Resident, empty_store: Path) -> None:
+def test_another_file_in_its_place_is_the_store_from_then_on(
+    alone: Resident, empty_store: Path
+) -> None:
     path = path_of(alone)
     alone.ask()
     remove(path)
@@ -286,7 +318,9 @@ def test_while_there_is_no_place_for_a_file_on_error_decides(alone: Resident) ->
             assert peer.ask(sender="next@example.org") == ACCEPTED
         finally:
             away.rename(directory)
-        assert [line.partition(" reason=")[0] for line in alone.verdicts[1:]] == ["greycheck: accept"] * 2
+        assert [line.partition(" reason=")[0] for line in alone.verdicts[1:]] == [
+            "greycheck: accept"
+        ] * 2
         assert 'No such file or directory"' in alone.verdicts[1]
         assert alone.reasons() == ["new", "error", "error"]
         wait_until(lambda: peer.ask().startswith(EARLY), "the file is found again")
@@ -335,19 +369,28 @@ def on_small_disk(place: Path) -> Iterator[tuple[Resident, SmallDisk]]:
     disk.path.chmod(0o755)
     try:
         store = SQLiteFile(mounted / "greycheck.db")
-        with Resident(place, {"client_passes": "0", "pool_networks": "0"}, store, under=disk.prefix).wait() as resident:
+        with Resident(
+            place, {"client_passes": "0", "pool_networks": "0"}, store, under=disk.prefix
+        ).wait() as resident:
             yield resident, disk
     finally:
         disk.remove()
 
 
-SEEN = "import sqlite3, sys; print(*sqlite3.connect(sys.argv[1], isolation_level=None).execute(sys.argv[2]).fetchall())"
+SEEN = (
+    "import sqlite3, sys; print(*sqlite3.connect(sys.argv[1],"
+    " isolation_level=None).execute(sys.argv[2]).fetchall())"
+)
 
 
 def inside(resident: Resident, disk: SmallDisk, sql: str) -> str:
-    """The rows of SQL, for the store on DISK: others than who is in there see another place under that path."""
+    """The rows of SQL, for the store on DISK: others than who is in there see another place under
+    that path.
+    """
     command = [*disk.prefix, sys.executable, "-c", SEEN, str(path_of(resident)), sql]
-    return subprocess.run(command, check=True, capture_output=True, text=True, cwd="/").stdout.strip()
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, cwd="/"
+    ).stdout.strip()
 
 
 AGED = "UPDATE triplet SET first_attempt = first_attempt - 300, last_attempt = last_attempt - 300"
@@ -359,7 +402,11 @@ def test_a_full_disk(on_small_disk: tuple[Resident, SmallDisk]) -> None:
         resident.ask(sender=sender)
     inside(resident, disk, AGED)
     resident.ask(sender="early@example.org")
-    inside(resident, disk, "UPDATE triplet SET last_attempt = last_attempt - 10 WHERE sender LIKE 'early@%'")
+    inside(
+        resident,
+        disk,
+        "UPDATE triplet SET last_attempt = last_attempt - 10 WHERE sender LIKE 'early@%'",
+    )
     resident.ask(sender="known@example.org")
     disk.fill()
     wait_until(lambda: resident.ask(sender=os.urandom(8).hex()) == ACCEPTED, "the disk is full")
@@ -369,7 +416,9 @@ def test_a_full_disk(on_small_disk: tuple[Resident, SmallDisk]) -> None:
     assert "reason=known" in resident.verdicts[-1]
     assert "unrecorded" not in resident.verdicts[-1]
     for sender, reason in (("due", "retry"), ("early", "early")):
-        assert resident.ask(sender=f"{sender}@example.org").startswith(ACCEPTED if sender == "due" else EARLY)
+        assert resident.ask(sender=f"{sender}@example.org").startswith(
+            ACCEPTED if sender == "due" else EARLY
+        )
         assert f"reason={reason}" in resident.verdicts[-1]
         assert f'unrecorded="{path_of(resident)}: {full}"' in resident.verdicts[-1]
     disk.free()
@@ -380,10 +429,15 @@ def test_a_full_disk(on_small_disk: tuple[Resident, SmallDisk]) -> None:
     assert inside(resident, disk, "PRAGMA integrity_check") == "('ok',)"
 
 
-AHEAD = "UPDATE triplet SET first_attempt = first_attempt + 7200, last_attempt = last_attempt + 7200 WHERE sender LIKE 'ahead@%'"
+AHEAD = (
+    "UPDATE triplet SET first_attempt = first_attempt + 7200, last_attempt = last_attempt + 7200"
+    " WHERE sender LIKE 'ahead@%'"
+)
 
 
-def test_a_first_attempt_in_the_future_and_a_full_disk(on_small_disk: tuple[Resident, SmallDisk]) -> None:
+def test_a_first_attempt_in_the_future_and_a_full_disk(
+    on_small_disk: tuple[Resident, SmallDisk],
+) -> None:
     """Each attempt would be the first, for ever: that is no deferral that stands."""
     resident, disk = on_small_disk
     assert resident.ask(sender="ahead@example.org") == DEFERRED
@@ -406,7 +460,7 @@ def test_a_first_attempt_in_the_future_and_a_full_disk(on_small_disk: tuple[Resi
     assert "reason=retry" in resident.verdicts[-1]
 
 
-# --- the log ----------------------------------------------------------------------------------------------------------
+# --- the log --------------------------------------------------------------------------------------
 
 
 def test_the_log_is_written_back_while_all_goes_on(resident: Resident) -> None:
@@ -426,12 +480,14 @@ def test_the_log_is_written_back_while_all_goes_on(resident: Resident) -> None:
     with ThreadPoolExecutor(4) as pool:
         asking = [pool.submit(ask, number) for number in range(4)]
         try:
-            wait_until(lambda: database.stat().st_size > before, "what is in the log is in the file")
+            wait_until(
+                lambda: database.stat().st_size > before, "what is in the log is in the file"
+            )
         finally:
             over.set()
         for each in asking:
             each.result()
-    assert log.stat().st_size < 4 * resident_sqlite.LONGEST * 4096
+    assert log.stat().st_size < 4 * batch_store.LONGEST * 4096
     assert resident.store.rows("PRAGMA integrity_check") == [("ok",)]
 
 
@@ -444,7 +500,7 @@ def test_a_log_that_somebody_reads_is_written_back_later(alone: Resident) -> Non
         other.execute("BEGIN")
         other.execute("SELECT count(*) FROM triplet").fetchone()
         before = database.stat().st_size
-        while log.stat().st_size < 2 * resident_sqlite.LOG_STEP:
+        while log.stat().st_size < 2 * batch_store.LOG_STEP:
             number += 1
             assert peer.ask(sender=f"{number}@example.org") == DEFERRED
         assert other.execute("SELECT count(*) FROM triplet").fetchone() == (1,)
@@ -464,10 +520,12 @@ def test_at_its_end_the_resident_leaves_no_log(start: Start) -> None:
     resident = start()
     resident.ask()
     assert resident.stop() == 0
-    assert sorted(path.name for path in resident.directory.glob("greycheck.db*")) == ["greycheck.db"]
+    assert sorted(path.name for path in resident.directory.glob("greycheck.db*")) == [
+        "greycheck.db"
+    ]
 
 
-# --- beside others ----------------------------------------------------------------------------------------------------
+# --- beside others --------------------------------------------------------------------------------
 
 
 def test_children_and_operators_use_the_same_file(start: Start, launchers: Path) -> None:
@@ -481,10 +539,18 @@ def test_children_and_operators_use_the_same_file(start: Start, launchers: Path)
 
     def operators() -> None:
         while not over.is_set():
-            for command in (["expire"], ["allow", "from:friend@example.org"], ["forget", "198.51.100.9"]):
+            for command in (
+                ["expire"],
+                ["allow", "from:friend@example.org"],
+                ["forget", "198.51.100.9"],
+            ):
                 if over.is_set():
                     return
-                environ = {"PATH": os.defpath, "GREYCHECK_CONFIG": "/dev/null", **resident.store.environ}
+                environ = {
+                    "PATH": os.defpath,
+                    "GREYCHECK_CONFIG": "/dev/null",
+                    **resident.store.environ,
+                }
                 ran = subprocess.run(
                     [sys.executable, "-m", "greycheck", *command],
                     env=environ,

@@ -1,4 +1,6 @@
-"""Whatever is sent in whatever pieces: what is a request gets its answer, nothing else does, and the resident goes on."""
+"""Whatever is sent in whatever pieces: what is a request gets its answer, nothing else does, and
+the resident goes on.
+"""
 
 import socket
 from contextlib import suppress
@@ -6,19 +8,49 @@ from contextlib import suppress
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
+from greycheck.hooks import every
 from tests.resident.resident import Closed, Peer, Resident, request
 
 SETTINGS = settings(max_examples=250, deadline=None)
 
-HOOKS = (b"smtpextfork", b"checkenv", b"rcptcheck", b"spp")
+HOOKS = tuple(hook.NAME.encode() for hook in every())
 GOOD_CLIENTS = (b"192.0.2.1", b"198.51.100.77", b"2001:db8::1", b"::ffff:192.0.2.9")
 BAD_CLIENTS = (b"", b"unknown", b"192.0.2", b"192.0.2.256", b"::1::", b"192.0.2.1 ", b"\xff")
 
-NAMES = [b"request", b"protocol_state", b"client_address", b"sender", b"recipient", b"sasl_username", b"client_name"]
-NAMES += [b"helo_name", b"instance", b"greycheck_hook", b"GREYCHECK", b"GREYCHECK_DELAY", b"RELAYCLIENT", b"x", b""]
+NAMES = [
+    b"request",
+    b"protocol_state",
+    b"client_address",
+    b"sender",
+    b"recipient",
+    b"sasl_username",
+    b"client_name",
+]
+NAMES += [
+    b"helo_name",
+    b"instance",
+    b"greycheck_hook",
+    b"GREYCHECK",
+    b"GREYCHECK_DELAY",
+    b"RELAYCLIENT",
+    b"x",
+    b"",
+]
 
 values = some.one_of(
-    some.sampled_from((b"smtpd_access_policy", b"RCPT", b"DATA", b"off", b"5m", b"a@b.example", b"=", b"\0", b"\r"))
+    some.sampled_from(
+        (
+            b"smtpd_access_policy",
+            b"RCPT",
+            b"DATA",
+            b"off",
+            b"5m",
+            b"a@b.example",
+            b"=",
+            b"\0",
+            b"\r",
+        )
+    )
     | some.sampled_from(HOOKS + GOOD_CLIENTS + BAD_CLIENTS),
     some.binary(max_size=60).map(lambda value: value.replace(b"\n", b"")),
 )
@@ -80,7 +112,10 @@ def answers(resident: Resident, stream: bytes, pieces: list[int]) -> list[str]:
 
 
 def all_answers(peer: Peer) -> list[str]:
-    """The first words of what PEER is answered when it sends no more. Part of an answer counts as one."""
+    """The first words of what PEER is answered when it sends no more.
+
+    Part of an answer counts as one.
+    """
     found = []
     with suppress(OSError):
         peer.socket.shutdown(socket.SHUT_WR)
@@ -108,8 +143,12 @@ def test_noise_is_not_answered(kept_resident: Resident, stream: bytes, pieces: l
 
 
 @SETTINGS
-@given(some.lists(some.tuples(some.integers(0, 3), some.binary(max_size=200) | ordinary), max_size=30))
-def test_peers_do_not_get_each_others_answers(kept_resident: Resident, sent: list[tuple[int, bytes]]) -> None:
+@given(
+    some.lists(some.tuples(some.integers(0, 3), some.binary(max_size=200) | ordinary), max_size=30)
+)
+def test_peers_do_not_get_each_others_answers(
+    kept_resident: Resident, sent: list[tuple[int, bytes]]
+) -> None:
     peers = [kept_resident.peer() for _ in range(4)]
     streams = [b"", b"", b"", b""]
     for number, data in sent:
@@ -122,5 +161,7 @@ def test_peers_do_not_get_each_others_answers(kept_resident: Resident, sent: lis
 
 
 def test_it_is_still_the_same_process_and_its_lines_are_whole(kept_resident: Resident) -> None:
-    assert all(line.startswith("greycheck: ") and line.isprintable() for line in kept_resident.lines)
+    assert all(
+        line.startswith("greycheck: ") and line.isprintable() for line in kept_resident.lines
+    )
     assert "unforeseen" not in kept_resident.log()

@@ -39,7 +39,7 @@ def test_lines_are_written_in_order(pipe: tuple[int, int]) -> None:
     found.add(line(1))
     found.add(line(2))
     found.flush()
-    assert not found.waits
+    assert not found.has_lines
     assert drained(pipe[0]) == line(1) + line(2)
 
 
@@ -50,7 +50,7 @@ def test_what_the_log_does_not_take_waits(pipe: tuple[int, int]) -> None:
         found.add(each)
     found.flush()
     came = b""
-    while found.waits:
+    while found.has_lines:
         part = drained(pipe[0])
         assert part.endswith(b"\n"), "no line is cut"
         came += part
@@ -64,12 +64,14 @@ def test_what_a_stuck_log_loses_is_counted(pipe: tuple[int, int]) -> None:
         found.add(line(number))
         found.flush()
     came = b""
-    while found.waits:
+    while found.has_lines:
         came += drained(pipe[0])
         found.flush()
     came += drained(pipe[0])
     lines = came.split(b"\n")[:-1]
-    [told] = [each for each in lines if each.startswith(b"greycheck: warning the log took nothing: ")]
+    [told] = [
+        each for each in lines if each.startswith(b"greycheck: warning the log took nothing: ")
+    ]
     assert len(lines) - 1 + int(told.split()[-3]) == 20000
     found.add(line(7))
     found.flush()
@@ -85,7 +87,7 @@ def test_a_dead_log_loses_everything_at_once_and_is_told_when_it_lives_again() -
     found.flush()
     found.add(line(1))
     found.flush()
-    assert not found.waits
+    assert not found.has_lines
     again, living = os.pipe2(os.O_NONBLOCK)
     os.dup2(living, writer)
     found.add(line(2))
@@ -106,7 +108,7 @@ def test_a_full_disk_costs_lines_until_there_is_room(tmp_path: Path) -> None:
         found.flush()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not found.waits
+    assert not found.has_lines
     found.add(line(7))
     found.flush()
     os.close(descriptor)
@@ -122,7 +124,9 @@ def test_a_line_longer_than_a_pipe_takes_at_once_is_written_in_parts(pipe: tuple
     assert drained(pipe[0]) == line(1, 10000) + line(2)
 
 
-def test_warnings_beyond_so_many_a_second_are_counted(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warnings_beyond_so_many_a_second_are_counted(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = 7.0
     monkeypatch.setattr(journal, "monotonic", lambda: now)
     found = Journal(pipe[1])

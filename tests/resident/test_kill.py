@@ -1,4 +1,6 @@
-"""The resident killed under load: no row that was answered is lost, no mail gets a wrong verdict, and children go on by themselves."""
+"""The resident killed under load: no row that was answered is lost, no mail gets a wrong verdict,
+and children go on by themselves.
+"""
 
 import signal
 import sqlite3
@@ -37,7 +39,9 @@ def serve(place: Path) -> Iterator[Serve]:
     started: list[Resident] = []
 
     def start(store: Database) -> Resident:
-        started.append(Resident(place, {"client_passes": "0", "network_limit": "0", "deadline": "20s"}, store))
+        started.append(
+            Resident(place, {"client_passes": "0", "network_limit": "0", "deadline": "20s"}, store)
+        )
         return started[-1].wait()
 
     yield start
@@ -47,7 +51,9 @@ def serve(place: Path) -> Iterator[Serve]:
 
 @pytest.fixture
 def load(natives: Path, store: SQLiteFile, serve: Serve, place: Path) -> Load:
-    """Programs in C at a steady rate, who wait for the resident as long as they do by themselves."""
+    """Programs in C at a steady rate, who wait for the resident as long as they do by
+    themselves.
+    """
     found = Load(natives, [store.url], place)
     for environ in found.environs:
         environ["GREYCHECK_SOCKET"] = str(place / "socket")
@@ -61,7 +67,9 @@ def senders(store: Database) -> set[str]:
 
 
 class Asking:
-    """Peers of the resident at PLACE that ask about one new mail after the other; ``deferred`` is whom it has deferred."""
+    """Peers of the resident at PLACE that ask about one new mail after the other; ``deferred`` is
+    whom it has deferred.
+    """
 
     def __init__(self, place: Path, number: int) -> None:
         self.socket = place / "socket"
@@ -98,7 +106,9 @@ class Asking:
                 self.over.wait(0.01)
 
 
-def test_kills_under_load_lose_no_row_and_no_mail(load: Load, store: SQLiteFile, serve: Serve, place: Path) -> None:
+def test_kills_under_load_lose_no_row_and_no_mail(
+    load: Load, store: SQLiteFile, serve: Serve, place: Path
+) -> None:
     asking = Asking(place, 4)
     resident = serve(store)
     with load.going_on(), asking.going_on():
@@ -120,7 +130,9 @@ def test_kills_under_load_lose_no_row_and_no_mail(load: Load, store: SQLiteFile,
         assert load.lost(found) == []
         assert load.wrong() == []
         assert {one.process.returncode for one in load.ended} <= {EXIT_ACCEPTED, EXIT_DEFERRED}
-        assert [one for one in load.ended if one.verdict[1] == "error" or "unrecorded" in one.log] == []
+        assert [
+            one for one in load.ended if one.verdict[1] == "error" or "unrecorded" in one.log
+        ] == []
         # Those at the end were answered by the one that runs.
         assert [one for one in load.ended[answered + 20 :] if ALONE in one.log] == []
         assert store.rows("PRAGMA integrity_check") == [("ok",)]
@@ -142,7 +154,9 @@ def test_what_was_asked_as_it_was_killed_is_asked_in_python(
         ended = [each.result() for each in asking]
     other.close()
     assert {ran.verdict for ran in ended} == {(EXIT_DEFERRED, "new")}
-    assert {ran.lines[0] for ran in ended} == {f"greycheck: warning {place}/socket: {CLOSED}{ALONE}"}
+    assert {ran.lines[0] for ran in ended} == {
+        f"greycheck: warning {place}/socket: {CLOSED}{ALONE}"
+    }
     assert store.rows("SELECT count(*) FROM triplet") == [(11,)]
 
 
@@ -163,20 +177,28 @@ def test_a_resident_that_hangs_costs_children_their_patience_and_no_verdict(
         store.age(300)
         resident.signal(signal.SIGSTOP)
         with ThreadPoolExecutor(8) as pool:
-            ended = list(pool.map(lambda number: child.smtpextfork(f"{number}@example.org"), range(8)))
+            ended = list(
+                pool.map(lambda number: child.smtpextfork(f"{number}@example.org"), range(8))
+            )
             assert child.smtpextfork("known@example.org").verdict == (EXIT_ACCEPTED, "retry")
         resident.signal(signal.SIGCONT)
         assert {ran.verdict for ran in ended} == {(EXIT_DEFERRED, "new")}
-        assert {ran.lines[0] for ran in ended} == {f"greycheck: warning {place}/socket: no answer in time{ALONE}"}
+        assert {ran.lines[0] for ran in ended} == {
+            f"greycheck: warning {place}/socket: no answer in time{ALONE}"
+        }
         # What it reads now is about mail that was answered already.
         resident.wait_for("nobody waits for the answer any more: not decided", len(ended) + 1)
         assert resident.reasons() == ["new"]
         store.age(300)
-        assert {child.smtpextfork(f"{number}@example.org").verdict for number in range(8)} == {(EXIT_ACCEPTED, "retry")}
+        assert {child.smtpextfork(f"{number}@example.org").verdict for number in range(8)} == {
+            (EXIT_ACCEPTED, "retry")
+        }
         assert store.rows("SELECT count(*) FROM triplet") == [(9,)]
 
 
-def test_another_takes_over_the_socket_of_one_that_was_killed(store: SQLiteFile, serve: Serve, place: Path) -> None:
+def test_another_takes_over_the_socket_of_one_that_was_killed(
+    store: SQLiteFile, serve: Serve, place: Path
+) -> None:
     for number in range(3):
         resident = serve(store)
         assert resident.ask(sender=f"{number}@example.org") == DEFERRED
@@ -188,7 +210,9 @@ def test_another_takes_over_the_socket_of_one_that_was_killed(store: SQLiteFile,
 
 
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
-def test_a_kill_loses_nothing_of_a_server_database(database: ServerDatabase, serve: Serve, place: Path) -> None:
+def test_a_kill_loses_nothing_of_a_server_database(
+    database: ServerDatabase, serve: Serve, place: Path
+) -> None:
     asking = Asking(place, 8)
     resident = serve(database)
     with asking.going_on():
@@ -201,7 +225,7 @@ def test_a_kill_loses_nothing_of_a_server_database(database: ServerDatabase, ser
         assert asking.wrong == []
 
 
-# --- a crowd ----------------------------------------------------------------------------------------------------------
+# --- a crowd --------------------------------------------------------------------------------------
 
 CHILDREN = 150
 
@@ -218,7 +242,12 @@ def test_a_crowd_at_one_row_of_whom_the_resident_answers_half(
 
     def crowd() -> list[tuple[int, str]]:
         with ThreadPoolExecutor(30) as pool:
-            return [ran.verdict for ran in pool.map(lambda number: children[number % 2].smtpextfork(), range(CHILDREN))]
+            return [
+                ran.verdict
+                for ran in pool.map(
+                    lambda number: children[number % 2].smtpextfork(), range(CHILDREN)
+                )
+            ]
 
     with Resident(place, settings, database).wait() as resident:
         first = crowd()

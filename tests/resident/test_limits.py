@@ -13,7 +13,8 @@ from tests.resident.conftest import Start
 from tests.resident.resident import ACCEPTED, DEFERRED, Peer, Resident, request
 from tests.servers import wait_until
 
-# Bytes by which a resident may grow while it is being pestered: what few thousand peers may cost, and what Python keeps for itself.
+# Bytes by which a resident may grow while it is being pestered: what few thousand peers may cost,
+# and what Python keeps for itself.
 GROWTH = 48 << 20
 
 
@@ -27,7 +28,9 @@ def many_descriptors() -> Iterator[None]:
 
 
 def pester(peer: Peer, data: bytes, most: int) -> int:
-    """Sends DATA again and again until the resident closes or MOST bytes are sent; how many were."""
+    """Sends DATA again and again until the resident closes or MOST bytes are sent; how many
+    were.
+    """
     sent = 0
     try:
         while sent < most:
@@ -37,10 +40,12 @@ def pester(peer: Peer, data: bytes, most: int) -> int:
     return sent
 
 
-# --- requests ---------------------------------------------------------------------------------------------------------
+# --- requests -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("data", [b"x" * 65536, b"x=y\n" * 16384, b"\0" * 65536], ids=["line", "lines", "zeros"])
+@pytest.mark.parametrize(
+    "data", [b"x" * 65536, b"x=y\n" * 16384, b"\0" * 65536], ids=["line", "lines", "zeros"]
+)
 def test_an_endless_request_is_cut_off(resident: Resident, data: bytes) -> None:
     before = resident.memory
     with resident.peer() as peer:
@@ -94,7 +99,7 @@ def test_warnings_are_so_many_a_second(start: Start) -> None:
     assert 10 <= len(counted) <= 200
 
 
-# --- connections ------------------------------------------------------------------------------------------------------
+# --- connections ----------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("many_descriptors")
@@ -149,7 +154,9 @@ def test_the_soft_limit_is_raised(start: Start) -> None:
         peer.close()
 
 
-def test_a_connection_beyond_the_limit_is_not_taken_where_all_wait_for_answers(start: Start) -> None:
+def test_a_connection_beyond_the_limit_is_not_taken_where_all_wait_for_answers(
+    start: Start,
+) -> None:
     resident = start(max_connections="3")
     with resident.store.begin() as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -181,7 +188,7 @@ def test_connecting_and_leaving_is_no_obstacle(resident: Resident) -> None:
     assert resident.warnings() == []
 
 
-# --- time -------------------------------------------------------------------------------------------------------------
+# --- time -----------------------------------------------------------------------------------------
 
 
 def test_who_does_not_finish_his_request_is_left(start: Start) -> None:
@@ -253,7 +260,7 @@ def test_who_asks_nothing_is_left_after_a_while(start: Start) -> None:
     assert resident.warnings() == []
 
 
-# --- the log ----------------------------------------------------------------------------------------------------------
+# --- the log --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -277,7 +284,9 @@ def fill(writer: int) -> None:
     os.set_blocking(writer, True)
 
 
-def test_a_stuck_log_stops_nobody_and_is_told_what_it_lost(start: Start, pipe: tuple[int, int]) -> None:
+def test_a_stuck_log_stops_nobody_and_is_told_what_it_lost(
+    start: Start, pipe: tuple[int, int]
+) -> None:
     reader, writer = pipe
     fill(writer)
     resident = start({"log": writer})

@@ -1,4 +1,6 @@
-"""A question that cannot be decided, or written, among many that can: it alone is answered by ``on_error``, as a forked child would."""
+"""A question that cannot be decided, or written, among many that can: it alone is answered by
+``on_error``, as a forked child would.
+"""
 
 import sqlite3
 import time
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from greycheck.store.tables import triplet
+from greycheck.store.schema.tables import triplet
 from tests.resident.conftest import Start
 from tests.resident.resident import ACCEPTED, DEFERRED, Resident, request
 from tests.resident.test_stopped import stopped
@@ -44,7 +46,9 @@ def among_others(*bad: bytes) -> list[bytes]:
 def reasons(resident: Resident) -> dict[str, str]:
     """The reasons of verdicts, by sender."""
     found = [line.partition(" reason=")[2] for line in resident.verdicts]
-    return {each.partition("sender=<")[2].partition(">")[0]: each.partition(" ")[0] for each in found}
+    return {
+        each.partition("sender=<")[2].partition(">")[0]: each.partition(" ")[0] for each in found
+    }
 
 
 def all_good_are_new(resident: Resident) -> None:
@@ -52,7 +56,9 @@ def all_good_are_new(resident: Resident) -> None:
     assert {sender: found.get(sender) for sender in map("{}@good.example".format, range(MANY))} == {
         f"{number}@good.example": "new" for number in range(MANY)
     }
-    assert resident.store.rows("SELECT count(*) FROM triplet WHERE sender LIKE '%@good.example'") == [(MANY,)]
+    assert resident.store.rows(
+        "SELECT count(*) FROM triplet WHERE sender LIKE '%@good.example'"
+    ) == [(MANY,)]
 
 
 WRONG = {
@@ -73,7 +79,9 @@ def test_rows_that_no_program_wrote(start: Start, child: Child) -> None:
         for name, wrong in WRONG.items():
             other.execute(f"UPDATE triplet SET {wrong} WHERE sender = '{name}@bad.example'")
     by_child = {
-        name: child.smtpextfork(f"{name}@bad.example", GREYCHECK_CLIENT_PASSES="0", GREYCHECK_POOL_NETWORKS="0")
+        name: child.smtpextfork(
+            f"{name}@bad.example", GREYCHECK_CLIENT_PASSES="0", GREYCHECK_POOL_NETWORKS="0"
+        )
         for name in WRONG
     }
     ask_together(resident, among_others(*(request(sender=f"{name}@bad.example") for name in WRONG)))
@@ -121,7 +129,7 @@ def test_counts_that_go_no_further(start: Start, child: Child) -> None:
 
 IN_THE_STORE = {
     "deciding": ("greycheck.check", "decide"),
-    "writing": ("greycheck.store.resident_sqlite", "Store.save"),
+    "writing": ("greycheck.resident.batch_store", "Store.save"),
 }
 
 
@@ -136,7 +144,7 @@ def test_a_fault_that_nobody_foresaw_is_one_questions_alone(start: Start, fault:
 
 
 def test_an_envelope_that_cannot_be_asked_about(start: Start) -> None:
-    fault = faulty("greycheck.resident.file_store", "triplet", "arguments[0].sender == b'boom@example.org'")
+    fault = faulty("greycheck.policy", "triplet", "arguments[0].sender == b'boom@example.org'")
     resident = start(fault, on_error="defer", observe_domains="example.com")
     actions = ask_together(resident, among_others(request(sender="boom@example.org")))
     assert actions.count(FAULT) == 1
@@ -155,7 +163,9 @@ def test_one_that_cannot_be_answered(start: Start) -> None:
         for peer in peers:
             assert peer.ask(protocol_state="DATA") == "DUNNO"
         with stopped(resident):
-            for peer, question in zip(peers, among_others(request(sender="boom@example.org")), strict=True):
+            for peer, question in zip(
+                peers, among_others(request(sender="boom@example.org")), strict=True
+            ):
                 peer.send(question)
         assert [peer.is_closed() for peer in peers].count(True) == 1
     all_good_are_new(resident)
@@ -164,7 +174,8 @@ def test_one_that_cannot_be_answered(start: Start) -> None:
 @on_every_server
 def test_so_it_is_with_a_server(start: Start, database: Database) -> None:
     """More often than there are workers."""
-    program = faulty("greycheck.store.lean_server", "Store.save", OF_SENDER)
+    wrong = "arguments[0].envelope.sender == b'boom@example.org'"
+    program = faulty("greycheck.policy", "Decision.take_rows", wrong)
     resident = start(program | {"store": database}, on_error="defer", pool_size="2")
     bad = request(sender="boom@example.org")
     for _ in range(3):

@@ -1,4 +1,6 @@
-"""The resident and a server database: right verdicts, and none later than its deadline, whatever happens to the server."""
+"""The resident and a server database: right verdicts, and none later than its deadline, whatever
+happens to the server.
+"""
 
 import os
 import socket
@@ -15,9 +17,13 @@ import pytest
 from greycheck import check, settings
 from greycheck.envelope import Envelope
 from greycheck.policy import Verdict
+from greycheck.resident import together
+from greycheck.resident.messages import Messages
 from greycheck.resident.pool import Pool
-from greycheck.resident.questions import Messages, Question
-from greycheck.store import drivers, server
+from greycheck.resident.questions import Question
+from greycheck.store import drivers
+from greycheck.store.drivers import faults
+from greycheck.store.url import parse_url
 from tests.resident.conftest import Start
 from tests.resident.resident import ACCEPTED, DEFERRED, Resident, request
 from tests.servers import PASSWORD, USER, Postgres, Server, wait_until
@@ -45,13 +51,18 @@ def make_due(database: ServerDatabase) -> None:
 
 
 def marks(database: ServerDatabase) -> list[Path]:
-    return [path for path in database.directory.iterdir() if path.name.startswith(("down-", "stuck-"))]
+    return [
+        path for path in database.directory.iterdir() if path.name.startswith(("down-", "stuck-"))
+    ]
 
 
 def connections(found: Server) -> int:
     """How many connections the ordinary user has."""
     if isinstance(found, Postgres):
-        sql = f"SELECT count(*) FROM pg_stat_activity WHERE usename = '{USER}' AND application_name = 'greycheck'"
+        sql = (
+            f"SELECT count(*) FROM pg_stat_activity WHERE usename = '{USER}' AND application_name ="
+            " 'greycheck'"
+        )
     else:
         # The test's own is one of them.
         sql = f"SELECT count(*) - 1 FROM information_schema.processlist WHERE user = '{USER}'"
@@ -63,7 +74,7 @@ def said(resident: Resident, words: str) -> int:
     return "\n".join(resident.lines).count(words)
 
 
-# --- verdicts ---------------------------------------------------------------------------------------------------------
+# --- verdicts -------------------------------------------------------------------------------------
 
 
 @on_every_server
@@ -97,7 +108,9 @@ def test_a_first_recipient_vouches_for_later_ones(start: Start, database: Server
 
 
 @each_kind
-def test_a_first_recipient_that_a_mail_server_tells_of_vouches_too(start: Start, database: ServerDatabase) -> None:
+def test_a_first_recipient_that_a_mail_server_tells_of_vouches_too(
+    start: Start, database: ServerDatabase
+) -> None:
     resident = start({"store": database}, client_passes="0")
     assert resident.ask(instance="one") == DEFERRED
     resident.age(300)
@@ -108,14 +121,20 @@ def test_a_first_recipient_that_a_mail_server_tells_of_vouches_too(start: Start,
 
 
 @each_kind
-def test_many_at_once_are_decided_as_one_after_the_other(start: Start, database: ServerDatabase) -> None:
+def test_many_at_once_are_decided_as_one_after_the_other(
+    start: Start, database: ServerDatabase
+) -> None:
     resident = start({"store": database}, pool_size="4")
 
     def ask(number: int) -> None:
         with resident.peer() as peer:
             for each in range(25):
                 assert peer.ask(sender=f"{number}.{each}@example.org") == DEFERRED
-                assert peer.ask(sender="same@example.org") in (DEFERRED, EARLY + "299 seconds", EARLY + "298 seconds")
+                assert peer.ask(sender="same@example.org") in (
+                    DEFERRED,
+                    EARLY + "299 seconds",
+                    EARLY + "298 seconds",
+                )
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(ask, range(8)))
@@ -124,7 +143,9 @@ def test_many_at_once_are_decided_as_one_after_the_other(start: Start, database:
     assert resident.reasons().count("new") == 201
     assert said(resident, "unrecorded") == 0
     # One that was left is there until its process on the server has ended.
-    wait_until(lambda: 1 <= connections(database.server) <= 4, "as many connections as the pool may have")
+    wait_until(
+        lambda: 1 <= connections(database.server) <= 4, "as many connections as the pool may have"
+    )
 
 
 @each_kind
@@ -132,12 +153,15 @@ def test_little_mail_needs_few_connections(start: Start, database: ServerDatabas
     resident = start({"store": database})
     for number in range(20):
         resident.ask(sender=f"{number}@example.org")
-    # The next question may come before the last worker is at rest again, on a busy machine several times.
+    # The next question may come before the last worker is at rest again, on a busy machine several
+    # times.
     wait_until(lambda: connections(database.server) <= 2, "a connection or two")
 
 
 @pytest.mark.parametrize("database", ["mariadb"], indirect=True)
-def test_a_connection_that_nobody_needs_is_given_back_in_good_order(start: Start, database: ServerDatabase) -> None:
+def test_a_connection_that_nobody_needs_is_given_back_in_good_order(
+    start: Start, database: ServerDatabase
+) -> None:
     """Before the server takes it and writes that into its log; and so it is at the end."""
     broken = "SHOW GLOBAL STATUS LIKE 'Aborted_clients'"
     before = database.server.sql(broken, "")
@@ -151,7 +175,7 @@ def test_a_connection_that_nobody_needs_is_given_back_in_good_order(start: Start
     assert database.server.sql(broken, "") == before
 
 
-# --- a server that does not answer ------------------------------------------------------------------------------------
+# --- a server that does not answer ----------------------------------------------------------------
 
 
 def timed(resident: Resident, sender: str) -> tuple[str, float]:
@@ -166,7 +190,12 @@ def test_a_server_that_is_stopped_costs_nobody_more_than_the_deadline(
 ) -> None:
     resident = start({"store": database}, deadline=f"{DEADLINE}s", pool_size="3")
     with ThreadPoolExecutor(30) as pool:
-        quiet = max(took for _, took in pool.map(lambda number: timed(resident, f"{number}@quiet.example"), range(30)))
+        quiet = max(
+            took
+            for _, took in pool.map(
+                lambda number: timed(resident, f"{number}@quiet.example"), range(30)
+            )
+        )
         served.freeze()
         stuck = list(pool.map(lambda number: timed(resident, f"{number}@stuck.example"), range(30)))
         assert {action for action, _ in stuck} == {ACCEPTED}
@@ -175,7 +204,11 @@ def test_a_server_that_is_stopped_costs_nobody_more_than_the_deadline(
         # The mark spares the others even the attempt.
         assert [path.name[:5] for path in marks(database)] == ["down-"]
         assert said(resident, " is not asked any more: ") == 1
-        assert not [number for number in range(10) if timed(resident, f"{number}@later.example")[1] > DEADLINE / 2]
+        assert not [
+            number
+            for number in range(10)
+            if timed(resident, f"{number}@later.example")[1] > DEADLINE / 2
+        ]
         assert ": not asked" in resident.verdicts[-1]
         # Where it is due, one question is the trial.
         make_due(database)
@@ -183,7 +216,9 @@ def test_a_server_that_is_stopped_costs_nobody_more_than_the_deadline(
         assert len([took for _, took in tried if took > DEADLINE / 2]) == 1
         served.thaw()
         make_due(database)
-        wait_until(lambda: resident.ask(sender="after@example.org") != ACCEPTED, "it is asked again")
+        wait_until(
+            lambda: resident.ask(sender="after@example.org") != ACCEPTED, "it is asked again"
+        )
         assert marks(database) == []
         after = list(pool.map(lambda number: timed(resident, f"{number}@after.example"), range(30)))
     assert {action for action, _ in after} == {DEFERRED}
@@ -191,7 +226,9 @@ def test_a_server_that_is_stopped_costs_nobody_more_than_the_deadline(
 
 
 @each_kind
-def test_what_finds_the_queue_full_is_answered_at_once(start: Start, database: ServerDatabase, served: Server) -> None:
+def test_what_finds_the_queue_full_is_answered_at_once(
+    start: Start, database: ServerDatabase, served: Server
+) -> None:
     resident = start({"store": database}, deadline="30s", pool_size="1", max_queue="2")
     resident.ask()
     peers = [resident.peer() for _ in range(6)]
@@ -210,7 +247,9 @@ def test_what_finds_the_queue_full_is_answered_at_once(start: Start, database: S
 
 
 @each_kind
-def test_each_question_has_a_deadline_of_its_own(start: Start, database: ServerDatabase, served: Server) -> None:
+def test_each_question_has_a_deadline_of_its_own(
+    start: Start, database: ServerDatabase, served: Server
+) -> None:
     """Whoever came first may wait for longer."""
     resident = start({"store": database}, deadline="30s", pool_size="1")
     resident.ask()
@@ -247,10 +286,14 @@ def test_a_driver_that_waits_for_longer_than_the_deadline_is_not_waited_for(
 def test_what_comes_late_because_of_many_is_no_fault_of_the_server(
     start: Start, database: ServerDatabase, served: Server
 ) -> None:
-    """Those at the end of a long queue have little time left, and a server that does not answer within that is not marked."""
+    """Those at the end of a long queue have little time left, and a server that does not answer
+    within that is not marked.
+    """
     resident = start({"store": database}, deadline="5s", pool_size="1", on_error="defer")
     resident.ask()
-    hurried = [request(sender=f"{number}@example.org", GREYCHECK_DEADLINE="1s") for number in range(5)]
+    hurried = [
+        request(sender=f"{number}@example.org", GREYCHECK_DEADLINE="1s") for number in range(5)
+    ]
     with holding(served):
         peers = [resident.peer() for _ in hurried]
         for peer, question in zip(peers, hurried, strict=True):
@@ -292,11 +335,14 @@ def test_a_server_that_was_killed_is_asked_again_once_it_is_back(
 
 
 @on_every_server
-def test_a_server_that_was_restarted_costs_no_verdict(start: Start, database: ServerDatabase, served: Server) -> None:
+def test_a_server_that_was_restarted_costs_no_verdict(
+    start: Start, database: ServerDatabase, served: Server
+) -> None:
     resident = start({"store": database}, pool_size="4")
     with ThreadPoolExecutor(8) as pool:
         for turn in range(3):
-            actions = pool.map(lambda number: resident.ask(sender=f"{turn}.{number}@example.org"), range(8))  # noqa: B023
+            senders = [f"{turn}.{number}@example.org" for number in range(8)]
+            actions = pool.map(lambda sender: resident.ask(sender=sender), senders)
             assert set(actions) == {DEFERRED}
             served.restart()
     assert resident.ask(sender="0.0@example.org").startswith(EARLY)
@@ -305,7 +351,7 @@ def test_a_server_that_was_restarted_costs_no_verdict(start: Start, database: Se
     assert marks(database) == []
 
 
-# --- a server with conditions -----------------------------------------------------------------------------------------
+# --- a server with conditions ---------------------------------------------------------------------
 
 
 @contextmanager
@@ -325,14 +371,17 @@ def limited(found: Server, most: int) -> Iterator[None]:
 
 
 @each_kind
-def test_fewer_connections_than_the_pool_wants_are_shared(start: Start, database: ServerDatabase) -> None:
+def test_fewer_connections_than_the_pool_wants_are_shared(
+    start: Start, database: ServerDatabase
+) -> None:
     found = database.server
     # One is the test's own.
     with limited(found, 3):
         resident = start({"store": database}, pool_size="6", deadline="20s")
         with ThreadPoolExecutor(12) as pool:
             for turn in range(3):
-                actions = pool.map(lambda number: resident.ask(sender=f"{turn}.{number}@example.org"), range(36))  # noqa: B023
+                senders = [f"{turn}.{number}@example.org" for number in range(36)]
+                actions = pool.map(lambda sender: resident.ask(sender=sender), senders)
                 assert set(actions) == {DEFERRED}
     assert set(resident.reasons()) == {"new"}
     assert resident.warnings() == []
@@ -340,7 +389,9 @@ def test_fewer_connections_than_the_pool_wants_are_shared(start: Start, database
 
 
 @each_kind
-def test_another_password_is_told_and_the_right_one_is_enough(start: Start, database: ServerDatabase) -> None:
+def test_another_password_is_told_and_the_right_one_is_enough(
+    start: Start, database: ServerDatabase
+) -> None:
     found = database.server
     resident = start({"store": database})
     assert resident.ask() == DEFERRED
@@ -365,11 +416,13 @@ def set_password(found: Server, password: str) -> None:
         found.sql(f"ALTER USER {USER} IDENTIFIED BY '{password}'")
 
 
-# --- two hosts --------------------------------------------------------------------------------------------------------
+# --- two hosts ------------------------------------------------------------------------------------
 
 
 class Gate:
-    """A port that leads to a PORT, and can be shut; ``passed`` is how many connections came through."""
+    """A port that leads to a PORT, and can be shut; ``passed`` is how many connections came
+    through.
+    """
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -438,7 +491,9 @@ def test_the_second_host_takes_over_and_the_first_is_gone_back_to(
     gate.shut()
     ask_many("second.example")
     assert set(resident.reasons()) == {"new"}
-    assert [line.partition(": ")[0] for line in resident.warnings()] == [f"127.0.0.1:{gate.port} is not asked any more"]
+    assert [line.partition(": ")[0] for line in resident.warnings()] == [
+        f"127.0.0.1:{gate.port} is not asked any more"
+    ]
     passed = gate.passed
     ask_many("again.example")
     assert gate.passed == passed
@@ -454,11 +509,14 @@ def test_the_second_host_takes_over_and_the_first_is_gone_back_to(
     assert said(resident, f"127.0.0.1:{gate.port} is not asked any more") == 2
 
 
-# --- settings that change ---------------------------------------------------------------------------------------------
+# --- settings that change -------------------------------------------------------------------------
 
 
 class Configured(SQLiteFile):
-    """An SQLite file, and a configuration file beside it that names this or another store. A check there takes two seconds at most."""
+    """An SQLite file, and a configuration file beside it that names this or another store.
+
+    A check there takes two seconds at most.
+    """
 
     def __init__(self, path: Path, template: Path) -> None:
         super().__init__(path, template)
@@ -467,7 +525,9 @@ class Configured(SQLiteFile):
 
     def name(self, store: Database) -> None:
         """Names STORE from now on."""
-        self.config.write_text(f"database = {store.url}\nstate_directory = {self.directory}\ndeadline = 2s\n")
+        self.config.write_text(
+            f"database = {store.url}\nstate_directory = {self.directory}\ndeadline = 2s\n"
+        )
 
     @property
     def environ(self) -> dict[str, str]:
@@ -480,13 +540,17 @@ def configured(place: Path, empty_store: Path) -> Configured:
 
 
 @each_kind
-def test_another_database_is_used_from_then_on(start: Start, database: ServerDatabase, configured: Configured) -> None:
+def test_another_database_is_used_from_then_on(
+    start: Start, database: ServerDatabase, configured: Configured
+) -> None:
     resident = start({"store": configured})
     assert resident.ask() == DEFERRED
     configured.name(database)
     resident.reread()
     with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(lambda number: resident.ask(sender=f"{number}@example.org"), range(8))) == {DEFERRED}
+        assert set(
+            pool.map(lambda number: resident.ask(sender=f"{number}@example.org"), range(8))
+        ) == {DEFERRED}
     assert database.rows("SELECT count(*) FROM triplet") == [(8,)]
     configured.name(configured)
     resident.reread(times=2)
@@ -512,7 +576,7 @@ def test_what_waits_for_a_database_that_is_left_is_answered_first(
     assert resident.reasons() == ["new", "error", "new"]
 
 
-# --- faults that nobody foresaw --------------------------------------------------------------------------------------
+# --- faults that nobody foresaw -------------------------------------------------------------------
 
 
 @each_kind
@@ -545,21 +609,22 @@ def test_a_fault_that_nobody_foresaw_is_told_and_the_worker_goes_on(
     try:
         assert ask() == "new "
         with monkeypatch.context() as broken:
+            broken.setattr(together.Store, "look_up", lambda *_given: 1 / 0)
             broken.setattr(check, "check", lambda *_given: 1 / 0)
             assert ask() == "error error=ZeroDivisionError: division by zero"
         assert ask() == "early "
-        assert pool.waits == 0
+        assert pool.pending == 0
     finally:
         pool.close()
 
 
-# --- drivers in threads -----------------------------------------------------------------------------------------------
+# --- drivers in threads ---------------------------------------------------------------------------
 
 
 @on_every_server
 def test_connections_of_several_threads_have_their_own_limits(database: ServerDatabase) -> None:
     """One that has time is not cut short by one that has none, and does not take its limit away."""
-    parsed = server.parse(database.url)
+    parsed = parse_url(database.url)
     driver = drivers.load(parsed)[1]
     pause = "SELECT pg_sleep(1.5)" if parsed.dialect == "postgresql" else "SELECT SLEEP(1.5)"
 
@@ -567,7 +632,7 @@ def test_connections_of_several_threads_have_their_own_limits(database: ServerDa
         connection = driver.Connection(parsed, parsed.hosts[0], seconds, 1)
         try:
             connection.run(pause, (), seconds)
-        except server.Fault as fault:
+        except faults.Fault as fault:
             return fault.kind
         else:
             return "answered"
@@ -577,4 +642,4 @@ def test_connections_of_several_threads_have_their_own_limits(database: ServerDa
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(wait, [30, 1, 30, 1, 30, 1]))
     assert found[::2] == ["answered"] * 3
-    assert set(found[1::2]) <= {server.SILENT, server.LOCKED}
+    assert set(found[1::2]) <= {faults.SILENT, faults.LOCKED}

@@ -1,4 +1,6 @@
-"""A resident whose schema is another program's, after an upgrade say: it decides nothing more, and makes way for that program."""
+"""A resident whose schema is another program's, after an upgrade say: it decides nothing more, and
+makes way for that program.
+"""
 
 import sqlite3
 from contextlib import closing
@@ -22,7 +24,9 @@ REVISIONS = [
 def set_revision(store: Database, revision: str) -> str:
     """Has the schema say REVISION, as another program's would; what it said before."""
     [(before,)] = store.rows("SELECT version_num FROM alembic_version")
-    store.execute(text("UPDATE alembic_version SET version_num = :revision").bindparams(revision=revision))
+    store.execute(
+        text("UPDATE alembic_version SET version_num = :revision").bindparams(revision=revision)
+    )
     return str(before)
 
 
@@ -42,7 +46,9 @@ def closed_by(resident: Resident, peers: list[Peer]) -> None:
 
 @on_every_database
 @pytest.mark.parametrize(("revision", "said"), REVISIONS)
-def test_it_decides_nothing_more_and_ends(resident: Resident, database: Database, revision: str, said: str) -> None:
+def test_it_decides_nothing_more_and_ends(
+    resident: Resident, database: Database, revision: str, said: str
+) -> None:
     try:
         assert resident.ask() == DEFERRED
         idle, peers = resident.peer(), [resident.peer() for _ in range(20)]
@@ -58,9 +64,15 @@ def test_it_decides_nothing_more_and_ends(resident: Resident, database: Database
     finally:
         resident.stop()
     assert [
-        line.partition(" reason=")[2].partition(" ")[0] for line in resident.log().splitlines() if " reason=" in line
+        line.partition(" reason=")[2].partition(" ")[0]
+        for line in resident.log().splitlines()
+        if " reason=" in line
     ] == ["new"]
-    [line] = [line for line in resident.log().splitlines() if " warning " in line and "as root" not in line]
+    [line] = [
+        line
+        for line in resident.log().splitlines()
+        if " warning " in line and "as root" not in line
+    ]
     assert said in line
     assert line.endswith(": greycheck serve ends, and decides nothing more")
     assert database.rows("SELECT count(*) FROM triplet") == [(1,)]

@@ -49,7 +49,7 @@ def with_file(start: Start, conf: Path, **settings: str) -> Resident:
     return start({"environ": {"GREYCHECK_CONFIG": str(conf)}}, **settings)
 
 
-# --- the end ----------------------------------------------------------------------------------------------------------
+# --- the end --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -115,7 +115,13 @@ def test_a_second_sigterm_changes_nothing(start: Start) -> None:
 
 
 def test_signals_that_were_blocked_by_the_parent_are_heeded(start: Start) -> None:
-    resident = start({"before": lambda: signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGHUP])})
+    resident = start(
+        {
+            "before": lambda: signal.pthread_sigmask(
+                signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGHUP]
+            )
+        }
+    )
     resident.reread()
     assert resident.stop() == 0
 
@@ -137,7 +143,7 @@ def test_a_signal_between_listening_and_serving_is_heeded_later(place: Path) -> 
         assert resident.end() == 0
 
 
-# --- settings ---------------------------------------------------------------------------------------------------------
+# --- settings -------------------------------------------------------------------------------------
 
 
 def test_settings_are_read_again(start: Start, conf: Path) -> None:
@@ -148,11 +154,15 @@ def test_settings_are_read_again(start: Start, conf: Path) -> None:
         assert peer.ask(sender="b@example.org") == DEFERRED
         resident.reread()
         assert peer.ask(sender="c@example.org") == DEFERRED.replace("300", "60")
-        assert peer.ask(sender="d@example.org", GREYCHECK_DELAY="2m") == DEFERRED.replace("300", "120")
+        assert peer.ask(sender="d@example.org", GREYCHECK_DELAY="2m") == DEFERRED.replace(
+            "300", "120"
+        )
     assert resident.lines[-3] == "greycheck: note settings read again"
 
 
-def test_requests_with_settings_of_their_own_are_laid_over_the_file_as_it_was_read(start: Start, conf: Path) -> None:
+def test_requests_with_settings_of_their_own_are_laid_over_the_file_as_it_was_read(
+    start: Start, conf: Path
+) -> None:
     """Reading it for one of them would be waiting for a disk in the middle of all others."""
     conf.write_text("delay = 3m\n")
     resident = with_file(start, conf)
@@ -162,29 +172,47 @@ def test_requests_with_settings_of_their_own_are_laid_over_the_file_as_it_was_re
         assert peer.ask(GREYCHECK_STRIKES="0") == DEFERRED.replace("300", "180")
         conf.unlink()
         conf.write_text("delay = 1m\n")
-        assert peer.ask(sender="b@example.org", GREYCHECK_STRIKES="1") == DEFERRED.replace("300", "180")
+        assert peer.ask(sender="b@example.org", GREYCHECK_STRIKES="1") == DEFERRED.replace(
+            "300", "180"
+        )
         resident.reread()
-        assert peer.ask(sender="c@example.org", GREYCHECK_STRIKES="1") == DEFERRED.replace("300", "60")
+        assert peer.ask(sender="c@example.org", GREYCHECK_STRIKES="1") == DEFERRED.replace(
+            "300", "60"
+        )
     assert resident.warnings() == []
 
 
 def test_what_a_store_keeps_of_the_settings_opens_it_anew() -> None:
-    """It has the settings that it was opened with; whatever else counts is asked of the reader, which is new after SIGHUP."""
+    """It has the settings that it was opened with; whatever else counts is asked of the reader,
+    which is new after SIGHUP.
+    """
     package = Path(server.__file__).parent
-    kept = [package / "pool.py", package / "file_store.py", package.parent / "store" / "lean_server.py"]
-    used = {name for path in kept for name in re.findall(r"\b(?:self\._)?settings\.([a-z_]+)\b", path.read_text())}
+    kept = [package / "pool.py", package / "file_store.py", package.parent / "store" / "server.py"]
+    used = {
+        name
+        for path in kept
+        for name in re.findall(r"\b(?:self\._)?settings\.([a-z_]+)\b", path.read_text())
+    }
     used &= {setting.name for setting in settings.TABLE}
     assert used <= set(server.OF_THE_STORE)
     assert used >= {"deadline", "state_directory", "max_queue", "database"}
 
 
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
-def test_the_deadline_of_a_server_database_is_changed_too(start: Start, conf: Path, database: Database) -> None:
-    """And where it leaves its marks: a server that is frozen has its answer by the new one, not by the old one of a minute."""
+def test_the_deadline_of_a_server_database_is_changed_too(
+    start: Start, conf: Path, database: Database
+) -> None:
+    """And where it leaves its marks: a server that is frozen has its answer by the new one, not by
+    the old one of a minute.
+    """
     conf.write_text("deadline = 60s\n")
     marks = conf.parent / "marks"
     marks.mkdir()
-    variables = {"GREYCHECK_CONFIG": str(conf), "GREYCHECK_DEADLINE": None, "GREYCHECK_STATE_DIRECTORY": None}
+    variables = {
+        "GREYCHECK_CONFIG": str(conf),
+        "GREYCHECK_DEADLINE": None,
+        "GREYCHECK_STATE_DIRECTORY": None,
+    }
     resident = start({"store": database, "environ": variables})
     conf.write_text(f"deadline = 1s\nstate_directory = {marks}\n")
     assert resident.ask() == DEFERRED
@@ -228,7 +256,9 @@ def test_a_file_that_became_a_pipe_is_not_waited_for(start: Start, conf: Path) -
     assert resident.warnings() == [f"{conf}: Resource temporarily unavailable"]
 
 
-def test_another_file_of_the_database_is_used_from_then_on(start: Start, place: Path, conf: Path) -> None:
+def test_another_file_of_the_database_is_used_from_then_on(
+    start: Start, place: Path, conf: Path
+) -> None:
     conf.write_text(f"database = {place}/greycheck.db\n")
     resident = start({"environ": {"GREYCHECK_CONFIG": str(conf), "GREYCHECK_DATABASE": None}})
     assert resident.ask() == DEFERRED
@@ -257,7 +287,9 @@ def test_another_file_of_the_database_is_used_from_then_on(start: Start, place: 
         "database_file = {place}/none",
     ],
 )
-def test_a_broken_database_is_not_changed_to(start: Start, place: Path, conf: Path, line: str) -> None:
+def test_a_broken_database_is_not_changed_to(
+    start: Start, place: Path, conf: Path, line: str
+) -> None:
     conf.write_text(f"database = {place}/greycheck.db\n")
     resident = start({"environ": {"GREYCHECK_CONFIG": str(conf), "GREYCHECK_DATABASE": None}})
     assert resident.ask() == DEFERRED
@@ -298,7 +330,7 @@ def test_many_signals_are_as_one(start: Start) -> None:
     resident.wait_for("settings read again")
 
 
-# --- systemd ----------------------------------------------------------------------------------------------------------
+# --- systemd --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -322,12 +354,18 @@ def test_systemd_is_told_how_it_stands(start: Start, notified: tuple[socket.sock
     assert told.recv(1000) == b"STOPPING=1"
 
 
-def test_systemd_is_told_that_it_is_ready_where_reading_again_failed(start: Start, place: Path, conf: Path) -> None:
+def test_systemd_is_told_that_it_is_ready_where_reading_again_failed(
+    start: Start, place: Path, conf: Path
+) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
         told.bind(f"{place}/notify")
         told.settimeout(60)
         conf.write_text(f"database = {place}/greycheck.db\n")
-        variables = {"NOTIFY_SOCKET": f"{place}/notify", "GREYCHECK_CONFIG": str(conf), "GREYCHECK_DATABASE": None}
+        variables = {
+            "NOTIFY_SOCKET": f"{place}/notify",
+            "GREYCHECK_CONFIG": str(conf),
+            "GREYCHECK_DATABASE": None,
+        }
         resident = start({"environ": variables})
         conf.write_text("database = nowhere\n")
         resident.signal(signal.SIGHUP)

@@ -19,7 +19,7 @@ import pytest
 
 from greycheck.resident import sockets
 from greycheck.settings import Settings
-from greycheck.store import schema
+from greycheck.store.schema import migrate
 from tests.conftest import UNMEASURED
 from tests.resident.conftest import Start
 from tests.resident.resident import ACCEPTED, DEFERRED, Peer, Resident
@@ -49,7 +49,7 @@ def listening() -> Iterator[socket.socket]:
         yield found
 
 
-# --- the unix socket --------------------------------------------------------------------------------------------------
+# --- the unix socket ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["0600", "0660", "0666"])
@@ -77,7 +77,9 @@ def test_an_unknown_owner_is_refused(place: Path, owner: str) -> None:
     assert owner.strip(":") in refused(place, socket_owner=owner)
 
 
-def test_a_socket_that_nobody_listens_on_is_replaced(start: Start, place: Path, listening: socket.socket) -> None:
+def test_a_socket_that_nobody_listens_on_is_replaced(
+    start: Start, place: Path, listening: socket.socket
+) -> None:
     listening.bind(str(place / "socket"))
     listening.close()
     assert start().ask() == DEFERRED
@@ -131,8 +133,13 @@ def test_the_directory_of_the_socket_is_made(place: Path) -> None:
 def test_a_directory_that_cannot_be_made_is_named(place: Path) -> None:
     (place / "file").touch()
     said = refused(place, socket=f"{place}/none/run/socket")
-    assert said == (f"{place}/none/run: No such file or directory: make it, for the user that greycheck serve runs as")
-    assert refused(place, socket=f"{place}/file/run/socket").startswith(f"{place}/file/run: Not a directory")
+    assert said == (
+        f"{place}/none/run: No such file or directory: make it, for the user that greycheck serve"
+        " runs as"
+    )
+    assert refused(place, socket=f"{place}/file/run/socket").startswith(
+        f"{place}/file/run: Not a directory"
+    )
 
 
 def test_a_path_that_is_too_long_for_a_socket_is_named(place: Path) -> None:
@@ -148,9 +155,15 @@ def test_a_path_that_is_too_long_for_a_socket_is_named(place: Path) -> None:
     ):
         length = len(os.fsencode(too_long))
         assert refused(place, socket=too_long) == (
-            f"GREYCHECK_SOCKET: socket = {too_long}: {length} bytes, and the path of a socket has 107 at most: set a shorter one"
+            f"GREYCHECK_SOCKET: socket = {too_long}: {length} bytes, and the path of a socket has"
+            " 107 at most: set a shorter one"
         )
-    assert {path.name for path in place.iterdir()} <= {"greycheck.db", "log", longest.name, f"{longest.name}.lock"}
+    assert {path.name for path in place.iterdir()} <= {
+        "greycheck.db",
+        "log",
+        longest.name,
+        f"{longest.name}.lock",
+    }
 
 
 def test_wrong_settings_are_refused_in_the_childs_words(place: Path) -> None:
@@ -226,7 +239,8 @@ def test_a_lock_that_another_holds_is_not_gone_without(start: Start, place: Path
         fcntl.flock(others, fcntl.LOCK_EX)
         resident.socket.unlink()
         wrong = (
-            f"the socket was taken away, and no other can be made: {resident.socket}: another greycheck serves there"
+            f"the socket was taken away, and no other can be made: {resident.socket}: another"
+            " greycheck serves there"
         )
         resident.wait_for(wrong)
         assert not resident.socket.exists()
@@ -242,7 +256,9 @@ def test_a_link_in_the_place_of_the_lock_is_none(start: Start, place: Path) -> N
     lock.rename(place / "elsewhere")
     lock.symlink_to("elsewhere")
     resident.socket.unlink()
-    resident.wait_for(f"no other can be made: {lock}: Too many levels of symbolic links: rm {lock}, once no")
+    resident.wait_for(
+        f"no other can be made: {lock}: Too many levels of symbolic links: rm {lock}, once no"
+    )
     lock.unlink()
     resident.wait_for("made again")
     assert lock.is_file()
@@ -268,7 +284,10 @@ def test_a_lock_that_is_removed_before_it_is_held_is_not_taken_for_one(
     found.sources["socket"] = "default"
     with sockets.unix(found) as made:
         status = Path(f"{path}.lock").lstat()
-        assert (status.st_dev, status.st_ino) == (os.fstat(made.lock).st_dev, os.fstat(made.lock).st_ino)
+        assert (status.st_dev, status.st_ino) == (
+            os.fstat(made.lock).st_dev,
+            os.fstat(made.lock).st_ino,
+        )
         os.close(made.lock)
     assert len(removed) == 1
 
@@ -314,7 +333,7 @@ def test_what_was_put_in_the_place_of_a_socket_is_left_alone_and_said_once(start
         assert resident.ask() == DEFERRED
 
 
-# --- users ------------------------------------------------------------------------------------------------------------
+# --- users ----------------------------------------------------------------------------------------
 
 
 def as_user() -> None:
@@ -344,7 +363,9 @@ def test_who_it_becomes_can_use_the_socket_and_take_it_over(place: Path, whose: 
             for each in (path, Path(f"{path}.lock")):
                 assert (each.stat().st_uid, each.stat().st_gid) == (USER.pw_uid, USER.pw_gid)
             connects = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
-            subprocess.run([sys.executable, "-c", connects, str(path)], preexec_fn=as_user, check=True)
+            subprocess.run(
+                [sys.executable, "-c", connects, str(path)], preexec_fn=as_user, check=True
+            )
         if IS_ROOT and whose == "root":
             return  # there only root can make a socket
         with Resident(place, given, before=as_user, environ=UNMEASURED) as later:
@@ -355,7 +376,9 @@ def test_who_it_becomes_can_use_the_socket_and_take_it_over(place: Path, whose: 
 
 
 @pytest.mark.parametrize("listens", [False, True])
-def test_what_root_has_left_behind_is_no_obstacle_unless_somebody_serves(place: Path, listens: bool) -> None:
+def test_what_root_has_left_behind_is_no_obstacle_unless_somebody_serves(
+    place: Path, listens: bool
+) -> None:
     """A socket of root's, as a version before this one left it, in a directory of the user's."""
     os.chown(place, USER.pw_uid, USER.pw_gid)
     with socket.socket(socket.AF_UNIX) as left:
@@ -390,7 +413,10 @@ def test_a_lock_that_cannot_be_opened_is_left_alone(place: Path, is_held: bool) 
         before = lock.stat().st_ino
         resident = Resident(place, before=as_user, environ=UNMEASURED)
         assert resident.end() == 1
-        assert resident.log() == f"Error: {lock}: Permission denied: rm {lock}, once no greycheck serve runs\n"
+        assert (
+            resident.log()
+            == f"Error: {lock}: Permission denied: rm {lock}, once no greycheck serve runs\n"
+        )
         assert lock.stat().st_ino == before
     lock.unlink()
     with Resident(place, before=as_user, environ=UNMEASURED) as again:
@@ -402,7 +428,9 @@ def test_who_may_make_no_lock_is_told_what_mends_it(place: Path) -> None:
     directory = place / "run dir"
     directory.mkdir()
     os.chown(place, USER.pw_uid, USER.pw_gid)
-    resident = Resident(place, {"socket": f"{directory}/socket"}, before=as_user, environ=UNMEASURED)
+    resident = Resident(
+        place, {"socket": f"{directory}/socket"}, before=as_user, environ=UNMEASURED
+    )
     assert resident.end() == 1
     name = USER.pw_name
     assert resident.log() == (
@@ -417,7 +445,9 @@ NUMBER = 54242
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root becomes another")
 @pytest.mark.parametrize("arguments", [(), ("--user", str(NUMBER))])
-def test_it_becomes_the_owner_of_a_store_who_has_no_account(place: Path, arguments: tuple[str, ...]) -> None:
+def test_it_becomes_the_owner_of_a_store_who_has_no_account(
+    place: Path, arguments: tuple[str, ...]
+) -> None:
     with pytest.raises(KeyError):
         pwd.getpwuid(NUMBER)
     os.chown(place, NUMBER, NUMBER)
@@ -437,12 +467,16 @@ def test_a_directory_of_a_user_without_an_account_is_told_a_command_that_works(p
     said = refused(place, socket=f"{directory}/socket")
     assert said.endswith(f"root makes no socket there: greycheck serve --user {NUMBER}")
     os.chown(place, NUMBER, NUMBER)
-    with Resident(place, {"socket": f"{directory}/socket"}, arguments=["--user", str(NUMBER)]) as resident:
+    with Resident(
+        place, {"socket": f"{directory}/socket"}, arguments=["--user", str(NUMBER)]
+    ) as resident:
         resident.socket = directory / "socket"
         assert resident.wait().ask() == DEFERRED
 
 
-@pytest.mark.parametrize("name", ["4294967295", "99999999999999999999", "-1", "\N{SUPERSCRIPT TWO}", "1x"])
+@pytest.mark.parametrize(
+    "name", ["4294967295", "99999999999999999999", "-1", "\N{SUPERSCRIPT TWO}", "1x"]
+)
 def test_what_is_no_number_of_a_user_is_refused(place: Path, name: str) -> None:
     assert refused(place, f"--user={name}") == f"{name}: no such user"
 
@@ -472,10 +506,13 @@ def test_root_makes_no_socket_in_a_directory_of_another_user(place: Path) -> Non
     os.chown(directory, USER.pw_uid, USER.pw_gid)
     said = refused(place, socket=f"{directory}/socket")
     assert said == (
-        f"{directory}: is {USER.pw_name}'s, and root makes no socket there: greycheck serve --user {USER.pw_name}"
+        f"{directory}: is {USER.pw_name}'s, and root makes no socket there: greycheck serve --user"
+        f" {USER.pw_name}"
     )
     directory.chmod(0o777)
-    assert "any user may write there" in refused(place, "--user", USER.pw_name, socket=f"{directory}/socket")
+    assert "any user may write there" in refused(
+        place, "--user", USER.pw_name, socket=f"{directory}/socket"
+    )
 
 
 def test_it_becomes_the_user_that_it_is_told(place: Path) -> None:
@@ -483,17 +520,24 @@ def test_it_becomes_the_user_that_it_is_told(place: Path) -> None:
     with Resident(place, arguments=["--user", USER.pw_name]) as resident:
         resident.wait()
         status = Path(f"/proc/{resident.process.pid}/status").read_text()
-        found = {name: value.split() for name, _, value in (line.partition(":") for line in status.splitlines())}
+        found = {
+            name: value.split()
+            for name, _, value in (line.partition(":") for line in status.splitlines())
+        }
         assert found["Uid"] == [str(USER.pw_uid)] * 4
         assert found["Gid"] == [str(USER.pw_gid)] * 4
-        assert {int(group) for group in found["Groups"]} == set(os.getgrouplist(USER.pw_name, USER.pw_gid))
+        assert {int(group) for group in found["Groups"]} == set(
+            os.getgrouplist(USER.pw_name, USER.pw_gid)
+        )
         assert resident.ask() == DEFERRED
         assert (place / "greycheck.db").stat().st_uid == USER.pw_uid
         assert "serves as root" not in resident.log()
 
 
 def test_as_root_it_warns(start: Start) -> None:
-    assert ("serves as root: start it as the user that owns the store" in "".join(start().lines)) == IS_ROOT
+    assert (
+        "serves as root: start it as the user that owns the store" in "".join(start().lines)
+    ) == IS_ROOT
 
 
 def test_an_unknown_user_is_refused(place: Path) -> None:
@@ -526,7 +570,7 @@ def test_a_socket_cannot_be_given_away_by_others(place: Path) -> None:
     assert f"{place}/socket: this user cannot give it to root" in resident.log()
 
 
-# --- addresses --------------------------------------------------------------------------------------------------------
+# --- addresses ------------------------------------------------------------------------------------
 
 
 def test_it_listens_on_addresses_besides(start: Start) -> None:
@@ -573,7 +617,9 @@ def test_it_listens_on_ipv6(start: Start) -> None:
         Peer(("127.0.0.1", port))
     assert f", [::1]:{port}" in resident.lines[0]
     resident.stop()
-    with Resident(resident.directory, {"listen": f"[::]:{port}", "listen_clients": "127.0.0.0/8"}) as narrow:
+    with Resident(
+        resident.directory, {"listen": f"[::]:{port}", "listen_clients": "127.0.0.0/8"}
+    ) as narrow:
         narrow.wait()
         with Peer(("::1", port)) as peer:
             assert peer.is_closed()
@@ -584,7 +630,10 @@ def test_a_port_that_is_taken_is_named(place: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert refused(place, listen=f"127.0.0.1:{port}") == f"127.0.0.1:{port}: Address already in use"
+        assert (
+            refused(place, listen=f"127.0.0.1:{port}")
+            == f"127.0.0.1:{port}: Address already in use"
+        )
 
 
 def test_an_address_that_is_not_this_hosts_is_named(place: Path) -> None:
@@ -638,14 +687,18 @@ def test_nobody_has_a_client_refused_or_made_known_over_tcp(start: Start) -> Non
     resident = start(listen=f"127.0.0.1:{port}")
     with Peer(("127.0.0.1", port)) as peer:
         for _attempt in range(3):
-            peer.ask(GREYCHECK_STRIKES="1", GREYCHECK_STRIKE_TIME="3650d", GREYCHECK_STRIKE_INTERVAL="3650d")
+            peer.ask(
+                GREYCHECK_STRIKES="1",
+                GREYCHECK_STRIKE_TIME="3650d",
+                GREYCHECK_STRIKE_INTERVAL="3650d",
+            )
             peer.ask(sender="b@example.org", GREYCHECK_DELAY="0")
             resident.age(10)
     assert resident.store.rows("SELECT * FROM client") == []
     assert set(resident.reasons()) == {"new", "early"}
 
 
-# --- sockets from systemd ---------------------------------------------------------------------------------------------
+# --- sockets from systemd -------------------------------------------------------------------------
 
 # What systemd does: descriptors from 3 on, and variables that name the process they are meant for.
 HAND_OVER = """
@@ -654,7 +707,7 @@ for place, descriptor in enumerate(map(int, sys.argv[1].split(",")), 3):
     os.dup2(descriptor, place)
 os.environ |= {"LISTEN_FDS": sys.argv[2], "LISTEN_PID": sys.argv[3] or str(os.getpid()), "LISTEN_FDNAMES": "x"}
 os.execv(sys.argv[4], sys.argv[4:])
-"""
+"""  # noqa: E501
 
 
 def handed(place: Path, *given: socket.socket, count: str = "", pid: str = "") -> Resident:
@@ -687,7 +740,9 @@ def test_it_serves_on_what_systemd_has_opened(place: Path) -> None:
         late.close()
 
 
-def test_what_was_meant_for_another_process_is_not_taken(place: Path, listening: socket.socket) -> None:
+def test_what_was_meant_for_another_process_is_not_taken(
+    place: Path, listening: socket.socket
+) -> None:
     listening.bind(str(place / "activated"))
     listening.listen()
     with handed(place, listening, pid="1") as resident:
@@ -726,14 +781,17 @@ def test_the_tables_are_there_before_anybody_is_answered(place: Path) -> None:
 def test_tables_that_are_older_are_not_changed_without_being_asked(
     place: Path, empty_store: Path, revision: str
 ) -> None:
-    """It may take long, and a supervisor would kill it, and start it again. Children go on without it meanwhile."""
+    """It may take long, and a supervisor would kill it, and start it again.
+
+    Children go on without it meanwhile.
+    """
     store = SQLiteFile(place / "greycheck.db", empty_store)
     store.make()
-    schema.downgrade(store.url, revision)
+    migrate.downgrade(store.url, revision)
     said = refused(place)
-    assert f"the schema is at {revision}, older than this program's {schema.head()}" in said
+    assert f"the schema is at {revision}, older than this program's {migrate.head()}" in said
     assert "run greycheck db upgrade" in said
-    assert schema.current(store.url) == revision
-    schema.upgrade(store.url)
+    assert migrate.current(store.url) == revision
+    migrate.upgrade(store.url)
     with Resident(place, store=store) as resident:
         assert resident.wait().ask() == DEFERRED

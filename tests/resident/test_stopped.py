@@ -1,4 +1,6 @@
-"""A resident that was stopped for a while, by a signal, a lack of memory or a lid: what it was asked meanwhile is counted once, or not."""
+"""A resident that was stopped for a while, by a signal, a lack of memory or a lid: what it was
+asked meanwhile is counted once, or not.
+"""
 
 import signal
 import socket
@@ -11,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from greycheck.resident.connections import TAKEN
+from greycheck.resident.events import DOUBT
 from greycheck.resident.peers import Peer as Kept
-from greycheck.resident.server import DOUBT, TAKEN
 from tests.resident.conftest import Start
 from tests.resident.resident import ACCEPTED, DEFERRED, Peer, Resident, request
 from tests.resident.spawned import Spawned
@@ -98,7 +101,7 @@ def test_more_than_one_turn_takes_are_left_alone_too(start: Start) -> None:
     assert resident.store.rows("SELECT count(*) FROM triplet") == [(1,)]
 
 
-# --- when an attempt was made -----------------------------------------------------------------------------------------
+# --- when an attempt was made ---------------------------------------------------------------------
 
 
 @on_every_database
@@ -133,10 +136,15 @@ def test_only_a_native_child_may_say_when(start: Start, place: Path) -> None:
         peer.send(request(greycheck_hook="smtpextfork", greycheck_time=str(now - 50)))
         peer.answer()
     assert resident.ask(sender="b@example.org", greycheck_time=str(now - 50)) == DEFERRED
-    assert all(int(str(first)) >= now for (first,) in resident.store.rows("SELECT first_attempt FROM triplet"))
+    assert all(
+        int(str(first)) >= now
+        for (first,) in resident.store.rows("SELECT first_attempt FROM triplet")
+    )
 
 
-def test_an_answer_that_comes_as_the_child_gives_up_is_one_attempt(start: Start, launchers: Path) -> None:
+def test_an_answer_that_comes_as_the_child_gives_up_is_one_attempt(
+    start: Start, launchers: Path
+) -> None:
     """Both have decided, whoever was first."""
     resident = start(strikes="1", strike_interval="300s")
     child = Child(launchers, resident.store)
@@ -146,15 +154,20 @@ def test_an_answer_that_comes_as_the_child_gives_up_is_one_attempt(start: Start,
         for _ in range(2):
             if order == "resident":
                 resident.ask_as("smtpextfork", sender=sender, greycheck_time=str(made - 5))
-            ran = child.smtpextfork(sender, _GREYCHECK_STARTED=started, GREYCHECK_DEADLINE="60s", GREYCHECK_STRIKES="1")
+            ran = child.smtpextfork(
+                sender, _GREYCHECK_STARTED=started, GREYCHECK_DEADLINE="60s", GREYCHECK_STRIKES="1"
+            )
             assert ran.code == EXIT_DEFERRED
             if order == "child":
                 resident.ask_as("smtpextfork", sender=sender, greycheck_time=str(made - 5))
-    assert resident.store.rows(COUNTS) == [("child@example.org", 0, 0), ("resident@example.org", 0, 0)]
+    assert resident.store.rows(COUNTS) == [
+        ("child@example.org", 0, 0),
+        ("resident@example.org", 0, 0),
+    ]
     assert resident.store.rows("SELECT * FROM client") == []
 
 
-# --- mail servers -----------------------------------------------------------------------------------------------------
+# --- mail servers ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["unix", "inet"])
@@ -163,7 +176,9 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def serving(start: Start, kind: str, store: Database, **settings: str) -> tuple[Resident, Callable[[], Peer]]:
+def serving(
+    start: Start, kind: str, store: Database, **settings: str
+) -> tuple[Resident, Callable[[], Peer]]:
     """A resident, and what connects to it by a socket of KIND."""
     resident = start({"store": store}, listen="127.0.0.1:0", **settings)
     port = int(resident.log().partition("127.0.0.1:")[2].split()[0].rstrip(","))
@@ -171,7 +186,9 @@ def serving(start: Start, kind: str, store: Database, **settings: str) -> tuple[
 
 
 @on_every_database
-def test_mail_servers_that_gave_up_and_those_that_wait(start: Start, database: Database, kind: str) -> None:
+def test_mail_servers_that_gave_up_and_those_that_wait(
+    start: Start, database: Database, kind: str
+) -> None:
     resident, connect = serving(start, kind, database)
     known = [connect() for _ in range(2)]
     for each in known:
@@ -179,7 +196,11 @@ def test_mail_servers_that_gave_up_and_those_that_wait(start: Start, database: D
     with stopped(resident):
         new = [connect() for _ in range(4)]
         peers = dict(
-            zip(("left", "waits", "left-new", "waits-new", "exim-left", "exim-waits"), [*known, *new], strict=True)
+            zip(
+                ("left", "waits", "left-new", "waits-new", "exim-left", "exim-waits"),
+                [*known, *new],
+                strict=True,
+            )
         )
         for name, peer in peers.items():
             peer.send(request(sender=f"{name}@example.org"))
@@ -195,19 +216,24 @@ def test_mail_servers_that_gave_up_and_those_that_wait(start: Start, database: D
         assert peer.action() == DEFERRED, name
         peer.close()
     assert sorted(resident.reasons()) == ["new"] * 3
-    found = {str(sender): first for sender, first in resident.store.rows("SELECT sender, first_attempt FROM triplet")}
+    found = {
+        str(sender): first
+        for sender, first in resident.store.rows("SELECT sender, first_attempt FROM triplet")
+    }
     assert sorted(found) == sorted(f"{name}@example.org" for name in waiting)
     for first in found.values():
         assert isinstance(first, int)
-        # Idle, it looks once in a second.
-        assert asked - 3 < first <= asked
+        # Idle, it looks once in a second; on a busy machine it may hear of them a moment later.
+        assert asked - 3 < first < asked + LONG / 2
 
 
 @on_every_database
 def test_a_retry_that_came_too_early_does_not_pass_because_it_waited(
     start: Start, database: Database, kind: str
 ) -> None:
-    resident, connect = serving(start, kind, database, delay="4s", strikes="1", strike_interval="60s")
+    resident, connect = serving(
+        start, kind, database, delay="4s", strikes="1", strike_interval="60s"
+    )
     with connect() as peer:
         assert peer.ask().startswith("DEFER")
         with stopped(resident):
@@ -215,7 +241,9 @@ def test_a_retry_that_came_too_early_does_not_pass_because_it_waited(
             time.sleep(5)
         assert peer.action().startswith(EARLY)
     assert resident.reasons() == ["new", "early"]
-    assert resident.store.rows("SELECT count(*) FROM client WHERE passes > 0 OR struck_until > 0") == [(0,)]
+    assert resident.store.rows(
+        "SELECT count(*) FROM client WHERE passes > 0 OR struck_until > 0"
+    ) == [(0,)]
 
 
 def test_who_was_answered_before_is_no_worse_for_it(start: Start) -> None:
@@ -228,14 +256,19 @@ def test_who_was_answered_before_is_no_worse_for_it(start: Start) -> None:
     assert resident.warnings() == []
 
 
-# --- what waits in the resident ---------------------------------------------------------------------------------------
+# --- what waits in the resident -------------------------------------------------------------------
 
 
-def test_what_waits_for_a_lock_is_not_written_for_who_has_given_up(start: Start, natives: Path) -> None:
+def test_what_waits_for_a_lock_is_not_written_for_who_has_given_up(
+    start: Start, natives: Path
+) -> None:
     resident = start(deadline="60s", strikes="1")
     assert isinstance(resident.store, SQLiteFile)
     ask = native(natives, resident, GREYCHECK_DEADLINE="60s", GREYCHECK_STRIKES="1")
-    with closing(sqlite3.connect(resident.store.path, isolation_level=None)) as other, ThreadPoolExecutor(1) as pool:
+    with (
+        closing(sqlite3.connect(resident.store.path, isolation_level=None)) as other,
+        ThreadPoolExecutor(1) as pool,
+    ):
         other.execute("BEGIN IMMEDIATE")
         asking = pool.submit(ask, "a@example.org")
         with resident.peer() as peer:
@@ -262,7 +295,9 @@ def test_to_be_stopped_while_it_decides_is_no_fault_of_the_store(start: Start) -
 
 
 @on_every_database
-def test_a_process_of_its_own_for_each_smtpd_decides_nothing_for_who_has_left(database: Database) -> None:
+def test_a_process_of_its_own_for_each_smtpd_decides_nothing_for_who_has_left(
+    database: Database,
+) -> None:
     database.make()
     with Spawned(database, {"deadline": "60s"}) as spawned:
         assert spawned.ask() == DEFERRED

@@ -12,7 +12,8 @@ from tests.resident.resident import DEFERRED, Peer, Resident, request
 
 FAULT = "DEFER_IF_PERMIT 4.3.0 temporary failure, please try again later"
 
-# A resident in which one function fails where what it is called with has to do with boom@example.org.
+# A resident in which one function fails where what it is called with has to do with
+# boom@example.org.
 FAULTY = """
 import os, socket, sys, time
 import {module} as module
@@ -33,9 +34,16 @@ HANGS = "time.sleep(600)"
 
 
 def faulty(module: str, name: str, when: str, how: str = FAILS) -> dict[str, Any]:
-    """Options of a resident in which NAME of MODULE fails where the expression WHEN is true of its ARGUMENTS; HOW is what it does then."""
+    """Options of a resident in which NAME of MODULE fails where the expression WHEN is true of its
+    ARGUMENTS; HOW is what it does then.
+    """
     holder, _, function = name.rpartition(".")
-    return {"program": ["-c", FAULTY.format(module=module, holder=holder, name=function, when=when, how=how)]}
+    return {
+        "program": [
+            "-c",
+            FAULTY.format(module=module, holder=holder, name=function, when=when, how=how),
+        ]
+    }
 
 
 def ask_for_trouble(peer: Peer) -> str:
@@ -54,7 +62,7 @@ AMONG_THEM = "any(each.envelope.sender == b'boom@example.org' for each in argume
 
 IN_THE_STORE = {
     "deciding": ("greycheck.check", "decide", OF_SENDER),
-    "writing": ("greycheck.store.resident_sqlite", "Store.save", OF_SENDER),
+    "writing": ("greycheck.resident.batch_store", "Store.save", OF_SENDER),
     "all": ("greycheck.resident.file_store", "FileStore.decide", AMONG_THEM),
 }
 
@@ -136,11 +144,20 @@ def test_who_cannot_be_read_when_he_is_taken_is_left(start: Start) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["Server._sweep", "Server._take", "FileStore.tick", "Server._no_peer", "Server._obey", "Journal.warn"]
+    "name",
+    [
+        "Connections.sweep",
+        "Connections.accept",
+        "FileStore.tick",
+        "Server._handle_other",
+        "Server._obey",
+        "Journal.warn",
+    ],
 )
 def test_a_fault_that_stays_is_survived(start: Start, name: str) -> None:
     """Twice at least: what comes up at each turn, and what comes up while that is dealt with."""
-    module = {"FileStore": "file_store", "Journal": "journal"}.get(name.partition(".")[0], "server")
+    holder = name.partition(".")[0]
+    module = "file_store" if holder == "FileStore" else holder.lower()
     often = "len(tries := sys.modules.setdefault('tries', [])) < 3 and not tries.append(1)"
     resident = start(faulty(f"greycheck.resident.{module}", name, often))
     resident.reread()
@@ -152,7 +169,9 @@ def test_a_fault_that_stays_is_survived(start: Start, name: str) -> None:
 
 def test_a_disk_that_hangs_ends_it_with_an_answer_so_that_it_is_started_anew(place: Path) -> None:
     options = faulty("greycheck.check", "decide", OF_SENDER, HANGS)
-    resident = Resident(place, {"deadline": "1s", "on_error": "defer"}, program=options["program"]).wait()
+    resident = Resident(
+        place, {"deadline": "1s", "on_error": "defer"}, program=options["program"]
+    ).wait()
     with resident.peer() as peer, resident.peer() as other:
         assert other.ask() == DEFERRED
         assert ask_for_trouble(peer) == FAULT

@@ -1,4 +1,6 @@
-"""What the SMTP scenarios share: a mail host for each, and the hooks; of Postfix and Exim, the resident that they ask."""
+"""What the SMTP scenarios share: a mail host for each, and the hooks; of Postfix and Exim, the
+resident that they ask.
+"""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -8,6 +10,7 @@ from typing import Protocol
 
 import pytest
 
+from greycheck.cli import demo
 from tests.resident.resident import Resident
 from tests.smtp.dialogue import (
     DEFERRED_421,
@@ -32,13 +35,15 @@ class AskingHost(Protocol):
 
 
 class Hook:
-    """One of the hooks: the VARIABLES that switch it on, and how the session of a DEFERRED mail goes on, or of a deferred BOUNCE."""
+    """One of the hooks: the VARIABLES that switch it on, and how the session of a DEFERRED mail
+    goes on, or of a deferred BOUNCE.
+    """
 
-    def __init__(self, name: str, variables: dict[str, str], deferred: str, bounce: str = "") -> None:
+    def __init__(self, name: str, variables: dict[str, str], deferred: str, bounce: str) -> None:
         self.name = name
         self.variables = variables
         self.deferred = deferred
-        self.deferred_bounce = bounce or deferred
+        self.deferred_bounce = bounce
 
 
 @pytest.fixture
@@ -48,7 +53,9 @@ def bare_mx(place: Path, child: Child) -> Iterator[MailHost]:
     yield host
     host.stop()
     assert not [line for line in host.log() if "Traceback" in line]
-    assert child.socket == NOWHERE or not [line for line in host.log() if "without the resident" in line]
+    assert child.socket == NOWHERE or not [
+        line for line in host.log() if "without the resident" in line
+    ]
 
 
 @pytest.fixture
@@ -58,16 +65,23 @@ def mx(bare_mx: MailHost) -> MailHost:
     return bare_mx
 
 
-@pytest.fixture(params=["SMTPEXTFORK", "CHECKENV", "RCPTCHECK", "qmail-spp"])
+# How the session of a deferred mail goes on, and that of a deferred bounce, with each hook that
+# the demonstration's server has.
+DEFERRED = {
+    "smtpextfork": (DEFERRED_454, DEFERRED_454),
+    "checkenv": (DEFERRED_421, DEFERRED_421),
+    "rcptcheck": (DEFERRED_421_RCPTCHECK, DEFERRED_421_RCPTCHECK),
+    "spp": (DEFERRED_451, DEFERRED_AT_DATA),
+}
+
+
+@pytest.fixture(params=demo.HOOKS.values(), ids=lambda hook: hook.TITLE)
 def hook(request: pytest.FixtureRequest, programs: Path) -> Hook:
     """Each of the hooks, switched on for greycheck."""
-    if request.param == "CHECKENV":
-        return Hook("checkenv", {"CHECKENV": ""}, DEFERRED_421)
-    if request.param == "RCPTCHECK":
-        return Hook("rcptcheck", {"RCPTCHECK": str(programs / "greycheck-rcptcheck")}, DEFERRED_421_RCPTCHECK)
-    if request.param == "qmail-spp":
-        return Hook("spp", {"SPP_RCPT": str(programs / "greycheck-spp")}, DEFERRED_451, DEFERRED_AT_DATA)
-    return Hook("smtpextfork", {"SMTPEXTFORK": str(programs / "greycheck")}, DEFERRED_454)
+    record = request.param
+    program = programs / record.PROGRAM
+    variables = {name: value.format(program=program) for name, value in record.DEMO}
+    return Hook(record.NAME, variables, *DEFERRED[record.NAME])
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ A dialogue is a text of these lines::
     S: 454 sorry
     S: closed
 
-``S:`` is how the last line of the server's next reply begins, or ``closed``: the server ends the connection. ``C:`` is a line from the
-client; those that follow each other are sent in one write. Where a dialogue ends with ``C:``, the client disconnects without waiting
-for the replies; elsewhere the server must have nothing more to say.
+``S:`` is how the last line of the server's next reply begins, or ``closed``: the server ends the
+connection. ``C:`` is a line from the client; those that follow each other are sent in one write.
+Where a dialogue ends with ``C:``, the client disconnects without waiting for the replies; elsewhere
+the server must have nothing more to say.
 """
 
 import re
@@ -65,7 +66,9 @@ S: 421 temporary envelope failure (#4.3.0)
 S: closed"""
 
 
-def mail(outcome: str, sender: str = "alice@example.org", recipient: str = "bob@example.net") -> str:
+def mail(
+    outcome: str, sender: str = "alice@example.org", recipient: str = "bob@example.net"
+) -> str:
     """The dialogue of one mail to one recipient, whose OUTCOME is what follows RCPT TO."""
     return f"""
         S: 220
@@ -79,9 +82,13 @@ def mail(outcome: str, sender: str = "alice@example.org", recipient: str = "bob@
 
 
 def play(text: str, host: str, port: int, client: str | None = None) -> None:
-    """Plays the dialogue TEXT with the server, from the address CLIENT; an AssertionError shows how far the two agreed."""
+    """Plays the dialogue TEXT with the server, from the address CLIENT; an AssertionError shows how
+    far the two agreed.
+    """
     source = (client, 0) if client else None
-    with socket.create_connection((host, port), timeout=TIMEOUT, source_address=source) as connection:
+    with socket.create_connection(
+        (host, port), timeout=TIMEOUT, source_address=source
+    ) as connection:
         player = Player(connection)
         who = ""
         for who, lines in groups(text):
@@ -94,7 +101,10 @@ def play(text: str, host: str, port: int, client: str | None = None) -> None:
 
 
 def groups(text: str) -> Iterator[tuple[str, list[bytes]]]:
-    """The groups of lines that one side sends: ("S:" or "C:", lines). Only a line feed ends a line, as in SMTP."""
+    """The groups of lines that one side sends: ("S:" or "C:", lines).
+
+    Only a line feed ends a line, as in SMTP.
+    """
     lines = [stripped for line in text.split("\n") if (stripped := line.lstrip(" "))]
     for who, group in groupby(lines, key=lambda line: line[:2]):
         assert who in ("S:", "C:"), f"no line of a dialogue: {who}"
@@ -159,7 +169,10 @@ class Player:
         return line + newline
 
     def read(self) -> bytes:
-        """What comes next; empty at the end. A server that closes before it has read everything resets the connection."""
+        """What comes next; empty at the end.
+
+        A server that closes before it has read everything resets the connection.
+        """
         try:
             return self.connection.recv(65536)
         except ConnectionResetError:
@@ -167,4 +180,6 @@ class Player:
 
     def story(self, complaint: str) -> str:
         """COMPLAINT after the dialogue so far."""
-        return "\n".join([*(line.decode("utf-8", "backslashreplace") for line in self.transcript), complaint])
+        return "\n".join(
+            [*(line.decode("utf-8", "backslashreplace") for line in self.transcript), complaint]
+        )

@@ -1,4 +1,6 @@
-"""Exim as Debian has it, unpacked beside Postfix, with a configuration, a spool, a port and users of its own."""
+"""Exim as Debian has it, unpacked beside Postfix, with a configuration, a spool, a port and users
+of its own.
+"""
 
 import os
 import shutil
@@ -78,7 +80,9 @@ class Exim:
         self.delivered = Maildir(place / "mail" / "all", self.log).delivered
         self._configuration = place / "exim.conf"
         given = {"exim": EXIM, "rcpt": rcpt, "mail": mail, "domain": DOMAIN, "relay": RELAY}
-        self._configuration.write_text(CONFIGURATION.format(place=place, port=self.port, user=USER, **given))
+        self._configuration.write_text(
+            CONFIGURATION.format(place=place, port=self.port, user=USER, **given)
+        )
         (place / "spool").mkdir()
         shutil.chown(place / "spool", USER)
         # Its logs are written by whoever it is at the moment.
@@ -86,7 +90,9 @@ class Exim:
             log = place / f"exim.{name}"
             log.touch()
             shutil.chown(log, USER)
-        (place / "passwd").write_text(Path("/etc/passwd").read_text() + f"{ACCOUNT}:x:65534:65534::/:/bin/false\n")
+        (place / "passwd").write_text(
+            Path("/etc/passwd").read_text() + f"{ACCOUNT}:x:65534:65534::/:/bin/false\n"
+        )
         (place / "group").write_text(Path("/etc/group").read_text() + f"{ACCOUNT}:x:65534:\n")
 
     def __enter__(self) -> "Exim":
@@ -96,7 +102,15 @@ class Exim:
             "NSS_WRAPPER_PASSWD": f"{self.place}/passwd",
             "NSS_WRAPPER_GROUP": f"{self.place}/group",
         }
-        command = ["setpriv", "--pdeathsig", "TERM", str(EXIM), "-C", str(self._configuration), "-bdf"]
+        command = [
+            "setpriv",
+            "--pdeathsig",
+            "TERM",
+            str(EXIM),
+            "-C",
+            str(self._configuration),
+            "-bdf",
+        ]
         self._process = subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL)
         wait_until(lambda: "daemon started" in self.log(), "Exim runs", self.log)
         return self

@@ -8,13 +8,16 @@ from pathlib import Path
 
 from tests.servers import wait_until
 
-# Who mail is delivered as, and who Postfix runs other programs as: neither root nor Postfix itself may.
+# Who mail is delivered as, and who Postfix runs other programs as: neither root nor Postfix itself
+# may.
 USER = "nobody"
 USER_ID = 65534
 
 
 class Maildir:
-    """The maildir PATH in a directory of USER's, which the first delivery makes; LOG is shown where nothing arrives."""
+    """The maildir PATH in a directory of USER's, which the first delivery makes; LOG is shown where
+    nothing arrives.
+    """
 
     def __init__(self, path: Path, log: Callable[[], str]) -> None:
         path.parent.mkdir()

@@ -1,4 +1,6 @@
-"""A mail host for tests: real tcpserver, the SMTP parent behind it, the checker installed, and a log."""
+"""A mail host for tests: real tcpserver, the SMTP parent behind it, the checker installed, and a
+log.
+"""
 
 import os
 import pwd
@@ -11,15 +13,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic, sleep
 
-from greycheck.cli.launcher import launcher
+from greycheck.launchers.python import launcher
 from tests.smtp.dialogue import TIMEOUT, play
 from tests.support import ROOT, Child
 
 IPV4_BUILD = "ucspi-tcp"
 IPV6_BUILD = "ucspi-tcp-ipv6"
 
-# One session of the SMTP parent. Without its site Python starts in a third of the time, and there are thousands of sessions.
-# Clients connect from loopback addresses, which never become known: 127.0.0.x is checked as 192.0.2.x, and 127.0.y.x as 198.51.y.x.
+# One session of the SMTP parent. Without its site Python starts in a third of the time, and there
+# are thousands of sessions. Clients connect from loopback addresses, which never become known:
+# 127.0.0.x is checked as 192.0.2.x, and 127.0.y.x as 198.51.y.x.
 SESSION = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -28,12 +31,13 @@ if address.startswith("127."):
     os.environ["TCPREMOTEIP"] = address.replace("127.0.0.", "192.0.2.").replace("127.0.", "198.51.")
 elif address == "::1":
     os.environ["TCPREMOTEIP"] = "2001:db8::1"
-from greycheck.demo.parent import main
+from greycheck.demo.smtpd import main
 main()
 """
 PARENT = (sys.executable, "-IS", "-c", SESSION)
 
-# Long enough for a child to be slow on a busy machine: a scenario that is about the deadline sets its own.
+# Long enough for a child to be slow on a busy machine: a scenario that is about the deadline sets
+# its own.
 DEADLINE = "60s"
 
 
@@ -45,7 +49,10 @@ def ucspi(build: str, program: str) -> str:
 
 
 def tool(name: str) -> str:
-    """The path of an installed program. Where it is missing the test fails: a skipped one would prove nothing."""
+    """The path of an installed program.
+
+    Where it is missing the test fails: a skipped one would prove nothing.
+    """
     path = shutil.which(name, path=f"{os.defpath}:/usr/sbin:/sbin")
     assert path, f"{name} is missing: dev/test installs it"
     return path
@@ -72,7 +79,9 @@ class Server:
 
 
 class MailHost:
-    """A directory with a qmail home, a log and the servers that share them and the child's store."""
+    """A directory with a qmail home, a log and the servers that share them and the child's
+    store.
+    """
 
     def __init__(self, place: Path, child: Child) -> None:
         self.place = place
@@ -100,12 +109,24 @@ class MailHost:
         user: str = "",
         **environ: str,
     ) -> Server:
-        """Starts a tcpserver of BUILD whose sessions get ENVIRON, and what tcprules makes of RULES for their client.
+        """Starts a tcpserver of BUILD whose sessions get ENVIRON, and what tcprules makes of RULES
+        for their client.
 
-        It listens on LISTEN, tcpserver's word for it, where that is not the HOST that clients connect to. UNDER is a command that
-        runs tcpserver, and USER the account that sessions run as.
+        It listens on LISTEN, tcpserver's word for it, where that is not the HOST that clients
+        connect to. UNDER is a command that runs tcpserver, and USER the account that sessions run
+        as.
         """
-        command = [*under, ucspi(build, "tcpserver"), "-1", "-v", "-H", "-R", "-l0", "-c60", "-b128"]
+        command = [
+            *under,
+            ucspi(build, "tcpserver"),
+            "-1",
+            "-v",
+            "-H",
+            "-R",
+            "-l0",
+            "-c60",
+            "-b128",
+        ]
         if rules:
             command += ["-x", self.compiled(rules)]
         if user:
@@ -135,7 +156,10 @@ class MailHost:
             self.servers.pop().stop()
 
     def environ(self, **more: str) -> dict[bytes, bytes]:
-        """The environment of a run script. The parent must not set LC_CTYPE for the checker: qmail-smtpd does not."""
+        """The environment of a run script.
+
+        The parent must not set LC_CTYPE for the checker: qmail-smtpd does not.
+        """
         variables: dict[str, str | bytes] = {
             "QMAIL_HOME": str(self.home),
             "PYTHONCOERCECLOCALE": "0",
@@ -168,7 +192,12 @@ class MailHost:
 
     def command(self, *words: str) -> None:
         """Runs a command of greycheck."""
-        subprocess.run([sys.executable, "-m", "greycheck", *words], env=self.environ(), check=True, timeout=TIMEOUT)
+        subprocess.run(
+            [sys.executable, "-m", "greycheck", *words],
+            env=self.environ(),
+            check=True,
+            timeout=TIMEOUT,
+        )
 
     def expire(self) -> None:
         """What cron does once an hour."""
@@ -190,7 +219,11 @@ class MailHost:
 
     def reasons(self) -> list[str]:
         """The reasons of all checks, in the order of their verdicts."""
-        return [found for line in self.checks() for found in re.findall(r"^greycheck: \w+ reason=(\w+)", line)]
+        return [
+            found
+            for line in self.checks()
+            for found in re.findall(r"^greycheck: \w+ reason=(\w+)", line)
+        ]
 
     def count(self, table: str) -> object:
         """How many rows TABLE has."""

@@ -69,7 +69,9 @@ class Session(smtplib.SMTP):
     def pretend(self, **attributes: str) -> None:
         """Has the rest be that of a client with these ATTRIBUTES (XCLIENT)."""
         self.ehlo()
-        code, said = self.docmd("XCLIENT", " ".join(f"{name}={value}" for name, value in attributes.items()))
+        code, said = self.docmd(
+            "XCLIENT", " ".join(f"{name}={value}" for name, value in attributes.items())
+        )
         assert code == 220, said
         self.ehlo()
 
@@ -89,10 +91,13 @@ class Session(smtplib.SMTP):
 class Postfix:
     """Postfix in PLACE.
 
-    The smtpd on each of ``ports`` has the OPTIONS of that name; MASTER and MAIN are further lines of master.cf and main.cf.
+    The smtpd on each of ``ports`` has the OPTIONS of that name; MASTER and MAIN are further lines
+    of master.cf and main.cf.
     """
 
-    def __init__(self, place: Path, options: dict[str, dict[str, str]], master: str = "", main: str = "") -> None:
+    def __init__(
+        self, place: Path, options: dict[str, dict[str, str]], master: str = "", main: str = ""
+    ) -> None:
         self.place = place
         self.ports = {name: free_port() for name in options}
         self._etc = place / "etc"
@@ -106,7 +111,9 @@ class Postfix:
             + "".join(f" -o {{ {option} = {value} }}\n" for option, value in options[name].items())
             for name, port in self.ports.items()
         ]
-        (self._etc / "main.cf").write_text(MAIN.format(place=place, relay=RELAY, domain=DOMAIN, user=USER_ID) + main)
+        (self._etc / "main.cf").write_text(
+            MAIN.format(place=place, relay=RELAY, domain=DOMAIN, user=USER_ID) + main
+        )
         (self._etc / "master.cf").write_text(MASTER + "".join(smtpds) + master)
 
     def __enter__(self) -> "Postfix":
@@ -132,18 +139,24 @@ class Postfix:
 
     def _run(self, program: str, *words: str) -> str:
         command = [tool(program), "-c", str(self._etc), *words]
-        return subprocess.run(command, env=self._environ, check=True, stdout=subprocess.PIPE, text=True).stdout
+        return subprocess.run(
+            command, env=self._environ, check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
 
     def processes(self, command: str) -> int:
         """How many processes of it there are whose command line begins like the pattern COMMAND."""
-        lines = [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in family(self._master.pid)]
+        lines = [
+            Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+            for pid in family(self._master.pid)
+        ]
         return sum(bool(re.match(command, line)) for line in lines)
 
     def session(self, name: str, client: str = "127.0.0.1") -> Session:
         """A session with the smtpd that has the restrictions called NAME."""
         session = Session(self.ports[name], client)
         if client != RELAY:
-            # A loopback address never becomes known: it seems to be the address of that number in 192.0.2.0/24.
+            # A loopback address never becomes known: it seems to be the address of that number in
+            # 192.0.2.0/24.
             session.pretend(ADDR=client.replace("127.0.0.", "192.0.2."), NAME="[UNAVAILABLE]")
         return session
 

@@ -1,4 +1,6 @@
-"""Clients that tcprules sets apart: relay clients, clients that are not checked, and clients with settings of their own."""
+"""Clients that tcprules sets apart: relay clients, clients that are not checked, and clients with
+settings of their own.
+"""
 
 from tests.smtp.conftest import Hook
 from tests.smtp.dialogue import ACCEPTED, DEFERRED_421, DEFERRED_454, mail

@@ -1,4 +1,6 @@
-"""The SMTP parent answers as qmail-smtpd does (contract.md section 1): the other scenarios lean on it."""
+"""The SMTP parent answers as qmail-smtpd does (docs/hooks.rst#exit-codes): the other scenarios lean
+on it.
+"""
 
 import pytest
 
@@ -52,7 +54,9 @@ def test_smtpextfork_lets_101_defer_and_100_refuse_one_recipient(bare_mx: MailHo
 def test_smtpextfork_accepts_at_every_other_code(bare_mx: MailHost) -> None:
     judge = bare_mx.script("judge", 'exit "${REMOTERCPT%@*}"')
     asked = "\n".join(f"C: RCPT TO:<{code}@example.net>\nS: 250" for code in UNKNOWN_CODES)
-    bare_mx.start(SMTPEXTFORK=judge).play(f"S: 220\nC: MAIL FROM:<alice@example.org>\nS: 250\n{asked}")
+    bare_mx.start(SMTPEXTFORK=judge).play(
+        f"S: 220\nC: MAIL FROM:<alice@example.org>\nS: 250\n{asked}"
+    )
     unexpected = [line for line in bare_mx.log() if "unexpected" in line]
     assert unexpected == [f"smtpd: unexpected code {code} from {judge}" for code in UNKNOWN_CODES]
 
@@ -105,7 +109,9 @@ def test_a_checker_that_reads_from_the_client_is_noticed_here(bare_mx: MailHost)
     server = bare_mx.start(SMTPEXTFORK=reads)
     # The thief finds something only behind the 1024 bytes that the parent has read already.
     longer_than_one_read = "\n".join(["C: NOOP"] * 200)
-    with pytest.raises(AssertionError, match=r"(expected b'250'|the server closed the connection.*)$"):
+    with pytest.raises(
+        AssertionError, match=r"(expected b'250'|the server closed the connection.*)$"
+    ):
         server.play(f"""
             S: 220
             C: MAIL FROM:<alice@example.org>

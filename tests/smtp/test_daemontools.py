@@ -14,7 +14,9 @@ MEMORY = 18_000_000
 
 
 def limited(mx: MailHost, program: str) -> str:
-    """The path of a script that runs PROGRAM with little memory: the parent, being Python too, would need more."""
+    """The path of a script that runs PROGRAM with little memory: the parent, being Python too,
+    would need more.
+    """
     return mx.script("limited", f'exec {tool("softlimit")} -m {MEMORY} {program} "$@"')
 
 
@@ -71,7 +73,10 @@ def test_envdir_switches_a_hook_on_and_supplies_the_settings(mx: MailHost, hook:
 
 
 def test_envdir_supplies_the_text_of_a_deferral(mx: MailHost) -> None:
-    variables = {"SMTPEXTFORK": mx.greycheck, "454SMTPEXTFORK": "greylisted, see http://www.example.net/"}
+    variables = {
+        "SMTPEXTFORK": mx.greycheck,
+        "454SMTPEXTFORK": "greylisted, see http://www.example.net/",
+    }
     server = mx.start(under=envdir(mx.place, variables))
     server.play(mail("S: 454 greylisted, see http://www.example.net/"))
 

@@ -1,22 +1,20 @@
-"""Exim asks the resident by ``readsocket``: the lines of the README, over real SMTP."""
+"""Exim asks the resident by ``readsocket``: the lines of its page in docs/, over real SMTP."""
 
 import os
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.resident.resident import DEFAULT, Resident
-from tests.smtp import readme
+from tests.resident.resident import DEFAULT, Resident, operate
+from tests.smtp import pages
 from tests.smtp.conftest import Start
 from tests.smtp.exim import Exim
 from tests.smtp.postfix import RECIPIENT, RELAY
-from tests.support import ROOT, SENDER, SQLiteFile
+from tests.support import SENDER, SQLiteFile
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become the users of Exim")
 
@@ -26,22 +24,29 @@ REJECTED = "550 5.7.1 refused by local policy"
 
 
 class Host:
-    """Exim, and where its residents listen: all by the README's lines, with a path of their own."""
+    """Exim, and where its residents listen: all by the lines of that page, with a path of their
+    own.
+    """
 
     def __init__(self, place: Path) -> None:
         self.place = place
         self.store = SQLiteFile(place / "store" / "greycheck.db")
         self.store.path.parent.mkdir()
-        asks = readme.lines("Exim", "readsocket").replace("/run/greycheck/socket", f"{place}/socket")
-        # A loopback address never becomes known: it is told as the address of that number in 192.0.2.0/24.
-        asks = asks.replace("$sender_host_address", "${sg{$sender_host_address}{^127.0.0.}{192.0.2.}}")
-        self.exim = Exim(place, asks, readme.lines("Exim", "acl_m_instance ="))
+        asks = pages.lines("exim", "readsocket").replace("/run/greycheck/socket", f"{place}/socket")
+        # A loopback address never becomes known: it is told as the address of that number in
+        # 192.0.2.0/24.
+        asks = asks.replace(
+            "$sender_host_address", "${sg{$sender_host_address}{^127.0.0.}{192.0.2.}}"
+        )
+        self.exim = Exim(place, asks, pages.lines("exim", "acl_m_instance ="))
         self.session = self.exim.session
         self.delivered = self.exim.delivered
 
     def resident(self, **settings: str) -> Resident:
         """A resident that listens, with SETTINGS. Exim's own group is not there: it is nobody's."""
-        return Resident(self.place, {"socket_owner": ":nogroup", "defer_text": DEFAULT} | settings, self.store).wait()
+        return Resident(
+            self.place, {"socket_owner": ":nogroup", "defer_text": DEFAULT} | settings, self.store
+        ).wait()
 
     def attempt(self, *recipients: str, sender: str = SENDER.decode()) -> list[str]:
         """What a client is told who offers RECIPIENTS, or the usual one, and leaves."""
@@ -81,7 +86,10 @@ def test_the_log_names_what_exim_told(host: Host, resident: Resident) -> None:
     with host.session("127.0.0.5") as client:
         client.offer("Bob+x@Example.net", sender="List-1@example.org")
     [line] = resident.verdicts
-    assert " client=192.0.2.5 sender=<List-1@example.org> recipient=<bob+x@example.net> wait=300 hook=policy " in line
+    assert (
+        " client=192.0.2.5 sender=<List-1@example.org> recipient=<bob+x@example.net> wait=300"
+        " hook=policy " in line
+    )
 
 
 def test_a_message_to_several_has_one_header(host: Host, start: Start) -> None:
@@ -111,9 +119,7 @@ def test_later_recipients_pass_with_the_first(host: Host, start: Start) -> None:
 
 
 def test_what_a_rule_rejects_is_rejected(host: Host, start: Start) -> None:
-    command = [sys.executable, "-m", "greycheck", "reject", "from:example.org"]
-    environ = dict(os.environ) | {"GREYCHECK_CONFIG": "/dev/null"} | host.store.environ
-    subprocess.run(command, env=environ, cwd=ROOT, check=True, capture_output=True)
+    operate(host.store, "reject", "from:example.org")
     resident = start()
     assert host.attempt() == [REJECTED]
     assert host.attempt(sender="alice@example.com") == [DEFERRED]
@@ -126,7 +132,9 @@ def test_who_may_relay_is_not_asked_about(host: Host, resident: Resident) -> Non
     assert resident.verdicts == []
 
 
-@pytest.mark.parametrize("sender", ['"john doe"@example.org', "a=b=c@example.org", "${run{id}}@example.org", ""])
+@pytest.mark.parametrize(
+    "sender", ['"john doe"@example.org', "a=b=c@example.org", "${run{id}}@example.org", ""]
+)
 def test_odd_senders_arrive_whole(host: Host, resident: Resident, sender: str) -> None:
     assert host.attempt(sender=sender) == [DEFERRED]
     resident.age(300)

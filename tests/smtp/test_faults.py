@@ -1,4 +1,6 @@
-"""Stores that are away, closed, broken or locked, and logs that take nothing: mail goes on, as on_error says."""
+"""Stores that are away, closed, broken or locked, and logs that take nothing: mail goes on, as
+on_error says.
+"""
 
 import fcntl
 import os
@@ -46,7 +48,9 @@ def test_mail_is_accepted_while_the_store_is_missing(bare_mx: MailHost, hook: Ho
     assert f'error="{missing}: No such file or directory: make it,' in bare_mx.check()
 
 
-def test_mail_is_deferred_while_the_store_is_missing_if_so_set(bare_mx: MailHost, hook: Hook) -> None:
+def test_mail_is_deferred_while_the_store_is_missing_if_so_set(
+    bare_mx: MailHost, hook: Hook
+) -> None:
     missing = f"{bare_mx.place}/missing/greycheck.db"
     server = bare_mx.start(GREYCHECK_DATABASE=missing, GREYCHECK_ON_ERROR="defer", **hook.variables)
     server.play(mail(hook.deferred))
@@ -55,7 +59,9 @@ def test_mail_is_deferred_while_the_store_is_missing_if_so_set(bare_mx: MailHost
 
 def test_smtpextfork_goes_on_with_the_session_after_an_error(bare_mx: MailHost) -> None:
     missing = f"{bare_mx.place}/missing/greycheck.db"
-    server = bare_mx.start(GREYCHECK_DATABASE=missing, GREYCHECK_ON_ERROR="defer", SMTPEXTFORK=bare_mx.greycheck)
+    server = bare_mx.start(
+        GREYCHECK_DATABASE=missing, GREYCHECK_ON_ERROR="defer", SMTPEXTFORK=bare_mx.greycheck
+    )
     server.play("""
         S: 220
         C: EHLO client.example.org
@@ -73,13 +79,17 @@ def test_smtpextfork_goes_on_with_the_session_after_an_error(bare_mx: MailHost) 
 
 
 def closed_directory(mx: MailHost) -> tuple[str, str]:
-    """A store's path in a directory closed to the sessions' account, and that account (root would be let in; others are themselves)."""
+    """A store's path in a directory closed to the sessions' account, and that account (root would
+    be let in; others are themselves).
+    """
     directory = mx.place / "closed"
     directory.mkdir(mode=0o700 if os.geteuid() == 0 else 0)
     return f"{directory}/greycheck.db", NOBODY if os.geteuid() == 0 else ""
 
 
-def test_mail_is_accepted_while_the_stores_directory_is_closed(bare_mx: MailHost, hook: Hook) -> None:
+def test_mail_is_accepted_while_the_stores_directory_is_closed(
+    bare_mx: MailHost, hook: Hook
+) -> None:
     database, user = closed_directory(bare_mx)
     server = bare_mx.start(GREYCHECK_DATABASE=database, user=user, **hook.variables)
     server.play(mail(ACCEPTED))
@@ -87,9 +97,13 @@ def test_mail_is_accepted_while_the_stores_directory_is_closed(bare_mx: MailHost
     assert "cannot write here" in bare_mx.check()
 
 
-def test_mail_is_deferred_while_the_stores_directory_is_closed_if_so_set(bare_mx: MailHost, hook: Hook) -> None:
+def test_mail_is_deferred_while_the_stores_directory_is_closed_if_so_set(
+    bare_mx: MailHost, hook: Hook
+) -> None:
     database, user = closed_directory(bare_mx)
-    server = bare_mx.start(GREYCHECK_DATABASE=database, GREYCHECK_ON_ERROR="defer", user=user, **hook.variables)
+    server = bare_mx.start(
+        GREYCHECK_DATABASE=database, GREYCHECK_ON_ERROR="defer", user=user, **hook.variables
+    )
     server.play(mail(hook.deferred))
     assert bare_mx.check().startswith("greycheck: defer reason=error ")
 
@@ -102,8 +116,12 @@ def test_mail_is_accepted_while_the_store_is_no_database(bare_mx: MailHost, hook
     assert "file is not a database" in bare_mx.check()
 
 
-def test_mail_is_accepted_where_the_database_is_of_another_kind(bare_mx: MailHost, hook: Hook) -> None:
-    server = bare_mx.start(GREYCHECK_DATABASE="nosuch://user:secret@db.example.net/mail", **hook.variables)
+def test_mail_is_accepted_where_the_database_is_of_another_kind(
+    bare_mx: MailHost, hook: Hook
+) -> None:
+    server = bare_mx.start(
+        GREYCHECK_DATABASE="nosuch://user:secret@db.example.net/mail", **hook.variables
+    )
     server.play(mail(ACCEPTED))
     assert bare_mx.reasons() == ["error"]
     assert "GREYCHECK_DATABASE: database: nosuch: no such database here" in bare_mx.checks()[0]
@@ -131,7 +149,9 @@ def test_greylisting_goes_on_when_the_store_is_back(mx: MailHost, hook: Hook) ->
     assert mx.reasons() == ["error", "new"]
 
 
-def test_a_new_triplet_is_accepted_while_another_keeps_the_store_locked(mx: MailHost, hook: Hook) -> None:
+def test_a_new_triplet_is_accepted_while_another_keeps_the_store_locked(
+    mx: MailHost, hook: Hook
+) -> None:
     server = mx.start(GREYCHECK_DEADLINE="1s", **hook.variables)
     with writing(mx.child.database):
         server.play(mail(ACCEPTED))
@@ -139,7 +159,9 @@ def test_a_new_triplet_is_accepted_while_another_keeps_the_store_locked(mx: Mail
     assert mx.count("triplet") == 0
 
 
-def test_a_new_triplet_is_deferred_while_another_keeps_the_store_locked_if_so_set(mx: MailHost, hook: Hook) -> None:
+def test_a_new_triplet_is_deferred_while_another_keeps_the_store_locked_if_so_set(
+    mx: MailHost, hook: Hook
+) -> None:
     server = mx.start(GREYCHECK_DEADLINE="1s", GREYCHECK_ON_ERROR="defer", **hook.variables)
     with writing(mx.child.database):
         server.play(mail(hook.deferred))
@@ -147,7 +169,9 @@ def test_a_new_triplet_is_deferred_while_another_keeps_the_store_locked_if_so_se
 
 
 @pytest.mark.parametrize("idle", [0, 2 * 3600])
-def test_a_known_client_passes_while_another_keeps_the_store_locked(mx: MailHost, hook: Hook, idle: int) -> None:
+def test_a_known_client_passes_while_another_keeps_the_store_locked(
+    mx: MailHost, hook: Hook, idle: int
+) -> None:
     server = mx.start(**hook.variables)
     server.play(mail(hook.deferred))
     mx.age(300)

@@ -15,6 +15,8 @@ def test_the_first_mail_makes_the_store(bare_mx: MailHost, hook: Hook) -> None:
 
 def test_many_first_mails_at_once_make_one_store(bare_mx: MailHost) -> None:
     server = bare_mx.start(SMTPEXTFORK=bare_mx.greycheck)
-    play_at_once(server, [mail("S: 454", sender=f"user{number}@example.org") for number in range(8)])
+    play_at_once(
+        server, [mail("S: 454", sender=f"user{number}@example.org") for number in range(8)]
+    )
     assert bare_mx.reasons() == ["new"] * 8
     assert bare_mx.count("triplet") == 8

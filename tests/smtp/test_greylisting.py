@@ -30,7 +30,10 @@ def test_smtpextfork_defers_the_first_attempt_and_the_session_goes_on(mx: MailHo
         S: 221
         S: closed
     """)
-    assert " defer reason=new client=192.0.2.1 sender=<alice@example.org> recipient=<bob@example.net> " in mx.check()
+    assert (
+        " defer reason=new client=192.0.2.1 sender=<alice@example.org> recipient=<bob@example.net> "
+        in mx.check()
+    )
     assert " wait=300 hook=smtpextfork " in mx.check()
 
 
@@ -46,7 +49,10 @@ def test_checkenv_defers_the_first_attempt_and_the_session_ends(mx: MailHost) ->
         S: 421 temporary envelope failure
         S: closed
     """)
-    assert " defer reason=new client=192.0.2.1 sender=<alice@example.org> recipient=<bob@example.net> " in mx.check()
+    assert (
+        " defer reason=new client=192.0.2.1 sender=<alice@example.org> recipient=<bob@example.net> "
+        in mx.check()
+    )
     assert " wait=300 hook=checkenv " in mx.check()
 
 
@@ -111,8 +117,12 @@ def test_a_retry_from_another_network_is_new(mx: MailHost, hook: Hook) -> None:
     assert mx.reasons() == ["new", "new"]
 
 
-@pytest.mark.parametrize("change", [{"sender": "carol@example.org"}, {"recipient": "carol@example.net"}])
-def test_another_sender_or_recipient_is_new(mx: MailHost, hook: Hook, change: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "change", [{"sender": "carol@example.org"}, {"recipient": "carol@example.net"}]
+)
+def test_another_sender_or_recipient_is_new(
+    mx: MailHost, hook: Hook, change: dict[str, str]
+) -> None:
     server = mx.start(**hook.variables)
     server.play(mail(hook.deferred))
     mx.age(DELAY)
@@ -151,7 +161,9 @@ def test_a_used_triplet_outlives_its_window(mx: MailHost) -> None:
     assert mx.reasons() == ["new", "retry", "known"]
 
 
-def test_a_used_triplet_and_its_client_expire_after_their_lifetime(mx: MailHost, hook: Hook) -> None:
+def test_a_used_triplet_and_its_client_expire_after_their_lifetime(
+    mx: MailHost, hook: Hook
+) -> None:
     server = mx.start(**hook.variables)
     server.play(mail(hook.deferred))
     mx.age(DELAY)

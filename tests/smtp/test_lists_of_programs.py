@@ -62,7 +62,9 @@ def test_greycheck_never_gives_an_unexpected_code(mx: MailHost) -> None:
 
 
 def test_another_checker_sees_the_envelope_that_greycheck_sees(mx: MailHost) -> None:
-    tells = mx.script("tells", 'echo "told of $REMOTEMF, $REMOTERCPT, $REMOTEHELO by $TCPREMOTEIP" >&2')
+    tells = mx.script(
+        "tells", 'echo "told of $REMOTEMF, $REMOTERCPT, $REMOTEHELO by $TCPREMOTEIP" >&2'
+    )
     server = mx.start(SMTPEXTFORK=f"{tells},{mx.greycheck}")
     server.play(mail(DEFERRED_454))
     assert "told of alice@example.org, bob@example.net, client.example.org by 192.0.2.1" in mx.log()
@@ -86,7 +88,9 @@ def test_the_build_that_quits_as_soon_as_possible_closes_after_a_deferral(mx: Ma
 
 
 def test_the_text_of_a_deferral_comes_from_tcprules(mx: MailHost) -> None:
-    server = mx.start(SMTPEXTFORK=mx.greycheck, rules=':allow,454SMTPEXTFORK="greylisted: come back in 5 minutes"')
+    server = mx.start(
+        SMTPEXTFORK=mx.greycheck, rules=':allow,454SMTPEXTFORK="greylisted: come back in 5 minutes"'
+    )
     server.play(mail("S: 454 greylisted: come back in 5 minutes"))
     assert mx.reasons() == ["new"]
 

@@ -18,7 +18,9 @@ def play_at_once(server: Server, dialogues: list[str]) -> None:
         list(pool.map(server.play, dialogues))
 
 
-def test_forty_new_senders_at_once_are_deferred_and_later_accepted(mx: MailHost, hook: Hook) -> None:
+def test_forty_new_senders_at_once_are_deferred_and_later_accepted(
+    mx: MailHost, hook: Hook
+) -> None:
     server = mx.start(GREYCHECK_CLIENT_PASSES="0", **hook.variables)
     senders = [f"user{number:02}@example.org" for number in range(SESSIONS)]
     play_at_once(server, [mail(hook.deferred, sender=sender) for sender in senders])

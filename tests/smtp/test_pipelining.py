@@ -84,7 +84,10 @@ def test_a_second_message_in_the_same_session_is_checked_too(mx: MailHost) -> No
         S: 221
         S: closed
     """)
-    assert mx.rows("SELECT sender FROM triplet ORDER BY sender") == [("alice@example.org",), ("carol@example.org",)]
+    assert mx.rows("SELECT sender FROM triplet ORDER BY sender") == [
+        ("alice@example.org",),
+        ("carol@example.org",),
+    ]
 
 
 def test_the_rest_of_a_group_is_checked_after_the_client_disconnected(mx: MailHost) -> None:

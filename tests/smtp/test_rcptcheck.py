@@ -1,4 +1,6 @@
-"""RCPTCHECK: 421 and the end of the session for a deferral, 553 for one recipient that is refused (contract.md section 7)."""
+"""RCPTCHECK: 421 and the end of the session for a deferral, 553 for one recipient that is refused
+(docs/hooks.rst#rcptcheck).
+"""
 
 import os
 import signal
@@ -21,7 +23,7 @@ S: closed"""
 FAILED = "S: 421 unable to execute recipient check (#4.3.0)\nS: closed"
 
 
-# --- what the parent does ---------------------------------------------------------------------------------------------
+# --- what the parent does -------------------------------------------------------------------------
 
 
 def test_100_refuses_one_recipient_and_the_session_goes_on(bare_mx: MailHost) -> None:
@@ -69,7 +71,7 @@ def test_what_the_program_prints_goes_to_the_log(bare_mx: MailHost) -> None:
     assert "0 arguments, <alice@example.org> <bob@example.net>" in bare_mx.log()
 
 
-# --- greycheck --------------------------------------------------------------------------------------------------------
+# --- greycheck ------------------------------------------------------------------------------------
 
 
 @on_every_database
@@ -102,14 +104,19 @@ def test_ten_pipelined_recipients_pass_at_the_second_attempt(mx: MailHost) -> No
     server = mx.start(RCPTCHECK=mx.rcptcheck)
     recipients = [f"user{number}@example.net" for number in range(10)]
     asked = "\n".join(f"C: RCPT TO:<{recipient}>" for recipient in recipients)
-    begun = f"S: 220\nC: EHLO client.example.org\nS: 250\nC: MAIL FROM:<alice@example.org>\n{asked}\nC: DATA\nS: 250\n"
+    begun = (
+        f"S: 220\nC: EHLO client.example.org\nS: 250\nC: MAIL FROM:<alice@example.org>\n{asked}\nC:"
+        " DATA\nS: 250\n"
+    )
     server.play(f"{begun}S: 421 unable to verify recipient\nS: closed")
     mx.age(300)
     server.play(begun + "S: 250\n" * 10 + "S: 354\nC: .\nC: QUIT\nS: 250\nS: 221\nS: closed")
     assert mx.reasons() == ["new", "retry"] + ["client"] * 9
 
 
-@pytest.mark.parametrize(("on_error", "outcome"), [("accept", ACCEPTED), ("defer", DEFERRED_421_RCPTCHECK)])
+@pytest.mark.parametrize(
+    ("on_error", "outcome"), [("accept", ACCEPTED), ("defer", DEFERRED_421_RCPTCHECK)]
+)
 def test_the_deadline_is_answered_by_on_error(mx: MailHost, on_error: str, outcome: str) -> None:
     server = mx.start(GREYCHECK_DEADLINE="1s", GREYCHECK_ON_ERROR=on_error, RCPTCHECK=mx.rcptcheck)
     with writing(mx.child.database):
@@ -127,8 +134,14 @@ def test_a_check_whose_session_was_killed_still_ends(mx: MailHost) -> None:
         wait_for(lambda: mx.reasons() == ["error"])
 
 
-@pytest.mark.parametrize(("on_error", "outcome"), [("accept", ACCEPTED), ("defer", DEFERRED_421_RCPTCHECK)])
-def test_the_launcher_answers_where_the_package_is_gone(mx: MailHost, on_error: str, outcome: str) -> None:
-    server = mx.start(GREYCHECK_ON_ERROR=on_error, RCPTCHECK=mx.without_package("greycheck-rcptcheck"))
+@pytest.mark.parametrize(
+    ("on_error", "outcome"), [("accept", ACCEPTED), ("defer", DEFERRED_421_RCPTCHECK)]
+)
+def test_the_launcher_answers_where_the_package_is_gone(
+    mx: MailHost, on_error: str, outcome: str
+) -> None:
+    server = mx.start(
+        GREYCHECK_ON_ERROR=on_error, RCPTCHECK=mx.without_package("greycheck-rcptcheck")
+    )
     server.play(mail(outcome))
     assert mx.reasons() == ["error"]

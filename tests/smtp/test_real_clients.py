@@ -35,7 +35,15 @@ def swaks(mx: MailHost, server: Server, *options: str) -> "subprocess.CompletedP
 def smtp_source(server: Server, *options: str) -> "subprocess.CompletedProcess[str]":
     """Sends mail with smtp-source."""
     return subprocess.run(
-        [tool("smtp-source"), "-f", SENDER, "-t", RECIPIENT, *options, f"inet:{server.host}:{server.port}"],
+        [
+            tool("smtp-source"),
+            "-f",
+            SENDER,
+            "-t",
+            RECIPIENT,
+            *options,
+            f"inet:{server.host}:{server.port}",
+        ],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -107,7 +115,9 @@ def test_smtplib_hands_over_to_those_recipients_that_pass(mx: MailHost) -> None:
     assert delivered(mx) == 1
 
 
-def test_smtp_source_delivers_twenty_messages_of_a_known_client_in_four_sessions(mx: MailHost, hook: Hook) -> None:
+def test_smtp_source_delivers_twenty_messages_of_a_known_client_in_four_sessions(
+    mx: MailHost, hook: Hook
+) -> None:
     server = mx.start(**hook.variables)
     server.play(mail(hook.deferred))
     mx.age(300)

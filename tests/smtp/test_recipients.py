@@ -23,7 +23,9 @@ def to_ten(reply: str) -> str:
     """
 
 
-TEN_AT_ONCE = "\n".join(["C: MAIL FROM:<alice@example.org>", *(f"C: RCPT TO:<{user}>" for user in TEN), "C: DATA"])
+TEN_AT_ONCE = "\n".join(
+    ["C: MAIL FROM:<alice@example.org>", *(f"C: RCPT TO:<{user}>" for user in TEN), "C: DATA"]
+)
 
 
 def test_the_null_sender_is_greylisted(mx: MailHost, hook: Hook) -> None:
@@ -64,7 +66,9 @@ def test_smtpextfork_defers_ten_recipients_and_lets_all_pass_later(mx: MailHost)
     assert mx.reasons() == ["new"] * 10 + ["retry"] + ["client"] * 9
 
 
-def test_smtpextfork_lets_each_recipient_wait_where_clients_are_not_remembered(mx: MailHost) -> None:
+def test_smtpextfork_lets_each_recipient_wait_where_clients_are_not_remembered(
+    mx: MailHost,
+) -> None:
     server = mx.start(SMTPEXTFORK=mx.greycheck, GREYCHECK_CLIENT_PASSES="0")
     server.play(to_ten("454"))
     mx.age(300)

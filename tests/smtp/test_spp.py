@@ -1,4 +1,6 @@
-"""qmail-spp: a plugin that says what becomes of a recipient (contract.md section 7), and RFC 6647's first recipient."""
+"""qmail-spp: a plugin that says what becomes of a recipient (docs/hooks.rst#qmail-spp), and RFC
+6647's first recipient.
+"""
 
 import os
 import signal
@@ -29,12 +31,16 @@ LEFT = "C: QUIT\nS: 221\nS: closed"
 
 
 def message(*answers: tuple[str, str], sender: str = "alice@example.org") -> str:
-    """The commands up to DATA of a message to recipients at example.net, each with the reply to it."""
-    asked = "\n".join(f"C: RCPT TO:<{recipient}@example.net>\nS: {reply}" for recipient, reply in answers)
+    """The commands up to DATA of a message to recipients at example.net, each with the reply to
+    it.
+    """
+    asked = "\n".join(
+        f"C: RCPT TO:<{recipient}@example.net>\nS: {reply}" for recipient, reply in answers
+    )
     return f"C: MAIL FROM:<{sender}>\nS: 250\n{asked}\n"
 
 
-# --- what the parent does ---------------------------------------------------------------------------------------------
+# --- what the parent does -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -48,7 +54,9 @@ def message(*answers: tuple[str, str], sender: str = "alice@example.org") -> str
     ],
 )
 def test_a_plugin_refuses_one_recipient_or_none(bare_mx: MailHost, says: str, reply: str) -> None:
-    judge = bare_mx.script("judge", f'test "$SMTPRCPTTO" = bob@example.net || exit 0; echo "{says}"')
+    judge = bare_mx.script(
+        "judge", f'test "$SMTPRCPTTO" = bob@example.net || exit 0; echo "{says}"'
+    )
     server = bare_mx.start(SPP_RCPT=judge)
     server.play(BEGUN + message(("bob", reply), ("carol", "250")) + TAKEN + LEFT)
 
@@ -60,12 +68,24 @@ def test_a_plugin_that_rejects_ends_the_session(bare_mx: MailHost) -> None:
 
 def test_what_is_said_later_is_said_later(bare_mx: MailHost) -> None:
     server = bare_mx.start(SPP_RCPT=":echo 'LD451 not now'")
-    server.play(BEGUN + message(("bob", "250")) + "C: DATA\nS: 451 not now\nC: RSET\nS: 250\nC: DATA\nS: 503\n" + LEFT)
-    server.play(BEGUN + message(("bob", "250"), ("carol", "250")) + "C: DATA\nS: 451 not now\nS: 451 not now\n" + LEFT)
+    server.play(
+        BEGUN
+        + message(("bob", "250"))
+        + "C: DATA\nS: 451 not now\nC: RSET\nS: 250\nC: DATA\nS: 503\n"
+        + LEFT
+    )
+    server.play(
+        BEGUN
+        + message(("bob", "250"), ("carol", "250"))
+        + "C: DATA\nS: 451 not now\nS: 451 not now\n"
+        + LEFT
+    )
     server = bare_mx.start(SPP_RCPT=":echo 'LR451 not now'")
     server.play(BEGUN + message(("bob", "250"), ("carol", "451 not now")) + LEFT)
     server = bare_mx.start(SPP_RCPT=":echo 'LM451 not now'")
-    server.play(BEGUN + message(("bob", "250")) + TAKEN + "C: MAIL FROM:<a@x>\nS: 451 not now\n" + LEFT)
+    server.play(
+        BEGUN + message(("bob", "250")) + TAKEN + "C: MAIL FROM:<a@x>\nS: 451 not now\n" + LEFT
+    )
 
 
 def test_plugins_run_in_turn_until_one_decides(bare_mx: MailHost) -> None:
@@ -75,7 +95,9 @@ def test_plugins_run_in_turn_until_one_decides(bare_mx: MailHost) -> None:
     server.play(BEGUN + message(("bob", "451"), ("carol", "250"), ("dave", "250")) + LEFT)
 
 
-@pytest.mark.parametrize("plugin", [":kill -9 $$", ":exit 120", "/nonexistent", ":echo 'LD451 too late'; exit 120"])
+@pytest.mark.parametrize(
+    "plugin", [":kill -9 $$", ":exit 120", "/nonexistent", ":echo 'LD451 too late'; exit 120"]
+)
 def test_a_plugin_that_fails_refuses_the_recipient(bare_mx: MailHost, plugin: str) -> None:
     bare_mx.start(SPP_RCPT=plugin).play(mail("S: 451 qmail-spp failure"))
 
@@ -88,7 +110,8 @@ def test_a_plugin_that_has_spoken_and_then_fails_is_heard_twice(bare_mx: MailHos
 def test_a_plugin_is_told_of_all_recipients(bare_mx: MailHost) -> None:
     counts = bare_mx.script(
         "counts",
-        'echo "$# <$SMTPMAILFROM> <$SMTPRCPTTO> $SMTPRCPTCOUNT $SMTPRCPTCOUNTALL $SMTPRCPTHOSTSOK $SMTPHELOHOST" >&2',
+        'echo "$# <$SMTPMAILFROM> <$SMTPRCPTTO> $SMTPRCPTCOUNT $SMTPRCPTCOUNTALL $SMTPRCPTHOSTSOK'
+        ' $SMTPHELOHOST" >&2',
         'case "$SMTPRCPTTO" in bob*) echo "E451 no";; esac',
     )
     server = bare_mx.start(SPP_RCPT=counts, RCPTHOSTS="example.net")
@@ -113,7 +136,7 @@ def test_a_plugin_may_take_a_recipient_that_rcpthosts_refuses(bare_mx: MailHost)
     bare_mx.start(SPP_RCPT=":echo O", RCPTHOSTS="").play(mail(ACCEPTED))
 
 
-# --- verdicts ---------------------------------------------------------------------------------------------------------
+# --- verdicts -------------------------------------------------------------------------------------
 
 
 @on_every_database
@@ -128,7 +151,9 @@ def test_a_mail_is_deferred_and_its_retry_passes(mx: MailHost) -> None:
 
 
 def test_the_client_is_told_what_is_set(mx: MailHost) -> None:
-    server = mx.start(GREYCHECK_DEFER_TEXT="come back in {wait}s", GREYCHECK_DELAY="1m", SPP_RCPT=mx.spp)
+    server = mx.start(
+        GREYCHECK_DEFER_TEXT="come back in {wait}s", GREYCHECK_DELAY="1m", SPP_RCPT=mx.spp
+    )
     server.play(mail("S: 451 come back in 60s (#4.3.0)"))
 
 
@@ -158,7 +183,7 @@ def test_observing_says_nothing(mx: MailHost) -> None:
     assert " observed=defer " in mx.check()
 
 
-# --- the null sender --------------------------------------------------------------------------------------------------
+# --- the null sender ------------------------------------------------------------------------------
 
 
 def test_a_sender_callback_finds_the_recipient_and_its_mail_waits(mx: MailHost) -> None:
@@ -179,10 +204,12 @@ def test_a_rule_refuses_the_null_sender_at_data(mx: MailHost) -> None:
 def test_data_is_answered_once_however_many_recipients_a_bounce_has(mx: MailHost) -> None:
     server = mx.start(SPP_RCPT=mx.spp)
     recipients = [("bob", "250"), ("carol", "451"), ("dave", "451")]
-    server.play(BEGUN + message(*recipients, sender="") + "C: DATA\nS: 451\nC: NOOP\nS: 250 ok\n" + LEFT)
+    server.play(
+        BEGUN + message(*recipients, sender="") + "C: DATA\nS: 451\nC: NOOP\nS: 250 ok\n" + LEFT
+    )
 
 
-# --- the first recipient of a message (RFC 6647 section 5, item 1) --------------------------------------------------------
+# --- the first recipient of a message (RFC 6647 section 5, item 1) --------------------------------
 
 
 @on_every_database
@@ -193,9 +220,9 @@ def test_later_recipients_need_not_wait_where_the_first_one_passed(mx: MailHost)
     server.play(BEGUN + message(("bob", "250"), ("dave", "250"), ("erin", "250")) + TAKEN + LEFT)
     server.play(BEGUN + message(("bob", "250"), ("frank", "250")) + TAKEN + LEFT)
     assert mx.reasons() == ["new", "new", "retry", "message", "message", "known", "message"]
-    assert mx.rows("SELECT count(*) FROM triplet WHERE recipient IN ('dave@example.net', 'frank@example.net')") == [
-        (0,)
-    ]
+    assert mx.rows(
+        "SELECT count(*) FROM triplet WHERE recipient IN ('dave@example.net', 'frank@example.net')"
+    ) == [(0,)]
 
 
 @on_every_database
@@ -264,7 +291,7 @@ def test_a_recipient_that_a_rule_greylists_waits_whoever_vouches(mx: MailHost) -
     assert mx.reasons() == ["new", "retry", "new", "message"]
 
 
-# --- faults -----------------------------------------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------------------
 
 FAULT = "S: 451 temporary failure, please try again later (#4.3.0)\n" + LEFT
 
@@ -272,7 +299,9 @@ FAULT = "S: 451 temporary failure, please try again later (#4.3.0)\n" + LEFT
 @one_way
 def test_a_missing_store_is_answered_by_on_error(bare_mx: MailHost) -> None:
     missing = f"{bare_mx.place}/missing/greycheck.db"
-    server = bare_mx.start(GREYCHECK_DATABASE=missing, GREYCHECK_ON_ERROR="defer", SPP_RCPT=bare_mx.spp)
+    server = bare_mx.start(
+        GREYCHECK_DATABASE=missing, GREYCHECK_ON_ERROR="defer", SPP_RCPT=bare_mx.spp
+    )
     server.play(mail(FAULT))
     server.play(mail(DEFERRED_AT_DATA, sender=""))
     assert bare_mx.reasons() == ["error", "error"]
@@ -280,8 +309,12 @@ def test_a_missing_store_is_answered_by_on_error(bare_mx: MailHost) -> None:
 
 @one_way
 @pytest.mark.parametrize(("on_error", "outcome"), [("accept", ACCEPTED), ("defer", FAULT)])
-def test_the_deadline_is_answered_once_by_on_error(bare_mx: MailHost, on_error: str, outcome: str) -> None:
-    server = bare_mx.start(GREYCHECK_DEADLINE="1s", GREYCHECK_ON_ERROR=on_error, SPP_RCPT=bare_mx.spp)
+def test_the_deadline_is_answered_once_by_on_error(
+    bare_mx: MailHost, on_error: str, outcome: str
+) -> None:
+    server = bare_mx.start(
+        GREYCHECK_DEADLINE="1s", GREYCHECK_ON_ERROR=on_error, SPP_RCPT=bare_mx.spp
+    )
     with locked(bare_mx.place):
         server.play(mail(outcome))
     assert 'error="no answer within 1s"' in bare_mx.check()
@@ -312,7 +345,9 @@ def test_mail_is_greylisted_where_the_log_takes_nothing(mx: MailHost, log: str) 
 
 
 @pytest.mark.parametrize(("on_error", "outcome"), [("accept", ACCEPTED), ("defer", FAULT)])
-def test_the_launcher_answers_where_the_package_is_gone(mx: MailHost, on_error: str, outcome: str) -> None:
+def test_the_launcher_answers_where_the_package_is_gone(
+    mx: MailHost, on_error: str, outcome: str
+) -> None:
     server = mx.start(GREYCHECK_ON_ERROR=on_error, SPP_RCPT=mx.without_package("greycheck-spp"))
     server.play(mail(outcome))
     assert mx.reasons() == ["error"]

@@ -29,7 +29,9 @@ class Pair:
         self.name = name
 
     def age(self, seconds: int) -> None:
-        """Moves all that the store knows SECONDS into the past, and waits until all its nodes know."""
+        """Moves all that the store knows SECONDS into the past, and waits until all its nodes
+        know.
+        """
         self.mx1.age(seconds)
         for node in self.cluster.nodes if self.cluster else ():
             node.sql("SET wsrep_sync_wait = 1; SELECT count(*) FROM triplet", self.name)
@@ -37,7 +39,10 @@ class Pair:
     def written(self) -> list[int]:
         """How many transactions each node told the others of so far."""
         assert self.cluster
-        return [int(node.sql("SHOW GLOBAL STATUS LIKE 'wsrep_replicated'", "")[0][1]) for node in self.cluster.nodes]
+        return [
+            int(node.sql("SHOW GLOBAL STATUS LIKE 'wsrep_replicated'", "")[0][1])
+            for node in self.cluster.nodes
+        ]
 
 
 @pytest.fixture
@@ -51,11 +56,16 @@ def clustered(galera: Galera, place: Path) -> Iterator[ServerDatabase]:
 
 @pytest.fixture(params=["postgresql", "mariadb", "galera"])
 def pair(request: pytest.FixtureRequest, programs: Path, place: Path, way: str) -> Iterator[Pair]:
-    """Two mail hosts with one store. Where that is a cluster, each asks its own node first: by its URL here, by its settings there."""
+    """Two mail hosts with one store.
+
+    Where that is a cluster, each asks its own node first: by its URL here, by its settings there.
+    """
     cluster: Galera | None = None
     if request.param == "galera":
         cluster = request.getfixturevalue("galera")
-    database: ServerDatabase = request.getfixturevalue("clustered" if cluster else f"on_{request.param}")
+    database: ServerDatabase = request.getfixturevalue(
+        "clustered" if cluster else f"on_{request.param}"
+    )
     database.make()
     hosts = []
     for name in ("mx1", "mx2"):
@@ -65,7 +75,11 @@ def pair(request: pytest.FixtureRequest, programs: Path, place: Path, way: str) 
         hosts[-1].child.settings["HOME"] = str(place / name)
     if cluster:
         nodes = [f"127.0.0.1:{node.port}" for node in cluster.nodes]
-        everywhere = database.url.partition("@")[0] + f"@/{database.name}?" + urlencode([("host", at) for at in nodes])
+        everywhere = (
+            database.url.partition("@")[0]
+            + f"@/{database.name}?"
+            + urlencode([("host", at) for at in nodes])
+        )
         for host in hosts:
             host.child.settings["GREYCHECK_DATABASE"] = everywhere
         hosts[1].child.settings["GREYCHECK_DATABASE_HOSTS"] = ", ".join([*nodes[1:], nodes[0]])
@@ -99,9 +113,9 @@ def test_the_retry_may_come_to_the_other_host(pair: Pair, hook: Hook) -> None:
     assert mx2.reasons() == ["early", "retry"]
     assert mx1.rows("SELECT first_attempt <= last_attempt, passes FROM triplet") == [(True, 1)]
     assert mx1.rows("SELECT passes FROM client") == [(1,)]
-    if (
-        pair.cluster
-    ):  # the first attempt (and the jump of its clock) through the first node, the retry through the second
+    # The first attempt (and the jump of its clock) through the first node, the retry through the
+    # second.
+    if pair.cluster:
         assert [now - then for then, now in zip(before, pair.written(), strict=True)] == [2, 1, 0]
 
 

@@ -1,4 +1,6 @@
-"""Stores for tests that reach them as operators' commands do: an SQLite file, or each database in turn."""
+"""Stores for tests that reach them as operators' commands do: an SQLite file, or each database in
+turn.
+"""
 
 import shutil
 from collections.abc import Iterator
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from greycheck.store.engine import open_engine
+from greycheck.store.admin.engine import open_engine
 from tests.support import DATABASES, ServerDatabase
 
 

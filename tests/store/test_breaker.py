@@ -10,16 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from greycheck.store import server
 from greycheck.store.breaker import DOWN, STUCK, Breaker
+from greycheck.store.url import parse_url
 from tests.support import ROOT
 
-SERVER = server.parse("mysql://user:secret@/g?host=db1:1&host=db2:2&host=/run/x.sock")
+SERVER = parse_url("mysql://user:secret@/g?host=db1:1&host=db2:2&host=/run/x.sock")
 ONE, OTHER, SOCKET = SERVER.hosts
 
 
 def age(path: str, since: float, asked: float) -> None:
-    """Moves a mark into the past: made SINCE seconds ago, its host last ASKED so many seconds ago."""
+    """Moves a mark into the past: made SINCE seconds ago, its host last ASKED so many seconds
+    ago.
+    """
     now = time.time()
     Path(path).write_text(f"{int(now - since)}\n")
     os.utime(path, (now - asked, now - asked))
@@ -41,10 +43,10 @@ def test_a_mark_is_of_one_host_and_one_kind(tmp_path: Path) -> None:
 
 
 def test_databases_do_not_share_their_marks(tmp_path: Path) -> None:
-    other = server.parse("mysql://user:secret@/other?host=db1:1")
+    other = parse_url("mysql://user:secret@/other?host=db1:1")
     Breaker(str(tmp_path), SERVER).set(ONE, DOWN)
     assert Breaker(str(tmp_path), other).is_due(other.hosts[0], DOWN)
-    assert not Breaker(str(tmp_path), server.parse("mysql://user:changed@db1:1/g")).is_due(ONE, DOWN)
+    assert not Breaker(str(tmp_path), parse_url("mysql://user:changed@db1:1/g")).is_due(ONE, DOWN)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,9 @@ def test_databases_do_not_share_their_marks(tmp_path: Path) -> None:
         (-60, -60, True),
     ],
 )
-def test_a_host_is_asked_again_ever_more_seldom(tmp_path: Path, since: float, asked: float, due: bool) -> None:
+def test_a_host_is_asked_again_ever_more_seldom(
+    tmp_path: Path, since: float, asked: float, due: bool
+) -> None:
     marks = Breaker(str(tmp_path), SERVER)
     marks.set(ONE, DOWN)
     age(marks.path(ONE, DOWN), since, asked)
@@ -90,8 +94,9 @@ def test_whoever_asks_and_is_killed_leaves_his_turn_to_others(tmp_path: Path) ->
     script = f"""
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from greycheck.store import breaker, server
-found = server.parse("mysql://user:secret@db1:1/g")
+from greycheck.store import breaker
+from greycheck.store.url import parse_url
+found = parse_url("mysql://user:secret@db1:1/g")
 print(breaker.Breaker({str(tmp_path)!r}, found).claim(found.hosts[0], "down"), flush=True)
 time.sleep(60)
 """
@@ -156,7 +161,9 @@ def test_a_mark_that_nobody_can_take_away_keeps_nobody_from_asking(
     assert marks.clear(ONE, DOWN) is None
 
 
-def test_where_nothing_can_be_locked_more_than_one_may_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nothing_can_be_locked_more_than_one_may_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(_descriptor: int, _how: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -227,7 +234,7 @@ def test_a_directory_that_is_none_keeps_nobody_from_asking(tmp_path: Path) -> No
 
 
 def test_names_of_marks_are_safe_and_short(tmp_path: Path) -> None:
-    long = server.parse("mysql://u@/g?unix_socket=/" + "x/" * 400 + "s")
+    long = parse_url("mysql://u@/g?unix_socket=/" + "x/" * 400 + "s")
     name = Path(Breaker(str(tmp_path), long).path(long.hosts[0], DOWN)).name
     assert len(name) < 120
     assert "/" not in name

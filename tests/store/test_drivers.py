@@ -1,4 +1,6 @@
-"""Each driver against its real server: how it connects, what it brings back, and that none of it waits for ever."""
+"""Each driver against its real server: how it connects, what it brings back, and that none of it
+waits for ever.
+"""
 
 import os
 import socket
@@ -17,13 +19,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from greycheck.store import drivers, server
-from greycheck.store.engine import open_engine
-from greycheck.store.lean import StoreError
-from greycheck.store.server import Fault
+from greycheck.store import drivers
+from greycheck.store.admin import engine
+from greycheck.store.admin.engine import open_engine
+from greycheck.store.base import StoreError
+from greycheck.store.drivers import faults
+from greycheck.store.drivers.faults import Fault
+from greycheck.store.url import parse_url
 from tests.servers import ELSEWHERE, PASSWORD, USER, MariaDB, Postgres, Server
-
-DRIVERS = [("postgres", "psycopg2"), ("postgres", "psycopg"), ("mariadb", "mysqldb"), ("mariadb", "pymysql")]
+from tests.support import DRIVERS
 
 if TYPE_CHECKING:
     from greycheck.store.drivers import Connection
@@ -39,7 +43,7 @@ def named(request: pytest.FixtureRequest) -> Iterator[tuple[Server, str]]:
 
 
 def connected(url: str, seconds: float = 20, number: int = 0) -> "Connection":
-    asked = server.parse(url)
+    asked = parse_url(url)
     return drivers.load(asked)[1].Connection(asked, asked.hosts[number], seconds, 1)
 
 
@@ -51,7 +55,11 @@ def value(connection: "Connection", sql: str, *values: object) -> object:
 def is_encrypted(found: Server, connection: "Connection") -> bool:
     if isinstance(found, Postgres):
         return bool(
-            value(connection, "SELECT CASE WHEN ssl THEN 1 ELSE 0 END FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+            value(
+                connection,
+                "SELECT CASE WHEN ssl THEN 1 ELSE 0 END FROM pg_stat_ssl WHERE pid ="
+                " pg_backend_pid()",
+            )
         )
     rows, _ = connection.run("SHOW STATUS LIKE 'Ssl_cipher'", (), 20)
     return bool(rows[0][1])
@@ -82,7 +90,9 @@ def test_a_password_may_stand_in_a_file(named: tuple[Server, str], tmp_path: Pat
         path.write_text(f'[client]\nuser={USER}\npassword="{PASSWORD}"\n')
         option = "read_default_file"
     path.chmod(0o600)
-    url = found.url(driver=driver, **dict[str, Any]({option: str(path)})).replace(quote(f"{PASSWORD}", safe=""), "")
+    url = found.url(driver=driver, **dict[str, Any]({option: str(path)})).replace(
+        quote(f"{PASSWORD}", safe=""), ""
+    )
     url = url.replace(f"{USER}:@", f"{USER}@")
     if isinstance(found, MariaDB):
         url = url.replace(f"{USER}@", "")
@@ -140,7 +150,11 @@ def test_authorities_may_be_a_directory(mariadb: MariaDB, driver: str, tmp_path:
 def test_ciphers_and_a_certificate_of_ones_own_are_used(mariadb: MariaDB, driver: str) -> None:
     mariadb.start()
     mariadb.sql(f"ALTER USER {USER} REQUIRE X509")
-    own: dict[str, Any] = {"ssl_ca": str(mariadb.ca), "ssl_cert": str(mariadb.certificate), "ssl_key": str(mariadb.key)}
+    own: dict[str, Any] = {
+        "ssl_ca": str(mariadb.ca),
+        "ssl_cert": str(mariadb.certificate),
+        "ssl_key": str(mariadb.key),
+    }
     try:
         with pytest.raises(Fault, match="denied"):
             connected(mariadb.url(driver=driver, ssl_ca=str(mariadb.ca)))
@@ -179,7 +193,9 @@ def test_a_name_that_does_not_count_counts_for_mysqldb_all_the_same(mariadb: Mar
     """Its library knows verifying all or nothing."""
     mariadb.start()
     unnamed: dict[str, Any] = {"ssl_ca": str(mariadb.ca), "ssl_check_hostname": "false"}
-    assert is_encrypted(mariadb, connected(mariadb.url(driver="pymysql", host=ELSEWHERE, **unnamed)))
+    assert is_encrypted(
+        mariadb, connected(mariadb.url(driver="pymysql", host=ELSEWHERE, **unnamed))
+    )
     with pytest.raises(Fault, match=r"certificate|Hostname verification"):
         connected(mariadb.url(driver="mysqldb", host=ELSEWHERE, **unnamed))
 
@@ -189,7 +205,7 @@ def test_whoever_is_not_there_is_said_to_be_gone(named: tuple[Server, str]) -> N
     found.stop()
     with pytest.raises(Fault) as error:
         connected(found.url(driver=driver))
-    assert error.value.kind == server.GONE
+    assert error.value.kind == faults.GONE
     assert "\n" not in str(error.value)
 
 
@@ -197,16 +213,21 @@ def test_a_stopped_server_is_not_waited_for(named: tuple[Server, str]) -> None:
     found, driver = named
     connection = connected(found.url(driver=driver), 1)
     found.freeze()
-    for ask in (lambda: connection.run("SELECT 1", (), 1), lambda: connected(found.url(driver=driver), 1)):
+    for ask in (
+        lambda: connection.run("SELECT 1", (), 1),
+        lambda: connected(found.url(driver=driver), 1),
+    ):
         with pytest.raises(Fault, match="no answer for") as error:
             ask()
-        assert error.value.kind == server.SILENT
+        assert error.value.kind == faults.SILENT
     connection.close()
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg", "mysqldb", "pymysql"])
+@pytest.mark.parametrize("driver", drivers.RECORDS)
 def test_a_host_that_drops_packets_is_not_waited_for(driver: str) -> None:
-    """A socket whose queue is full, and nobody takes from it: what comes then is not even refused."""
+    """A socket whose queue is full, and nobody takes from it: what comes then is not even
+    refused.
+    """
     with socket.socket() as full, ExitStack() as queue:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -214,10 +235,10 @@ def test_a_host_that_drops_packets_is_not_waited_for(driver: str) -> None:
             waiting = queue.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex(full.getsockname())
-        scheme = "postgresql" if driver.startswith("psycopg") else "mysql"
+        scheme = drivers.RECORDS[driver].dialect
         with pytest.raises(Fault) as error:
             connected(f"{scheme}+{driver}://u:p@127.0.0.1:{full.getsockname()[1]}/g", 1)
-    assert error.value.kind in (server.SILENT, server.GONE)
+    assert error.value.kind in (faults.SILENT, faults.GONE)
 
 
 def test_a_connection_that_is_lost_is_gone(named: tuple[Server, str]) -> None:
@@ -226,7 +247,7 @@ def test_a_connection_that_is_lost_is_gone(named: tuple[Server, str]) -> None:
     found.kill()
     with pytest.raises(Fault) as error:
         connection.run("SELECT 1", (), 20)
-    assert error.value.kind == server.GONE
+    assert error.value.kind == faults.GONE
     connection.close()
 
 
@@ -234,8 +255,8 @@ def test_what_a_statement_is_refused_for_is_said(named: tuple[Server, str]) -> N
     found, driver = named
     connection = connected(found.url(driver=driver))
     for sql, kind, said in (
-        ("SELEKT 1", server.OTHER, "syntax"),
-        ("SELECT * FROM nosuchtable", server.SCHEMA, "run greycheck db upgrade"),
+        ("SELEKT 1", faults.OTHER, "syntax"),
+        ("SELECT * FROM nosuchtable", faults.SCHEMA, "run greycheck db upgrade"),
     ):
         with pytest.raises(Fault, match=said) as error:
             connection.run(sql, (), 20)
@@ -243,13 +264,17 @@ def test_what_a_statement_is_refused_for_is_said(named: tuple[Server, str]) -> N
     assert value(connection, "SELECT 1") == 1
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40),
     st.binary(max_size=20),
     st.integers(-(2**63), 2**63 - 1),
 )
-def test_values_come_back_as_they_were_sent(named: tuple[Server, str], text: str, raw: bytes, number: int) -> None:
+def test_values_come_back_as_they_were_sent(
+    named: tuple[Server, str], text: str, raw: bytes, number: int
+) -> None:
     found, driver = named
     connection = kept(found, driver)
     bytea, bigint = ("bytea", "bigint") if isinstance(found, Postgres) else ("binary(20)", "signed")
@@ -275,7 +300,9 @@ def kept(found: Server, driver: str) -> "Connection":
     return CONNECTIONS[key]
 
 
-def test_each_statement_is_committed_and_says_how_many_rows_it_changed(named: tuple[Server, str]) -> None:
+def test_each_statement_is_committed_and_says_how_many_rows_it_changed(
+    named: tuple[Server, str],
+) -> None:
     found, driver = named
     found.create("committed")
     connection, other = (connected(found.url("committed", driver=driver)) for _ in range(2))
@@ -303,7 +330,7 @@ def test_somebody_elses_lock_is_waited_for_in_vain(named: tuple[Server, str]) ->
     connection.run("UPDATE t SET b = 2", (), 20)
     with pytest.raises(Fault) as error:
         other.run("UPDATE t SET b = 3", (), 20)
-    assert error.value.kind == server.LOCKED
+    assert error.value.kind == faults.LOCKED
     for one in (connection, other):
         one.close()
     found.drop("locks")
@@ -337,7 +364,7 @@ def test_a_deadlock_is_a_conflict(named: tuple[Server, str]) -> None:
         time.sleep(0.01)
     update(other, 1)
     thread.join()
-    assert kinds == [server.CONFLICT]
+    assert kinds == [faults.CONFLICT]
     for connection in (one, other):
         connection.close()
     found.drop("deadlocks")
@@ -346,7 +373,9 @@ def test_a_deadlock_is_a_conflict(named: tuple[Server, str]) -> None:
 def is_waiting(found: Server) -> bool:
     if isinstance(found, Postgres):
         return found.sql("SELECT count(*) FROM pg_locks WHERE NOT granted", "") != [("0",)]
-    return found.sql("SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'", "") != [("0",)]
+    return found.sql(
+        "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'", ""
+    ) != [("0",)]
 
 
 def test_a_driver_for_which_there_is_too_little_memory_is_not_said_to_be_missing(
@@ -359,25 +388,60 @@ def test_a_driver_for_which_there_is_too_little_memory_is_not_said_to_be_missing
 
     monkeypatch.delitem(sys.modules, "greycheck.store.drivers.psycopg2", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Short(), *sys.meta_path])
-    with pytest.raises(StoreError, match=r"too little memory for psycopg2 \(libpq.* object\): softlimit -m 36000000"):
-        drivers.load(server.parse("postgresql://h/g"))
+    with pytest.raises(
+        StoreError,
+        match=r"too little memory for psycopg2 \(libpq.* object\): softlimit -m 36000000",
+    ):
+        drivers.load(parse_url("postgresql://h/g"))
+
+
+@pytest.mark.parametrize(
+    ("driver", "bound"),
+    [
+        ("psycopg2", "psycopg2>="),
+        ("psycopg", "psycopg>="),
+        ("mysqldb", "mysqlclient>="),
+        ("pymysql", "pymysql>="),
+    ],
+)
+def test_what_installs_a_driver_is_one_command_with_the_bound_of_this_program(
+    monkeypatch: pytest.MonkeyPatch, driver: str, bound: str
+) -> None:
+    assert engine.installing(driver).startswith(f"{sys.executable} -m pip install '{bound}")
+    monkeypatch.setattr(engine.util, "find_spec", lambda _name: None)
+    assert engine.installing(driver).startswith(
+        f"uv pip install --python {sys.executable} '{bound}"
+    )
+    monkeypatch.setattr(engine.metadata, "requires", lambda _name: None)
+    assert engine.installing(driver).endswith(f" {drivers.RECORDS[driver].distribution}")
+
+
+def test_a_package_that_nobody_installed_tells_no_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    def requires(_name: str) -> None:
+        raise engine.metadata.PackageNotFoundError
+
+    monkeypatch.setattr(engine.metadata, "requires", requires)
+    assert engine.installing("pymysql").endswith(" PyMySQL")
 
 
 def test_the_quickest_driver_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert drivers.load(server.parse("postgresql://h/g"))[0] == "psycopg2"
-    assert drivers.load(server.parse("mariadb://h/g"))[0] == "mysqldb"
+    assert drivers.load(parse_url("postgresql://h/g"))[0] == "psycopg2"
+    assert drivers.load(parse_url("mariadb://h/g"))[0] == "mysqldb"
     monkeypatch.setitem(sys.modules, "greycheck.store.drivers.psycopg2", None)
     monkeypatch.setitem(sys.modules, "greycheck.store.drivers.mysqldb", None)
-    assert drivers.load(server.parse("postgresql://h/g"))[0] == "psycopg"
-    assert drivers.load(server.parse("mysql://h/g"))[0] == "pymysql"
+    assert drivers.load(parse_url("postgresql://h/g"))[0] == "psycopg"
+    assert drivers.load(parse_url("mysql://h/g"))[0] == "pymysql"
     with pytest.raises(
-        StoreError, match=r"no driver for mysql .*pip install greycheck\[mysql\], then greycheck install"
+        StoreError,
+        match=r"no driver for mysql .*: run greycheck doctor, which says what installs one",
     ):
-        drivers.load(server.parse("mysql+mysqldb://h/g"))
+        drivers.load(parse_url("mysql+mysqldb://h/g"))
 
 
 def test_what_a_server_waits_for_does_not_outlive_its_client(named: tuple[Server, str]) -> None:
-    """A child that leaves at its deadline leaves no statement behind that waits for a lock for a day."""
+    """A child that leaves at its deadline leaves no statement behind that waits for a lock for a
+    day.
+    """
     found, driver = named
     connection = connected(found.url(driver=driver))
     if isinstance(found, Postgres):
@@ -392,7 +456,7 @@ def test_what_a_server_waits_for_does_not_outlive_its_client(named: tuple[Server
     connection.close()
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("driver", drivers.names("postgresql"))
 def test_an_option_that_libpq_does_not_know_is_named(driver: str) -> None:
     with pytest.raises(Fault, match="sslmode") as error:
         connected(f"postgresql+{driver}://user:secret@127.0.0.1/g?sslmode=perhaps")
@@ -415,7 +479,9 @@ def test_an_option_that_libpq_does_not_know_is_named(driver: str) -> None:
 def test_no_setting_of_the_server_changes_what_is_said_to_it(
     mariadb: MariaDB, settings: dict[str, str], driver: str
 ) -> None:
-    """In some character sets a backslash may be half of a letter, and the quote behind it the end of the text."""
+    """In some character sets a backslash may be half of a letter, and the quote behind it the end
+    of the text.
+    """
     mariadb.restart(**settings)
     try:
         connection = connected(mariadb.url(driver=driver))
@@ -429,7 +495,7 @@ def test_no_setting_of_the_server_changes_what_is_said_to_it(
 def test_a_statement_longer_than_the_kernel_takes_at_once(postgres: Postgres) -> None:
     """A server that goes on reading might be as quick as the kernel, so it does not at first."""
     postgres.start()
-    for driver in ("psycopg2", "psycopg"):
+    for driver in drivers.names("postgresql"):
         connection = connected(postgres.url(driver=driver))
         postgres.freeze()
         goes_on = Timer(0.2, postgres.thaw)
@@ -446,17 +512,19 @@ def test_the_environment_of_a_mail_server_does_not_lead_astray(
     monkeypatch.setenv("PGHOST", "192.0.2.1")
     monkeypatch.setenv("PGUSER", "nobody")
     monkeypatch.setitem(os.environ, "PGOPTIONS", "-c search_path=nowhere")
-    for driver in ("psycopg2", "psycopg"):
+    for driver in drivers.names("postgresql"):
         assert value(connected(postgres.url(driver=driver)), "SELECT current_user::text") == USER
 
 
-# --- a server that is an enemy ------------------------------------------------------------------------------------------
+# --- a server that is an enemy --------------------------------------------------------------------
 
 LOCAL_FILES = 0x80
 
 
 class Thief:
-    """A server of MySQL's dialect that answers each statement by asking for a file of its client's (LOAD DATA LOCAL)."""
+    """A server of MySQL's dialect that answers each statement by asking for a file of its client's
+    (LOAD DATA LOCAL).
+    """
 
     def __init__(self, wanted: Path) -> None:
         self.wanted = wanted
@@ -487,8 +555,21 @@ class Thief:
 
         fine = bytes.fromhex("00000002000000")
         offered = 0x0009F7FF & ~0x0800
-        hello = b"\x0a10.11.6-MariaDB\0" + struct.pack("<I", 1) + b"a" * 8 + b"\0" + struct.pack("<H", offered & 0xFFFF)
-        hello += b"\x2d" + struct.pack("<HH", 2, offered >> 16) + bytes([21]) + bytes(10) + b"b" * 12 + b"\0"
+        hello = (
+            b"\x0a10.11.6-MariaDB\0"
+            + struct.pack("<I", 1)
+            + b"a" * 8
+            + b"\0"
+            + struct.pack("<H", offered & 0xFFFF)
+        )
+        hello += (
+            b"\x2d"
+            + struct.pack("<HH", 2, offered >> 16)
+            + bytes([21])
+            + bytes(10)
+            + b"b" * 12
+            + b"\0"
+        )
         try:
             send(0, hello + b"mysql_native_password\0")
             number, login = take()
@@ -514,9 +595,11 @@ def test_a_server_is_not_given_a_file_that_it_asks_for(driver: str, tmp_path: Pa
     thief = Thief(tmp_path / "secret")
     try:
         url = f"mysql+{driver}://greycheck@127.0.0.1:{thief.port}/greycheck?ssl_mode=DISABLED"
-        with pytest.raises((Fault, RuntimeError)):  # PyMySQL's own word for such a server is none of its errors
+        with pytest.raises(
+            (Fault, RuntimeError)
+        ):  # PyMySQL's own word for such a server is none of its errors
             connected(url, seconds=2).run("SELECT 1", (), 2)
-        asked = server.parse(url)
+        asked = parse_url(url)
         room = drivers.load(asked)[1]
         with pytest.raises((room.Error, RuntimeError)):
             room.connect(asked, asked.hosts[0], 2).cursor().execute("SELECT 1")

@@ -1,13 +1,14 @@
-"""mysqlclient: its C module alone, ``MySQLdb._mysql``, which leaves the quoting of values to its caller.
+"""mysqlclient: its C module ``MySQLdb._mysql`` alone, which leaves quoting values to its caller.
 
 Its limits are whole seconds, for each wait on the socket.
 """
 
 from time import monotonic
 
-from greycheck.store import server as servers
-from greycheck.store.lean import imported_from
-from greycheck.store.server import Fault, Host, Server
+from greycheck.store.base import imported_from
+from greycheck.store.drivers import arguments, faults
+from greycheck.store.drivers.faults import Fault
+from greycheck.store.url import Host, Server
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,19 +24,22 @@ Error = _mysql.Error
 INTEGERS = dict.fromkeys((1, 2, 3, 8, 9), int)
 
 
-def arguments(server: Server, host: Host, seconds: float) -> dict[str, object]:
+def connect_arguments(server: Server, host: Host, seconds: float) -> dict[str, object]:
     """What the driver is told, beside the limits of statements."""
     options = server.options
-    found = servers.mysql_arguments(server, host) | {"connect_timeout": max(1, int(seconds))}
-    mode = servers.ssl_mode(server)
+    found = arguments.mysql_arguments(server, host) | {"connect_timeout": max(1, int(seconds))}
+    mode = arguments.ssl_mode(server)
     if mode != "PREFERRED":
         found["ssl_mode"] = mode
     files = {
-        name: options[f"ssl_{name}"] for name in ("ca", "capath", "cert", "key", "cipher") if f"ssl_{name}" in options
+        name: options[f"ssl_{name}"]
+        for name in ("ca", "capath", "cert", "key", "cipher")
+        if f"ssl_{name}" in options
     }
     if files:
         found["ssl"] = files
-    # No server is given a file of this host, whatever it asks for (LOAD DATA LOCAL), and whatever the library does by itself.
+    # No server is given a file of this host, whatever it asks for (LOAD DATA LOCAL), and whatever
+    # the library does by itself.
     return {name: value for name, value in found.items() if value} | {"local_infile": 0}
 
 
@@ -47,26 +51,32 @@ class Connection:
         started = monotonic()
         try:
             self._connection = _mysql.connect(
-                **arguments(server, host, seconds),
+                **connect_arguments(server, host, seconds),
                 conv=INTEGERS,
                 read_timeout=self._limit,
                 write_timeout=self._limit,
-                init_command=servers.mysql_session(patience),
+                init_command=arguments.mysql_session(patience),
             )
             _insist_on_tls(server, self._connection)
         except _mysql.Error as error:
-            raise servers.mysql_driver_fault(error, monotonic() - started, self._limit) from None
+            raise faults.mysql_driver_fault(error, monotonic() - started, self._limit) from None
 
-    def run(self, sql: str, values: "Sequence[object]", _seconds: float) -> "tuple[Sequence[Sequence[object]], int]":
+    def run(
+        self, sql: str, values: "Sequence[object]", _seconds: float
+    ) -> "tuple[Sequence[Sequence[object]], int]":
         """The rows, or how many rows were changed."""
         started = monotonic()
         try:
-            statement = sql.encode() % tuple(self._literal(value) for value in values) if values else sql.encode()
+            statement = (
+                sql.encode() % tuple(self._literal(value) for value in values)
+                if values
+                else sql.encode()
+            )
             self._connection.query(statement)
             result = self._connection.store_result()
             return (result.fetch_row(0), 0) if result else ((), self._connection.affected_rows())
         except _mysql.Error as error:
-            raise servers.mysql_driver_fault(error, monotonic() - started, self._limit) from None
+            raise faults.mysql_driver_fault(error, monotonic() - started, self._limit) from None
 
     @staticmethod
     def _literal(value: object) -> bytes:
@@ -86,13 +96,16 @@ class Connection:
 
 
 def _insist_on_tls(server: Server, connection: "Any") -> None:
-    """Raises Fault where TLS is wanted and not there: unless it is to verify the server, MariaDB's library goes on without."""
-    if servers.ssl_mode(server) != "REQUIRED":
+    """Raises Fault if TLS is wanted and not there.
+
+    Unless it is to verify the server, MariaDB's library goes on without.
+    """
+    if arguments.ssl_mode(server) != "REQUIRED":
         return
     connection.query(b"SHOW SESSION STATUS LIKE 'Ssl_cipher'")
     if not connection.store_result().fetch_row(0)[0][1]:
         connection.close()
-        raise Fault(servers.OTHER, "ssl_mode=REQUIRED, and the server speaks no TLS")
+        raise Fault(faults.OTHER, "ssl_mode=REQUIRED, and the server speaks no TLS")
 
 
 def connect(server: Server, host: Host, seconds: float) -> "DBAPIConnection":
@@ -101,7 +114,9 @@ def connect(server: Server, host: Host, seconds: float) -> "DBAPIConnection":
     from MySQLdb.constants import CLIENT
 
     made = MySQLdb.connect(
-        **arguments(server, host, seconds), client_flag=CLIENT.FOUND_ROWS, read_timeout=servers.READING
+        **connect_arguments(server, host, seconds),
+        client_flag=CLIENT.FOUND_ROWS,
+        read_timeout=arguments.READING,
     )
     _insist_on_tls(server, made)
     found: DBAPIConnection = made  # type: ignore[assignment]

@@ -6,8 +6,9 @@ from time import monotonic
 import psycopg
 from psycopg import pq
 
-from greycheck.store import server as servers
-from greycheck.store.server import GONE, Fault, Host, Server
+from greycheck.store.drivers import arguments, faults
+from greycheck.store.drivers.faults import GONE, Fault
+from greycheck.store.url import Host, Server
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,36 +30,41 @@ class Connection:
     def __init__(self, server: Server, host: Host, seconds: float, patience: int) -> None:
         self._seconds = seconds
         self._until = monotonic() + seconds
-        dsn = servers.libpq_dsn(server, host, seconds, patience)
+        dsn = arguments.libpq_dsn(server, host, seconds, patience)
         self._connection: PGconn = pq.PGconn.connect_start(dsn.encode())
         state = pq.PollingStatus.WRITING
         while state != pq.PollingStatus.OK:
             if self._connection.status == pq.ConnStatus.BAD:
-                raise servers.postgresql_fault(None, self._said())
+                raise faults.postgresql_fault(None, self._said())
             self._wait(select.POLLIN if state == pq.PollingStatus.READING else select.POLLOUT)
             state = pq.PollingStatus(self._connection.connect_poll())
 
-    def run(self, sql: str, values: "Sequence[object]", seconds: float) -> "tuple[Sequence[Sequence[object]], int]":
+    def run(
+        self, sql: str, values: "Sequence[object]", seconds: float
+    ) -> "tuple[Sequence[Sequence[object]], int]":
         """The rows, or how many rows were changed."""
         self._seconds = seconds
         self._until = monotonic() + seconds
         try:
             result = self._answer(sql, values)
         except psycopg.Error as error:
-            raise Fault(GONE, servers.one_line(str(error))) from None
+            raise Fault(GONE, faults.one_line(str(error))) from None
         if result.status == pq.ExecStatus.TUPLES_OK:
             return [self._row(result, number) for number in range(result.ntuples)], result.ntuples
         if result.status == pq.ExecStatus.COMMAND_OK:
             return (), result.command_tuples or 0
         code = result.error_field(pq.DiagnosticField.SQLSTATE)
         message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or self._said().encode()
-        raise servers.postgresql_fault(code.decode() if code else None, message.decode("utf-8", "replace"))
+        raise faults.postgresql_fault(
+            code.decode() if code else None, message.decode("utf-8", "replace")
+        )
 
     def _answer(self, sql: str, values: "Sequence[object]") -> "PGresult":
         head, *parts = sql.split("%s")
         text = head + "".join(f"${number}{part}" for number, part in enumerate(parts, 1))
         given = [
-            value if isinstance(value, bytes) else None if value is None else str(value).encode() for value in values
+            value if isinstance(value, bytes) else None if value is None else str(value).encode()
+            for value in values
         ]
         binary = [isinstance(value, bytes) for value in values]
         self._connection.nonblocking = 1
@@ -82,17 +88,20 @@ class Connection:
             answered.append(result)
 
     def _row(self, result: "PGresult", number: int) -> tuple[object, ...]:
-        return tuple(_value(result.get_value(number, column), result.ftype(column)) for column in range(result.nfields))
+        return tuple(
+            _value(result.get_value(number, column), result.ftype(column))
+            for column in range(result.nfields)
+        )
 
     def _wait(self, events: int) -> None:
         poller = select.poll()
         poller.register(self._connection.socket, events)
         left = self._until - monotonic()
         if left <= 0 or not poller.poll(left * 1000):
-            raise servers.silent(self._seconds)
+            raise faults.silent(self._seconds)
 
     def _said(self) -> str:
-        return servers.one_line(self._connection.error_message.decode("utf-8", "replace"))
+        return faults.one_line(self._connection.error_message.decode("utf-8", "replace"))
 
     def close(self) -> None:
         """Leaves the server."""
@@ -109,5 +118,5 @@ def _value(raw: bytes | None, kind: int) -> object:
 
 def connect(server: Server, host: Host, seconds: float) -> "DBAPIConnection":
     """A connection for SQLAlchemy."""
-    found: DBAPIConnection = psycopg.connect(servers.libpq_dsn(server, host, seconds))  # type: ignore[assignment]
+    found: DBAPIConnection = psycopg.connect(arguments.libpq_dsn(server, host, seconds))  # type: ignore[assignment]
     return found

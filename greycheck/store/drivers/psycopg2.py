@@ -1,7 +1,7 @@
 """psycopg2: its C module alone, ``psycopg2._psycopg``.
 
-libpq has no limit that holds against a server that is stopped, so waiting is done here: psycopg2 calls back wherever it would wait, one
-function for all connections of all threads.
+libpq has no limit that holds against a server that is stopped, so waiting is done here: psycopg2
+calls back wherever it would wait, one function for all connections of all threads.
 """
 
 import _datetime
@@ -10,9 +10,9 @@ import select
 import sys
 from time import monotonic
 
-from greycheck.store import server as servers
-from greycheck.store.lean import imported_from, with_stand_ins
-from greycheck.store.server import Host, Server
+from greycheck.store.base import imported_from, with_stand_ins
+from greycheck.store.drivers import arguments, faults
+from greycheck.store.url import Host, Server
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,33 +21,46 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine.interfaces import DBAPIConnection
 
-# ``ssl`` is imported only for its side effect on an OpenSSL older than 1.1, ``datetime`` for the part of it that is written in C.
+# ``ssl`` is imported only for its side effect on an OpenSSL older than 1.1, ``datetime`` for the
+# part of it that is written in C.
 _psycopg = imported_from("psycopg2", "_psycopg", ssl=type(sys)("ssl"), datetime=_datetime)
 Error = _psycopg.Error
 
-# Where there is a password, it would import the whole package as it connects, and re, json and decimal with it, only to write down how
-# it connected, the password left out. A cursor wants no more of ``datetime`` than that module.
+# Where there is a password, it would import the whole package as it connects, and re, json and
+# decimal with it, only to write down how it connected, the password left out. A cursor wants no
+# more of ``datetime`` than that module.
 _EXTENSIONS = type(sys)("psycopg2.extensions")
 _EXTENSIONS.make_dsn = lambda *_given, **_options: ""  # type: ignore[attr-defined]
-STAND_INS = {"psycopg2": type(sys)("psycopg2"), "psycopg2.extensions": _EXTENSIONS, "datetime": _datetime}
+STAND_INS = {
+    "psycopg2": type(sys)("psycopg2"),
+    "psycopg2.extensions": _EXTENSIONS,
+    "datetime": _datetime,
+}
 
 # What ``poll`` of a connection returns.
 READY, READ = 0, 1
 
-# Until when each thread's call may last (``monotonic``), and how long it was given, in seconds; and the lock of whoever changes that.
+# Until when each thread's call may last (``monotonic``), and how long it was given, in seconds; and
+# the lock of whoever changes that.
 _limits: "dict[int, tuple[float, float]]" = {}
 _changing = _thread.allocate_lock()
 
 
 def _wait(connection: "Any") -> None:
-    """Waits until CONNECTION, which may be SQLAlchemy's, is ready. Raises Fault where it is not in time."""
-    until, seconds = _limits.get(_thread.get_ident()) or (monotonic() + servers.READING, servers.READING)
+    """Waits until CONNECTION, which may be SQLAlchemy's, is ready.
+
+    Raises Fault where it is not in time.
+    """
+    until, seconds = _limits.get(_thread.get_ident()) or (
+        monotonic() + arguments.READING,
+        arguments.READING,
+    )
     while (state := connection.poll()) != READY:
         poller = select.poll()
         poller.register(connection.fileno(), select.POLLIN if state == READ else select.POLLOUT)
         left = until - monotonic()
         if left <= 0 or not poller.poll(left * 1000):
-            raise servers.silent(seconds)
+            raise faults.silent(seconds)
 
 
 def _guarded(seconds: float, call: "Callable[..., Any]", *arguments: object) -> "Any":
@@ -59,7 +72,7 @@ def _guarded(seconds: float, call: "Callable[..., Any]", *arguments: object) -> 
     try:
         return call(*arguments)
     except _psycopg.Error as error:
-        raise servers.postgresql_fault(error.pgcode, str(error)) from None
+        raise faults.postgresql_fault(error.pgcode, str(error)) from None
     finally:
         with _changing:
             del _limits[thread]
@@ -71,7 +84,7 @@ class Connection:
     """A connection of the child."""
 
     def __init__(self, server: Server, host: Host, seconds: float, patience: int) -> None:
-        dsn = servers.libpq_dsn(server, host, seconds, patience)
+        dsn = arguments.libpq_dsn(server, host, seconds, patience)
         self._connection, self._cursor = with_stand_ins(STAND_INS, self._connected, seconds, dsn)
         self._connection.autocommit = True
 
@@ -80,7 +93,9 @@ class Connection:
         connection = _guarded(seconds, _psycopg._connect, dsn, None, 0)
         return connection, connection.cursor()
 
-    def run(self, sql: str, values: "Sequence[object]", seconds: float) -> "tuple[Sequence[Sequence[object]], int]":
+    def run(
+        self, sql: str, values: "Sequence[object]", seconds: float
+    ) -> "tuple[Sequence[Sequence[object]], int]":
         """The rows, or how many rows were changed."""
         _guarded(seconds, self._cursor.execute, sql, values or None)
         rows = self._cursor.fetchall() if self._cursor.description else ()
@@ -95,5 +110,5 @@ def connect(server: Server, host: Host, seconds: float) -> "DBAPIConnection":
     """A connection for SQLAlchemy."""
     import psycopg2
 
-    found: DBAPIConnection = psycopg2.connect(servers.libpq_dsn(server, host, seconds))  # type: ignore[assignment]
+    found: DBAPIConnection = psycopg2.connect(arguments.libpq_dsn(server, host, seconds))  # type: ignore[assignment]
     return found

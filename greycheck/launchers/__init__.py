@@ -1,0 +1,1 @@
+"""The programs that mail servers run: ``install`` writes them, ``doctor`` checks them."""

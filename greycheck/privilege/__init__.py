@@ -1,0 +1,1 @@
+"""For root's commands: acting as another user, and reading files that another user may write."""

@@ -1,0 +1,528 @@
+"""Decides many questions at once from a server database, on one connection.
+
+All look-ups of a batch are one query, all that waits besides another one, and all changes one
+transaction: three round trips for a batch where each question alone would take three.
+
+This is the way of fair weather. Whatever does not go as it should (a lost race, a lock, a
+connection that breaks, a row that cannot be read) undoes the batch's transaction and gives its
+questions back: to be tried again together where only a race was lost, else one by one, as a child
+would (``check.check``), with all that is done there about faults. So nothing here decides what a
+fault means, and one bad question costs the others a second look.
+
+Two questions that would write the same row are not in one transaction: the later one is given back.
+
+``Shared`` is what all connections of a pool know in common: the rules in memory, by the generation
+that the look-up reads with the rows, and what was counted a moment ago. With several hosts each
+counts by itself: as many times as there are hosts, a limit may be passed by its share.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from time import monotonic
+from typing import Any
+
+from greycheck import check
+from greycheck.policy import (
+    IDENTITY,
+    PENDING,
+    Change,
+    ClientRow,
+    Decision,
+    Identity,
+    Pending,
+    Rows,
+    TripletRow,
+    Verdict,
+)
+from greycheck.resident.questions import Question
+from greycheck.resident.wide import List, Ranges, Table, union
+from greycheck.rules.index import RuleIndex
+from greycheck.settings import Settings
+from greycheck.store import server
+from greycheck.store.base import (
+    DIGEST,
+    MOST,
+    NO_SCHEMA,
+    PAIR,
+    PROVIDERS,
+    Asked,
+    StoreError,
+    check_revision,
+    identity,
+    identity_parameters,
+    is_done,
+    pair_keys,
+    parameters,
+    sample,
+    statement,
+    text,
+    total,
+)
+from greycheck.store.breaker import DOWN, STUCK
+from greycheck.store.server import WRITING_FREE, WRITING_HELD
+
+# After a change to the rules they are read again once they are REREAD seconds old, or TIMES as old
+# as reading them took. A program of an earlier release says nothing of its changes: OLD.
+REREAD, TIMES, OLD = 0.05, 20, 10.0
+
+# An estimate of all that waits counts for so long, in seconds.
+ESTIMATE = 1.0
+
+# What waits in a network is counted once for each UNCOUNTED-th part of its limit that is let in,
+# and that is remembered for so many NETWORKS.
+UNCOUNTED, NETWORKS = 64, 10_000
+
+# How long a batch waits for a lock, in seconds: its questions are tried one by one then. MySQL's
+# dialect counts whole seconds.
+LOCK = {"postgresql": 0.2, "mysql": 1}
+
+# How many rows a query of ranges gives at most, for each question and besides: where there are
+# more, each question is asked by itself.
+RANGE_ROWS, MORE_ROWS = 8, 64
+
+# In which order the changes of a batch are made; those in the second line one by one. Everybody
+# locks the tables in this order, and the rows of one by their keys: nobody waits in a circle.
+ORDER = (
+    *("INSERT_TRIPLET", "SWAP_TRIPLET", "INSERT_CLIENT", "SWAP_CLIENT"),
+    *("INSERT_DOMAIN", "SWAP_DOMAIN", "PUT_NETWORK", "DELETE_RULE"),
+)
+MANY = {
+    "INSERT_TRIPLET": "INSERT_TRIPLET",
+    "SWAP_TRIPLET": "SWAP_TRIPLETS",
+    "INSERT_CLIENT": "INSERT_CLIENT",
+    "SWAP_CLIENT": "SWAP_CLIENTS",
+}
+
+# The parameters that name the row of a change: where it is new, and where it is not.
+_NEW_KEYS = ("triplet_key", "address", "domain_key", "network_key", "match_key")
+KEYS = (*_NEW_KEYS, *(f"key_{name}" for name in _NEW_KEYS))
+
+# The parts of what waits, for MySQL's dialect, as ``statements.PARTS`` numbers them.
+DOMAINS, SPF, WRITTEN, NEAR, RANGES, IS_PROVIDER = range(6)
+
+
+class Shared:
+    """What all connections of a pool know in common."""
+
+    def __init__(self) -> None:
+        self.reading = threading.Lock()
+        self._generation: int | None = None
+        self._index: RuleIndex | None = None
+        self._rows: list[object] = []
+        self._read, self._took = float("-inf"), 0.0
+        # How many new triplets of a network, by its limit, may come before those that wait are
+        # counted again; how many wait in all, by the limit, when that was counted (``monotonic``),
+        # and for which time (seconds since 1970: a clock can be set).
+        self.room: dict[tuple[str, int], int] = {}
+        self.waiting: dict[int, tuple[int, float, int]] = {}
+
+    def index(self, generation: int) -> RuleIndex | None:
+        """Returns the rules of GENERATION; None where those in memory are of another one."""
+        return self._index if self._generation == generation else None
+
+    def is_due(self, generation: int) -> bool:
+        """True if the rules are to be read again, as the database has those of GENERATION."""
+        age = monotonic() - self._read
+        return age > max(OLD if generation == self._generation else REREAD, TIMES * self._took)
+
+    def take_rules(self, generation: int, rows: "list[Any]", began: float) -> None:
+        """Takes all rules, ROWS, read after GENERATION was; reading them BEGAN then."""
+        try:
+            if rows != self._rows or self._index is None:
+                self._index, self._rows = RuleIndex(rows), rows
+            self._generation = generation
+        except Exception:
+            # One rule that cannot be read must not hide all others: each looks into the table.
+            self._generation = None
+        self._read = monotonic()
+        self._took = self._read - began
+
+    def were_added(self, number: int) -> None:
+        """So many triplets more wait."""
+        for limit, (counted, when, now) in list(self.waiting.items()):
+            self.waiting[limit] = counted + number, when, now
+
+    def forget_rules(self) -> None:
+        """A rule was used up here: those in memory are old."""
+        self._generation, self._read = None, float("-inf")
+
+
+class Lost(Exception):
+    """Another was quicker to change a row of the batch."""
+
+
+class _One:
+    """A QUESTION of a batch, with what it ASKED of the store.
+
+    ``need`` is what its decision waits for, ``changes`` what it changes: statements by name, and
+    their parameters.
+    """
+
+    __slots__ = ("asked", "changes", "decision", "need", "question")
+
+    def __init__(self, question: Question) -> None:
+        self.question = question
+        self.decision: Decision = question.decision.anew()
+        self.asked = Asked(question.envelope, question.decision.triplet)
+        self.need = self.decision.advance()
+        self.changes: list[tuple[str, dict[str, Any]]] = []
+
+
+class Store(server.Store):
+    """The server database of SETTINGS, for one batch of questions after the other.
+
+    It knows what is SHARED with other connections. For a single question it is what it inherits.
+    """
+
+    def __init__(self, settings: Settings, patience: float, shared: Shared) -> None:
+        super().__init__(settings, patience)
+        self._shared = shared
+        compiled = self._compiled
+        self._found = List(compiled.FOUND)
+        self._many = {kind: Table(getattr(compiled, name)) for kind, name in MANY.items()}
+        self._locks_for: tuple[object, float] = None, 0
+        if self._server.dialect == "mysql":
+            names = ("DOMAINS", "SPF", "WRITTEN")
+            self._lists = [List(getattr(compiled, f"WAITS_{name}")) for name in names]
+            self._ranges = [
+                Ranges(getattr(compiled, f"WAITS_{name}")) for name in ("NEAR", "RANGES")
+            ]
+        else:
+            self._waits = Table(compiled.WAITS)
+
+    @property
+    def is_on_trial(self) -> bool:
+        """True if the host that is asked next is marked: one question is to try it, not many."""
+        host = self._session.host
+        if self._session.connection is None:
+            host = self._hosts.left[0] if self._hosts.left else None
+        marked = self._hosts.breaker.since
+        return host is not None and any(marked(host, kind) is not None for kind in (DOWN, STUCK))
+
+    # --- looking up -------------------------------------------------------------------------------
+
+    def look_up(self, batch: Sequence[Asked], nows: Sequence[int]) -> list[Rows] | None:
+        """Returns what the store has for each of BATCH at its time of NOWS.
+
+        None where the rules in memory are old, and cannot be read again yet.
+        """
+        triplets: dict[bytes, TripletRow] = {}
+        clients: dict[str, ClientRow] = {}
+        revision, generation = None, 0
+        values = [*(asked.key for asked in batch), *(asked.triplet.client for asked in batch)]
+        for key, address, *state in self._run(self._found.sql(len(batch)), values):
+            if key is not None:
+                triplets[bytes(key)] = TripletRow(*state)
+            elif state[1] is not None:
+                clients[text(address)] = ClientRow(*state)
+            elif address is not None:
+                revision, generation = text(address), state[0] or 0
+        self._answered(DOWN)
+        if revision is None:
+            raise StoreError(NO_SCHEMA)
+        if revision != self._compiled.REVISION:
+            check_revision(revision, self._compiled.REVISION)
+        rules = self._rules(generation)
+        if rules is None:
+            return None
+        return [
+            Rows(
+                triplets.get(asked.key),
+                clients.get(asked.triplet.client),
+                *rules.find(asked, now),
+            )
+            for asked, now in zip(batch, nows, strict=True)
+        ]
+
+    def _rules(self, generation: int) -> RuleIndex | None:
+        shared = self._shared
+        if shared.is_due(generation):
+            with shared.reading:
+                if shared.is_due(generation):  # another has not read them meanwhile
+                    began = monotonic()
+                    found = self._run(self._compiled.ALL_RULES[0])
+                    shared.take_rules(generation, [server.rule(row) for row in found], began)
+        return shared.index(generation)
+
+    # --- what waits besides -----------------------------------------------------------------------
+
+    def what_waits(self, batch: Sequence[_One]) -> list[tuple[bool, Identity]]:
+        """Returns for each of BATCH whether others may have its pair, and its identity."""
+        given = []
+        for one in batch:
+            asked, now = one.asked, one.decision.now
+            values = identity_parameters(asked, now, one.decision.settings)
+            values["triplet_key"] = asked.key
+            low, high = pair_keys(asked.key) if asked.triplet.sender else (b"", b"")
+            values["pair_low"], values["pair_high"] = low, high
+            given.append(values)
+        if self._server.dialect == "mysql":
+            found = self._put_together(given)
+        else:
+            names = self._waits.names
+            flat = [values[name] for values in given for name in names]
+            rows = self._run(self._waits.sql(len(given)), flat)
+            by_key = {bytes(row[0]): (bool(row[1]), row[2:]) for row in rows}
+            found = [by_key[one.asked.key] for one in batch]
+        return [
+            (others, identity(known, one.asked, one.decision.now))
+            for one, (others, known) in zip(batch, found, strict=True)
+        ]
+
+    def _put_together(
+        self, given: "Sequence[dict[str, Any]]"
+    ) -> "list[tuple[bool, Sequence[Any]]]":
+        """Returns what WAITS would, for MySQL's dialect, of the parameters GIVEN for each."""
+        number = len(given)
+        most = RANGE_ROWS * number + MORE_ROWS
+        queries = [each.sql(number) for each in self._lists]
+        queries += [each.sql(number) for each in self._ranges]
+        flat: list[object] = [
+            values[name] for each in self._lists for name in each.names for values in given
+        ]
+        for ranges in self._ranges:
+            flat += [values[name] for values in given for name in ranges.names]
+            flat.append(most)
+        flat += [PROVIDERS, PROVIDERS + b"\xff" * DIGEST]
+        queries.append(self._compiled.WAITS_PROVIDERS[0])
+        domains: dict[bytes, Sequence[Any]] = {}
+        records: dict[bytes, Sequence[Any]] = {}
+        written: dict[bytes, Sequence[Any]] = {}
+        near: list[bytes] = []
+        ranges_of: dict[bytes, list[tuple[bytes, Any, Any, Any]]] = {}
+        has_providers = False
+        in_ranges = 0
+        for part, key, network, a, b, c, said, last in self._run(union(queries), flat):
+            if part == DOMAINS:
+                domains[bytes(key)] = a, b, c
+            elif part == SPF:
+                records[bytes(key)] = said, a, b
+            elif part == WRITTEN:
+                written[bytes(key)] = a, b
+            elif part == NEAR:
+                near.append(bytes(key))
+            elif part == RANGES:
+                in_ranges += 1
+                begin = bytes(network)
+                ranges_of.setdefault(begin[:DIGEST], []).append((begin, last, said, a))
+            else:
+                has_providers = bool(a)
+        if len(near) >= most or in_ranges >= most:
+            return [self._of_one(values) for values in given]
+        providers = self._of_providers(given) if has_providers else {}
+        pairs: dict[bytes, list[bytes]] = {}
+        for key in near:
+            pairs.setdefault(key[:PAIR], []).append(key)
+        none = (None, None, None)
+        found: list[tuple[bool, Sequence[Any]]] = []
+        for values in given:
+            key, origin, domain = values["triplet_key"], values["origin"], values["domain_key"]
+            own = max(
+                (each for each in ranges_of.get(domain, ()) if each[0] <= origin),
+                default=(b"", *none),
+            )
+            known = (
+                *domains.get(domain, none),
+                *records.get(domain, none),
+                *own[1:],
+                *providers.get(values["provider_origin"], none),
+                *written.get(values["pair_key"], (None, None)),
+            )
+            others = bool(values["pair_low"]) and any(
+                each != key for each in pairs.get(key[:PAIR], ())
+            )
+            found.append((others, known))
+        return found
+
+    def _of_one(self, values: "dict[str, Any]") -> "tuple[bool, Sequence[Any]]":
+        sql, names = self._compiled.IDENTITY
+        return bool(values["pair_low"]), self._run(sql, [values[name] for name in names])[0]
+
+    def _of_providers(self, given: "Sequence[dict[str, Any]]") -> "dict[bytes, Sequence[Any]]":
+        """Returns the range of a provider that may hold each client, by its key."""
+        sql, names = self._compiled.PROVIDER_RANGE
+        flat = [values[name] for values in given for name in names]
+        rows = self._run(union([sql] * len(given)), flat)
+        return {bytes(row[0]): row[1:] for row in rows}
+
+    def pending(self, one: _One, others: bool, known: Identity) -> Pending:
+        """Returns what waits besides ONE, whose identity is KNOWN; OTHERS may have its pair."""
+        decision, asked = one.decision, one.asked
+        settings, now = decision.settings, decision.now
+        if others:
+            return self.waiting(asked, decision.since, now, settings)
+        crowd = in_all = 0
+        if settings.network_limit:
+            crowd = self._crowd(asked.triplet.network, settings.network_limit, now)
+        if settings.pending_limit:
+            in_all = self._estimate(settings.pending_limit, now)
+        return Pending(0, None, None, None, crowd, in_all, None, known)
+
+    def _crowd(self, network: str, limit: int, now: int) -> int:
+        """Returns how many triplets of NETWORK wait, counted up to LIMIT; 0 in between."""
+        rooms = self._shared.room
+        room = rooms.get((network, limit), limit // UNCOUNTED)
+        crowd = 0
+        if room <= 0:
+            sql, names = self._compiled.CROWD
+            values = {"network": network, "network_limit": limit, "now": now}
+            crowd = self._run(sql, [values[name] for name in names])[0][0]
+            room = min(limit // UNCOUNTED, limit - crowd)
+        if len(rooms) >= NETWORKS:
+            rooms.clear()
+        rooms[network, limit] = room - 1
+        return crowd
+
+    def _estimate(self, limit: int, now: int) -> int:
+        """Returns about how many triplets wait in all; where LIMIT is not small, a moment ago."""
+        counted, when, at = self._shared.waiting.get(limit, (0, float("-inf"), now))
+        if limit > MOST and monotonic() - when < ESTIMATE and now == at:
+            return counted
+        sql, names = self._compiled.PENDING
+        ranges, times = sample(limit)
+        counts = []
+        for low, high in ranges if times > 1 else ranges[:1]:
+            values = {"low_0": low, "high_0": high, "now": now}
+            counts.append(self._run(sql, [values[name] for name in names])[0][0])
+        counted = total(counts, times)
+        self._shared.waiting[limit] = counted, monotonic(), now
+        return counted
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def save_all(self, batch: Sequence[_One]) -> None:
+        """Writes the changes of BATCH and commits. Raises Lost, having written none."""
+        kinds: dict[str, list[dict[str, Any]]] = {}
+        for one in batch:
+            for kind, values in one.changes:
+                kinds.setdefault(kind, []).append(values)
+        self._claim_writes(patient=True)
+        self._wait_for_locks(LOCK[self._server.dialect])
+        self._phase, self._patient = WRITING_HELD, True
+        self._begin()
+        for kind in ORDER:
+            given = kinds.get(kind)
+            if given is None:
+                continue
+            self._phase = WRITING_FREE if kind == "INSERT_TRIPLET" else WRITING_HELD
+            if not all(self._changed(kind, given)):
+                self._end("ROLLBACK", False)
+                raise Lost
+        self._phase = WRITING_FREE
+        self._end("COMMIT", True)
+        self._answered(STUCK)
+        self._shared.were_added(len(kinds.get("INSERT_TRIPLET", ())))
+        if "DELETE_RULE" in kinds:
+            self._shared.forget_rules()
+
+    def _changed(self, kind: str, given: "list[dict[str, Any]]") -> Iterable[bool]:
+        """Makes all changes GIVEN of one KIND; yields whether what was to be done is done."""
+        table = self._many.get(kind)
+        if table is not None:
+            given.sort(key=_row)
+            flat = [values[name] for values in given for name in table.names]
+            yield self._change(table.sql(len(given)), flat) == len(given)
+            return
+        sql, names = getattr(self._compiled, kind)
+        for values in given:
+            yield is_done(kind, self._change(sql, [values[name] for name in names]))
+
+    def lock(self, asked: Asked) -> None:
+        """As it is inherited, with all patience for another's lock."""
+        self._wait_for_locks(self._lock_patience())
+        super().lock(asked)
+
+    def save(self, asked: Asked, changes: list[Change], patient: bool) -> bool:
+        """As it is inherited, with all patience for another's lock."""
+        if changes:
+            self._wait_for_locks(self._lock_patience())
+        return super().save(asked, changes, patient)
+
+    def _wait_for_locks(self, seconds: float) -> None:
+        """From now on the connection waits SECONDS for a lock; a new one has all patience."""
+        self._connect()
+        connection, all_patience = self._session.connection, self._lock_patience()
+        since = self._locks_for[1] if self._locks_for[0] is connection else all_patience
+        if seconds == since:
+            return
+        if self._server.dialect == "mysql":
+            self._run(
+                f"SET SESSION innodb_lock_wait_timeout = {seconds},"
+                f" SESSION lock_wait_timeout = {seconds}"
+            )
+        else:
+            self._run(f"SET lock_timeout = {seconds * 1000:.0f}")
+        self._locks_for = connection, seconds
+
+
+def _row(values: "dict[str, Any]") -> bytes | str:
+    """Returns the key of the row that a change with these VALUES is of."""
+    found: bytes | str = next(values[name] for name in KEYS if name in values)
+    return found
+
+
+def decide(
+    store: Store,
+    rest: "dict[Question, None]",
+    first_passed: "check.FirstPassed",
+    tell: Callable[[Question, Verdict], None],
+) -> list[Question]:
+    """Decides those of REST that can be decided together, which leave it then.
+
+    TELL is called with each verdict as soon as it stands. FIRST_PASSED is that of ``check.check``.
+    Returns those of REST that only lost a race. Raises StoreError, and whatever a row that cannot
+    be read makes of itself: all of REST is undecided then.
+    """
+    batch = [_One(question) for question in rest]
+    rows = store.look_up([one.asked for one in batch], [one.decision.now for one in batch])
+    if rows is None:
+        return []
+    for one, found in zip(batch, rows, strict=True):
+        one.decision.take_rows(found)
+    asking = batch
+    while asking := [one for one in asking if _needs_more(store, one, first_passed)]:
+        for one, (others, known) in zip(asking, store.what_waits(asking), strict=True):
+            if one.need == PENDING:
+                one.decision.take_pending(store.pending(one, others, known))
+            else:
+                one.decision.take_identity(known)
+    lost: list[Question] = []
+    changing: list[_One] = []
+    taken: set[tuple[str, bytes | str]] = set()
+    for one in batch:
+        decision, question = one.decision, one.question
+        check.finish(one.asked, decision)
+        if decision.opens_message and question.hook:
+            continue  # another row is to be written after its own
+        if not decision.changes:
+            del rest[question]
+            tell(question, decision.verdict())
+            continue
+        kinds = [(statement(change), change) for change in decision.changes]
+        one.changes = [(kind, parameters(one.asked, change)) for kind, change in kinds]
+        rows_of_it = {(kind.partition("_")[2], _row(values)) for kind, values in one.changes}
+        if taken.isdisjoint(rows_of_it):
+            taken |= rows_of_it
+            changing.append(one)
+        else:
+            lost.append(question)
+    if changing:
+        try:
+            store.save_all(changing)
+        except Lost:
+            return lost + [one.question for one in changing]
+        for one in changing:
+            del rest[one.question]
+            tell(one.question, one.decision.verdict())
+    return lost
+
+
+def _needs_more(store: Store, one: _One, first_passed: "check.FirstPassed") -> bool:
+    """Goes on with the decision of ONE as far as it can alone; whether it needs what waits."""
+    decision = one.decision
+    while need := decision.advance():
+        if need in (PENDING, IDENTITY):
+            one.need = need
+            return True
+        check.answer(store, one.asked, decision, need, first_passed)
+    return False

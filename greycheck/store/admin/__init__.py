@@ -1,0 +1,1 @@
+"""The queries of operators' commands, with SQLAlchemy."""

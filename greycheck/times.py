@@ -1,0 +1,49 @@
+"""Writes times and durations for people. ``settings.duration_text`` writes one for a setting."""
+
+from datetime import UTC, datetime
+from itertools import pairwise
+from time import gmtime, localtime, strftime
+
+# The units of ``span`` and their seconds, largest first.
+_UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+
+
+def local(moment: int) -> str:
+    """Returns MOMENT (seconds since 1970) in local time, with its zone."""
+    return strftime("%Y-%m-%d %H:%M:%S %Z", localtime(moment))
+
+
+def local_bare(moment: int) -> str:
+    """Returns MOMENT (seconds since 1970) in local time, without its zone."""
+    return strftime("%Y-%m-%d %H:%M:%S", localtime(moment))
+
+
+def utc(moment: float) -> str:
+    """Returns MOMENT (seconds since 1970) as ``2026-12-01 00:00:00 UTC``."""
+    return strftime("%Y-%m-%d %H:%M:%S UTC", gmtime(moment))
+
+
+def stamp(moment: int) -> str:
+    """Returns MOMENT (seconds since 1970) as files of rules write it: ``2026-12-01T00:00:00Z``."""
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def span(seconds: int) -> str:
+    """Returns SECONDS in their two largest units, as ``3d 2h``."""
+    for (size, name), (next_size, next_name) in pairwise(_UNITS):
+        if seconds >= size:
+            rest = seconds % size // next_size
+            return f"{seconds // size}{name}" + (f" {rest}{next_name}" if rest else "")
+    return f"{seconds}s"
+
+
+def coarse(seconds: int) -> str:
+    """Returns SECONDS in their largest unit; ``0s`` for a negative number."""
+    return span(max(0, seconds)).partition(" ")[0]
+
+
+def away(moment: int, now: int) -> str:
+    """Returns how far MOMENT is from NOW: ``in 5m`` or ``3d 2h ago``."""
+    if moment == now:
+        return "now"
+    return f"in {span(moment - now)}" if moment > now else f"{span(now - moment)} ago"

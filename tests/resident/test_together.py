@@ -1,0 +1,529 @@
+"""Many questions decided at once from a server database: as one after the other, whatever one of
+them meets.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sqlalchemy import func, insert, select, update
+
+from greycheck import check, rule_keys, settings
+from greycheck.envelope import Envelope
+from greycheck.policy import Verdict
+from greycheck.resident import together
+from greycheck.resident.messages import Messages
+from greycheck.resident.pool import Pool
+from greycheck.resident.questions import Question
+from greycheck.resident.together import Shared, Store
+from greycheck.resident.wide import List, Ranges, Table
+from greycheck.rules import patterns
+from greycheck.settings import Settings
+from greycheck.store import base, compiled_mysql, compiled_postgresql
+from greycheck.store.admin import rulebook
+from greycheck.store.admin.engine import open_engine
+from greycheck.store.schema import tables
+from greycheck.store.schema.tables import client, triplet
+from tests.resident.test_pool import each_kind
+from tests.servers import Postgres, wait_until
+from tests.support import RECIPIENT, Database, ServerDatabase, on_every_server
+from tests.test_identity import authorise
+
+MANY = 40
+
+# How many domains of each kind there are in a history.
+DOMAINS = 8
+
+# Now, for those questions whose time is given.
+NOW = 1_000_000_000
+DELAY = 300
+
+
+def questions_of(
+    found: Settings, envelopes: Sequence[Envelope], now: int | None = None
+) -> list[Question]:
+    """Questions about ENVELOPES at NOW."""
+    peer: Any = SimpleNamespace(has_left=lambda: False)
+    made = [Question(peer, envelope, found, None, []) for envelope in envelopes]
+    for question in made:
+        if now is not None:
+            question.decision.now = now
+        assert question.decision.advance()
+    return made
+
+
+def settings_of(database: Database, **given: object) -> Settings:
+    environ = {"GREYCHECK_CONFIG": "/dev/null", "GREYCHECK_POOL_SIZE": "2", **database.environ}
+    environ |= {f"GREYCHECK_{name.upper()}": str(value) for name, value in given.items()}
+    return settings.read({name.encode(): value.encode() for name, value in environ.items()})
+
+
+def mail(number: int, sender: str = "{}@example.org", network: int | None = None) -> Envelope:
+    """Envelope NUMBER, from a network of its own."""
+    third = number if network is None else network
+    address = f"198.51.{third % 250}.{number % 250 + 1}"
+    return Envelope("policy", address, sender.format(number).encode(), RECIPIENT)
+
+
+class Batches:
+    """Decides batches of questions with STORE, and says what came of each."""
+
+    def __init__(self, found: Settings, store: Store | None = None) -> None:
+        self.settings = found
+        self.store = store or Store(found, 20, Shared())
+
+    def decide(self, questions: Sequence[Question]) -> tuple[list[Verdict | None], list[Question]]:
+        """The verdict on each of QUESTIONS, None where there is none; and who lost a race."""
+        verdicts: dict[Question, Verdict] = {}
+        rest = dict.fromkeys(questions)
+        self.store.begin(20)
+        lost = together.decide(self.store, rest, Messages().first_passed, verdicts.__setitem__)
+        self.store.rest()
+        assert set(rest) == set(questions) - set(verdicts)
+        return [verdicts.get(question) for question in questions], lost
+
+    def ask(self, envelopes: Sequence[Envelope], now: int) -> list[str]:
+        """The reasons of the verdicts on ENVELOPES at NOW; empty where there is none."""
+        verdicts, _lost = self.decide(questions_of(self.settings, envelopes, now))
+        return [verdict.reason if verdict else "" for verdict in verdicts]
+
+
+# --- the same as one after the other --------------------------------------------------------------
+
+
+def fill(database: Database) -> None:
+    """Domains, providers, correspondents, rules, and a pair of whom many wait."""
+    for number in range(DOMAINS):
+        authorise(database, "198.51.0.0/20", domain=f"held{number}.example")
+        authorise(database, "198.51.0.0/24", "198.51.2.0/24", domain=f"some{number}.example")
+        pooled = f"pooled{number}.example"
+        authorise(database, "198.51.8.0/22", domain=pooled, source="pool", state="")
+    authorise(database, "198.51.6.0/23", domain="big.example", source="provider", state="")
+    outside = base.correspondent_key(b"friend@out.example", RECIPIENT)
+    database.execute(
+        insert(tables.correspondent).values(
+            pair_key=outside,
+            sender="friend@out.example",
+            recipient=RECIPIENT.decode(),
+            first_seen=NOW,
+            last_seen=NOW,
+            expires_at=NOW + 10**9,
+        )
+    )
+    engine = open_engine(database.url)
+    for written, action in (
+        ("198.51.11.0/24", "allow"),
+        ("from:.refused0.example", "reject"),
+        ("from:.slow1.example to:bob@example.net", "greylist"),
+    ):
+        rulebook.put(engine, patterns.parse(written), action, None, "", None, NOW)
+    engine.dispose()
+
+
+def histories(random: Random) -> Iterator[tuple[int, list[Envelope]]]:
+    """Batches of envelopes, and when they come.
+
+    No two of one client or one domain are in a batch: one after the other they would see what the
+    other one has written.
+    """
+    names = ("held", "some", "pooled", "slow", "refused", "other")
+    domains = [f"{name}{number}.example" for name in names for number in range(DOMAINS)]
+    now = NOW
+    known: list[Envelope] = []
+    for _ in range(8):
+        batch: dict[bytes, Envelope] = {b"": mail(0, "", 3)}
+        batch[b"out.example"] = mail(200 + random.randrange(9), "friend@out.example", 12)
+        for domain in random.sample(domains, len(domains)):
+            number = random.randrange(200)
+            new = mail(number, f"{number % 3}@{domain}", random.randrange(14))
+            again = [envelope for envelope in known if envelope.sender.endswith(domain.encode())]
+            batch[domain.encode()] = (
+                random.choice(again) if again and random.random() < 0.6 else new
+            )
+        apart = {envelope.client: envelope for envelope in batch.values()}
+        yield now, list(apart.values())
+        known += apart.values()
+        now += random.choice((10, DELAY, 2 * DELAY))
+
+
+@on_every_server
+@pytest.mark.parametrize("seed", range(2))
+def test_a_batch_decides_as_one_after_the_other_would(database: ServerDatabase, seed: int) -> None:
+    given = settings_of(
+        database, learn_outbound="60d", client_passes=2, pool_networks=0, domain_passes=1
+    )
+    told: dict[str, list[tuple[object, ...]]] = {}
+    rows: dict[str, list[tuple[object, ...]]] = {}
+    for way in ("together", "alone"):
+        database.empty()
+        fill(database)
+        batches, alone = Batches(given), database.connect(20)
+        told[way] = []
+        for now, envelopes in histories(Random(seed)):
+            questions = questions_of(given, envelopes, now)
+            if way == "together":
+                left = questions
+                verdicts: dict[Question, Verdict] = {}
+                for _ in range(len(questions)):
+                    found, left_over = batches.decide(left)
+                    verdicts |= {
+                        question: verdict
+                        for question, verdict in zip(left, found, strict=True)
+                        if verdict is not None
+                    }
+                    left = [question for question in left if question not in verdicts]
+                    assert set(left) == set(left_over)
+                    if not left:
+                        break
+                said = [verdicts[question] for question in questions]
+            else:
+                said = [check.check(alone, question.decision).verdict() for question in questions]
+            told[way] += [
+                (now, envelope.client, envelope.sender, verdict.action, verdict.reason)
+                for envelope, verdict in zip(envelopes, said, strict=True)
+            ]
+        rows[way] = [
+            row
+            for table in (triplet, client, tables.domain, tables.authorised, tables.rule)
+            for row in sorted(database.rows(select(table)), key=repr)
+        ]
+        batches.store.close()
+        alone.tidy()
+    reasons = {row[4] for row in told["alone"]}
+    assert {"new", "early", "retry", "known", "domain", "provider", "correspondent"} <= reasons
+    assert told["together"] == told["alone"]
+    assert rows["together"] == rows["alone"]
+
+
+@each_kind
+def test_a_pair_of_whom_very_many_wait_is_asked_about_by_itself(database: ServerDatabase) -> None:
+    """The query of pairs ends at a number of rows, which hides nobody else's."""
+    given = settings_of(database, pool_networks=4, network_limit=0)
+    batches = Batches(given)
+    crowd = [
+        Envelope("policy", f"10.{n // 250}.{n % 250}.1", b"one@example.org", RECIPIENT)
+        for n in range(600)
+    ]
+    for start in range(0, len(crowd), 100):
+        batches.ask(crowd[start : start + 100], NOW)
+    others = [mail(number) for number in range(20)]
+    again = [Envelope("policy", f"203.0.{n}.1", others[n].sender, RECIPIENT) for n in range(20)]
+    assert set(batches.ask(others, NOW)) == {"new"}
+    last = Envelope("policy", "203.0.113.7", b"one@example.org", RECIPIENT)
+    questions = questions_of(given, [*again, last], NOW + 1)
+    batches.decide(questions)
+    seen = [question.decision.anew() for question in questions]
+    one = [together._One(question) for question in questions]
+    found = batches.store.what_waits(one)
+    assert [others for others, _identity in found] == [True] * len(seen)
+
+
+# --- what one question meets ----------------------------------------------------------------------
+
+
+class Meddled(Store):
+    """A store in which MEDDLE is called once, before the changes of a batch are written, or with
+    LATE before they are committed.
+    """
+
+    def __init__(self, found: Settings, meddle: Callable[[Any], None], late: bool = False) -> None:
+        super().__init__(found, 20, Shared())
+        self.meddle: Callable[[Any], None] | None = meddle
+        self.is_late = late
+
+    def _once(self) -> None:
+        meddle, self.meddle = self.meddle, None
+        if meddle is not None:
+            meddle(self)
+
+    def save_all(self, batch: Sequence[Any]) -> None:
+        if not self.is_late:
+            self._once()
+        super().save_all(batch)
+
+    def _end(self, how: str, written: bool) -> bool:
+        if how == "COMMIT" and self.is_late:
+            self._once()
+        return super()._end(how, written)
+
+
+@each_kind
+def test_who_lost_a_race_is_decided_anew_and_so_are_those_who_were_with_him(
+    database: ServerDatabase,
+) -> None:
+    given = settings_of(database)
+    envelopes = [mail(number) for number in range(MANY)]
+    other = database.connect(20)
+
+    def be_quicker(_store: Store) -> None:
+        [question] = questions_of(given, envelopes[7:8], NOW)
+        assert check.check(other, question.decision).reason == "new"
+
+    batches = Batches(given, Meddled(given, be_quicker))
+    questions = questions_of(given, envelopes, NOW + 10)
+    verdicts, lost = batches.decide(questions)
+    assert verdicts == [None] * MANY
+    assert set(lost) == set(questions)
+    assert database.rows("SELECT count(*) FROM triplet") == [(1,)]
+    verdicts, lost = batches.decide(questions)
+    assert [verdict and verdict.reason for verdict in verdicts] == [
+        "early" if number == 7 else "new" for number in range(MANY)
+    ]
+    assert not lost
+    assert database.rows("SELECT count(*), sum(early_attempts) FROM triplet") == [(MANY, 1)]
+
+
+@each_kind
+def test_two_attempts_of_one_mail_in_a_batch_are_two(database: ServerDatabase) -> None:
+    batches = Batches(settings_of(database))
+    questions = [
+        *questions_of(batches.settings, [mail(1), mail(2)], NOW),
+        *questions_of(batches.settings, [mail(1)], NOW + 10),
+        *questions_of(batches.settings, [mail(1)], NOW + 20),
+    ]
+    verdicts, lost = batches.decide(questions)
+    assert [verdict and verdict.reason for verdict in verdicts] == ["new", "new", None, None]
+    assert lost == questions[2:]
+    for counted in (1, 2):
+        assert batches.decide(lost[:1])[0][0]
+        lost = lost[1:]
+        assert database.rows("SELECT sum(early_attempts) FROM triplet") == [(counted,)]
+
+
+def end_connection(database: ServerDatabase, store: Store) -> None:
+    """Ends STORE's connection, on the server."""
+    is_postgresql = isinstance(database.server, Postgres)
+    query = "SELECT pg_backend_pid()" if is_postgresql else "SELECT CONNECTION_ID()"
+    command = "SELECT pg_terminate_backend({})" if is_postgresql else "KILL {}"
+    number = store._session.run(query, (), 20)[0][0][0]
+    database.server.sql(command.format(number), "")
+
+
+@contextmanager
+def pool_of(
+    database: ServerDatabase, **given: object
+) -> Iterator[Callable[[Sequence[Envelope]], dict[bytes, Verdict]]]:
+    """A function that has a pool decide envelopes at once, and returns the verdicts by sender."""
+    found = settings_of(database, **given)
+    answered: dict[bytes, Verdict] = {}
+
+    def answer(question: Question, verdict: Verdict | None, _notes: list[str]) -> None:
+        assert verdict is not None
+        question.answered = True
+        answered[question.envelope.sender] = verdict
+
+    pool = Pool(found, answer, Messages())
+
+    def ask(envelopes: Sequence[Envelope]) -> dict[bytes, Verdict]:
+        answered.clear()
+        pool.decide(questions_of(found, envelopes))
+
+        def all_are() -> bool:
+            pool.tick()
+            return len(answered) == len(envelopes)
+
+        wait_until(all_are, "all are answered")
+        return dict(answered)
+
+    try:
+        yield ask
+    finally:
+        pool.close()
+
+
+def reasons_of(verdicts: dict[bytes, Verdict]) -> set[str]:
+    return {verdict.reason for verdict in verdicts.values()}
+
+
+@each_kind
+@pytest.mark.parametrize(
+    ("name", "what"), [("_end", "COMMIT"), ("_claim_writes", True)], ids=["committing", "writing"]
+)
+def test_a_connection_that_ends_with_a_batch_in_flight_costs_no_verdict(
+    database: ServerDatabase, monkeypatch: pytest.MonkeyPatch, name: str, what: object
+) -> None:
+    """One try is left, with a connection of its own; and no attempt counts twice."""
+    works = getattr(Store, name)
+    ended = threading.Event()
+
+    def ending(store: Store, *given: Any, **more: Any) -> Any:
+        if what in (*given, *more.values()) and not ended.is_set():
+            ended.set()
+            end_connection(database, store)
+        return works(store, *given, **more)
+
+    monkeypatch.setattr(Store, name, ending)
+    with pool_of(database) as ask:
+        verdicts = ask([mail(number) for number in range(MANY)])
+    assert ended.is_set()
+    assert reasons_of(verdicts) == {"new"}
+    assert database.rows("SELECT count(*), sum(early_attempts) FROM triplet") == [(MANY, 0)]
+
+
+@each_kind
+def test_a_row_that_another_has_locked_keeps_only_its_own_mail_waiting(
+    database: ServerDatabase,
+) -> None:
+    envelopes = [mail(number) for number in range(MANY)]
+    locked = envelopes[11].sender
+    with pool_of(database, pool_size=3, deadline="20s") as ask:
+        assert reasons_of(ask(envelopes)) == {"new"}
+        database.age(10)
+        of_locked = select(triplet.c.triplet_key).where(triplet.c.sender == locked.decode())
+        [(key,)] = database.rows(of_locked)
+        with database.begin() as other:
+            other.execute(
+                update(triplet)
+                .where(triplet.c.triplet_key == key)
+                .values(early_attempts=triplet.c.early_attempts)
+            )
+            verdicts = ask(envelopes)
+        assert {verdict.reason + verdict.detail for verdict in verdicts.values()} == {"early"}
+        assert {sender for sender, verdict in verdicts.items() if verdict.unrecorded} == {locked}
+        database.age(10)
+        assert reasons_of(ask(envelopes)) == {"early"}
+    counted = database.rows(
+        select(triplet.c.early_attempts, func.count()).group_by("early_attempts")
+    )
+    assert sorted(counted) == [(1, 1), (2, MANY - 1)]
+
+
+@each_kind
+def test_while_one_batch_is_stuck_others_are_decided(
+    database: ServerDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_free, is_stuck = threading.Event(), threading.Event()
+    save_all = Store.save_all
+
+    def stuck(store: Store, batch: Sequence[Any]) -> None:
+        if not is_stuck.is_set():
+            is_stuck.set()
+            is_free.wait(60)
+        save_all(store, batch)
+
+    monkeypatch.setattr(Store, "save_all", stuck)
+    found = settings_of(database, pool_size=2)
+    answered: list[bytes] = []
+
+    def answer(question: Question, _verdict: Verdict | None, _notes: list[str]) -> None:
+        question.answered = True
+        answered.append(question.envelope.sender)
+
+    pool = Pool(found, answer, Messages())
+
+    def is_answered() -> bool:
+        pool.tick()
+        return bool(answered)
+
+    try:
+        pool.decide(questions_of(found, [mail(1)]))
+        assert is_stuck.wait(60)
+        pool.decide(questions_of(found, [mail(2)]))
+        wait_until(is_answered, "the second one is answered")
+        assert answered == [mail(2).sender]
+        is_free.set()
+        wait_until(lambda: pool.tick() or len(answered) == 2, "both are answered")  # type: ignore[func-returns-value]
+    finally:
+        is_free.set()
+        pool.close()
+
+
+@each_kind
+def test_what_nobody_foresaw_is_told_and_the_others_have_their_verdicts(
+    database: ServerDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_rows = together.Decision.take_rows
+
+    def faulty(decision: Any, rows: Any) -> None:
+        if decision.envelope.sender == b"7@example.org":
+            raise ZeroDivisionError("the moon is wrong")
+        take_rows(decision, rows)
+
+    monkeypatch.setattr(together.Decision, "take_rows", faulty)
+    with pool_of(database) as ask:
+        verdicts = ask([mail(number) for number in range(200)])
+    assert [
+        (sender, verdict.reason, verdict.detail)
+        for sender, verdict in verdicts.items()
+        if verdict.reason != "new"
+    ] == [(b"7@example.org", "error", "error=ZeroDivisionError: the moon is wrong")]
+    assert database.rows("SELECT count(*) FROM triplet") == [(199,)]
+
+
+# --- rules ----------------------------------------------------------------------------------------
+
+
+@each_kind
+def test_a_rule_counts_from_the_moment_in_which_it_is_written(
+    database: ServerDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that a program of an earlier release writes, which tells nobody, a little later."""
+    engine = open_engine(database.url)
+    batches = Batches(settings_of(database))
+    assert batches.ask([mail(1)], NOW) == ["new"]
+    allow = patterns.parse("from:example.org")
+    monkeypatch.setattr(together, "REREAD", 0)
+    monkeypatch.setattr(together, "TIMES", 0)
+    rulebook.put(engine, allow, "allow", None, "", None, NOW)
+    assert batches.ask([mail(2)], NOW) == ["rule"]
+    rulebook.remove(engine, [allow.text])
+    assert batches.ask([mail(3)], NOW) == ["new"]
+    rulebook.put(engine, allow, "allow", None, "", None, NOW)
+    assert batches.ask([mail(4)], NOW) == ["rule"]
+    with database.begin() as earlier:
+        earlier.execute(tables.rule.delete())
+    assert batches.ask([mail(5)], NOW) == ["rule"]
+    monkeypatch.setattr(together, "OLD", 0)
+    assert batches.ask([mail(6)], NOW) == ["new"]
+    engine.dispose()
+
+
+@each_kind
+def test_rules_that_are_old_are_looked_up_in_the_table(
+    database: ServerDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine(database.url)
+    batches = Batches(settings_of(database))
+    assert batches.ask([mail(1)], NOW) == ["new"]
+    monkeypatch.setattr(together, "REREAD", 3600)
+    rulebook.put(engine, patterns.parse("from:example.org"), "allow", None, "", None, NOW)
+    assert batches.ask([mail(2)], NOW) == [""]
+    with pool_of(database) as ask:
+        assert reasons_of(ask([mail(2), mail(3)])) == {"rule"}
+    engine.dispose()
+
+
+@each_kind
+def test_an_expectation_is_used_once(database: ServerDatabase) -> None:
+    engine = open_engine(database.url)
+    expected = patterns.expectation("to:bob@example.net", "example.org")
+    rulebook.put(engine, expected, rule_keys.ALLOW, None, "", None, NOW)
+    batches = Batches(settings_of(database))
+    assert batches.ask([mail(1), mail(2)], NOW) == ["expected", ""]
+    assert batches.ask([mail(2)], NOW) == ["new"]
+    engine.dispose()
+
+
+# --- statements -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compiled", [compiled_postgresql, compiled_mysql])
+@pytest.mark.parametrize("name", together.MANY.values())
+@pytest.mark.parametrize("number", [1, 2, 33])
+def test_a_statement_has_a_row_for_each_question(compiled: Any, name: str, number: int) -> None:
+    sql, names = getattr(compiled, name)
+    wide = Table((sql, names))
+    assert wide.sql(1) == sql
+    assert wide.sql(number).count("%s") == number * len(names)
+    assert wide.sql(number).replace("%s", "0").count("(") == wide.sql(number).count(")")
+
+
+def test_lists_and_ranges_have_as_many() -> None:
+    assert List(compiled_mysql.FOUND).sql(3).count("IN (%s, %s, %s)") == 2
+    near = Ranges(compiled_mysql.WAITS_NEAR).sql(2)
+    assert near.count(" OR ") == 1
+    assert near.count("%s") == 5
