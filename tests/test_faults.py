@@ -432,14 +432,18 @@ def test_a_child_killed_at_any_moment_leaves_a_sound_store(child: Child) -> None
     child.make_store()
     chance = random.Random(1)
     deferred = set()
+    # About as long as a child takes just now, so that half of them are killed, at any moment.
+    patience = 0.03
     for number in range(300):
         sender = b"sender%d@example.org" % number
         process = start(child, sender)
         try:
-            code = process.wait(timeout=chance.uniform(0.004, 0.03))
+            code = process.wait(timeout=patience * chance.uniform(0.2, 1.4))
+            patience *= 0.9
         except subprocess.TimeoutExpired:
             process.kill()
             code = process.wait()
+            patience *= 1.1
         if code == DEFERRED:
             deferred.add(sender.decode())
     assert child.rows("PRAGMA integrity_check") == [("ok",)]

@@ -83,7 +83,7 @@ FAIR = 0.2
 FAIR_SHARE = 0.5
 
 # How long to wait before connecting again to a host that had no connection left, in seconds; and at
-# most before a lost race is run again.
+# most before a lost race is run again, for each that this check has lost.
 PAUSE = 0.05
 
 # How many columns of WAITING are those of POOL, and of IDENTITY.
@@ -180,6 +180,8 @@ class Store:
         self._phase = READING
         # Whether another's lock may be waited for more than once.
         self._patient = True
+        # How many races this check has lost.
+        self._lost = 0
         # Whether it waits for the host to have a connection left.
         self.awaits_connection = False
 
@@ -201,6 +203,7 @@ class Store:
         self.rest()
         self._until = monotonic() + patience
         self._phase = READING
+        self._lost = 0
         self._hosts.start()
         if self._session.connection is None:
             return
@@ -390,9 +393,11 @@ class Store:
         if way == HERE:
             self._roll_back()
             if self._may_repeat(fault.kind):
-                # Two that lost the same race must not come back at the same moment, be they
-                # processes or threads of this one.
-                sleep(PAUSE * (posix.urandom(1)[0] + 32) / 256)
+                # Those that lost the same race must not come back at the same moment, be they
+                # processes or threads of this one; the less, the more they are.
+                self._lost += 1
+                longest = min(PAUSE * self._lost, FAIR * self._left())
+                sleep(longest * (posix.urandom(1)[0] + 32) / 288)
                 return Again(f"{host}: {fault}")
             if self._patient or phase == READING:
                 self._mark(mark, str(fault))
