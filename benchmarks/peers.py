@@ -1,5 +1,6 @@
 """greycheck's resident and native child against postgrey, sqlgrey and greylistd, over 100 000
-triplets each; and the resident over PostgreSQL and MariaDB against itself over SQLite.
+triplets each; and the resident over PostgreSQL and MariaDB against itself over SQLite, and against
+sqlgrey over the same PostgreSQL.
 
 First decisions over Postfix's policy protocol (greylistd's own) on connections that stay open, then
 a child for each decision of a mixed load (10 % new triplets, 60 % known, 30 % early), against
@@ -43,7 +44,14 @@ from benchmarks.common import (
     tcpserver,
     workshop,
 )
-from benchmarks.greylisters import PEERS, Greylister, Postgrey, Resident, native_child
+from benchmarks.greylisters import (
+    PEERS,
+    Greylister,
+    Postgrey,
+    Resident,
+    SqlgreyOverPostgres,
+    native_child,
+)
 from benchmarks.load import Block, Programs
 from benchmarks.servers import MARIADB, POSTGRES, fill
 from benchmarks.throughput import WAITING
@@ -71,6 +79,8 @@ CHILD_RATES = {ONE: 1.3, MANY: 2.3}
 OVER_SERVERS = {"known": 0.7, "new": 0.5}
 # And those of their native children.
 CHILDREN_OVER_SERVERS = {"PostgreSQL": 0.7}
+# The rate over PostgreSQL, as a multiple of sqlgrey's there.
+SQLGREY = 12.0
 CPU = 0.18
 TAIL = 3.0
 FLOOR = 2.5
@@ -160,6 +170,13 @@ class Bench:
             name: stack.enter_context(self._over(name, server))
             for name, server in (("PostgreSQL", postgres), ("MariaDB", mariadb))
         }
+        self.sqlgrey: Greylister | None = None
+        if not SqlgreyOverPostgres.missing():
+            self.sqlgrey = stack.enter_context(
+                SqlgreyOverPostgres(
+                    place.directory / "sqlgrey-postgresql", numbers(rows), self.programs, postgres
+                )
+            )
 
     def _peer(self, peer: type[Greylister]) -> Greylister:
         return peer(self.place.directory / peer.name, numbers(self.rows), self.programs)
@@ -262,7 +279,8 @@ def compare(place: Workshop, rows: int, rounds: int, quick: bool) -> None:
     print_table("a child for each decision, mixed load", HEADINGS, children.rows())
     click.echo()
     print_table("the resident over a server database", HEADINGS, over_servers.rows())
-    for peer in PEERS:
+    every: tuple[type[Greylister], ...] = (*PEERS, SqlgreyOverPostgres)
+    for peer in every:
         if what := peer.missing():
             click.echo(f"{peer.name} is missing: {what}")
 
@@ -381,6 +399,12 @@ class OverServers:
 
     def __init__(self, bench: Bench) -> None:
         residents = {"SQLite": bench.resident, **bench.over_servers}
+        # As postgrey is asked: many at once.
+        self._sqlgrey = (
+            bench.decisions(f"{bench.sqlgrey.name}: known, {MANY}", bench.sqlgrey, "known")
+            if bench.sqlgrey
+            else None
+        )
         self._decisions = {
             (w, n): [
                 bench.decisions(f"{name}: {w}, {n}", resident, w, n)
@@ -402,7 +426,10 @@ class OverServers:
     @property
     def all(self) -> list[Measured]:
         """All that is measured in turn."""
-        return [m for measured in (*self._decisions.values(), self._children) for m in measured]
+        peers = [self._sqlgrey] if self._sqlgrey else []
+        return [
+            m for measured in (*self._decisions.values(), self._children, peers) for m in measured
+        ]
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table's rows."""
@@ -419,6 +446,15 @@ class OverServers:
         for each in others:
             target = CHILDREN_OVER_SERVERS.get(each.name.partition(":")[0])
             found.append(row(each, Ratio(each.rate / first.rate, "SQLite", at_least=target)))
+        if peer := self._sqlgrey:
+            found.append(row(peer))
+            over_postgresql = self._decisions["known", MANY][1]
+            found.append(
+                row(
+                    over_postgresql,
+                    Ratio(over_postgresql.rate / peer.rate, "sqlgrey", at_least=SQLGREY),
+                )
+            )
         return found
 
 

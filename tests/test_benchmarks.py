@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.common import BARE, LATENCY, Workshop, WrongAnswer, silent
-from benchmarks.greylisters import PEERS, Postgrey
+from benchmarks.greylisters import PEERS, Postgrey, SqlgreyOverPostgres
 from tests.support import ROOT
 
 
@@ -26,6 +26,7 @@ def ratios_of_peers() -> list[str]:
         + ["x 1000 rows"] * 3
         + ["x median"] * (2 + 4)
         + ["x SQLite"] * (12 + 2)
+        + ["x sqlgrey"] * (not SqlgreyOverPostgres.missing())
         + ["x empty"] * (1 + os.access(LATENCY, os.W_OK))
     )
 
