@@ -490,10 +490,17 @@ class Resident(Greylister):
     block, quick_block = 15000, 400
 
     def __init__(
-        self, directory: Path, numbers: Numbers, programs: Programs, database: Path | str
+        self,
+        directory: Path,
+        numbers: Numbers,
+        programs: Programs,
+        database: Path | str,
+        after: int = 0,
     ) -> None:
+        """Its new triplets are those AFTER so many: others over DATABASE have those before."""
         super().__init__(directory, numbers, programs)
         self.database = database
+        self._first_new += after
 
     def argv(self) -> Sequence[str]:
         """What starts it."""

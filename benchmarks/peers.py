@@ -14,7 +14,7 @@ The child that asks alone is measured once more, beside the empty program, with 
 kept awake: where they sleep it waits for their wakes as well. That takes root.
 
 With --ten-million: the resident over ten million triplets, while greycheck expire removes those of
-one day.
+one day. With --hosts: one, two and eight residents over one PostgreSQL and one MariaDB.
 """
 
 import json
@@ -22,6 +22,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from statistics import median
 
@@ -62,6 +63,9 @@ ONE, MANY, MOST = 1, 8, 32
 
 # Children of one block, and with --quick.
 CHILDREN, QUICK_CHILDREN = 2000, 60
+
+# How many residents are over one database, and how far apart the numbers of their new triplets are.
+HOSTS, APART = (1, 2, 8), 1_000_000
 
 # Of a block of known triplets, how many are asked for when they are new: each stays in the store.
 NEW_SHARE = 0.5
@@ -244,12 +248,17 @@ class Bench:
     is_flag=True,
     help="Ten million triplets, of which one day's expire meanwhile: some minutes.",
 )
+@click.option(
+    "--hosts", is_flag=True, help="Residents of several hosts over one database, all at once."
+)
 @options(rounds=10, quick_rounds=1)
-def main(rounds: int, quick: bool, ten_million: bool) -> None:
+def main(rounds: int, quick: bool, ten_million: bool, hosts: bool) -> None:
     """Measures and prints."""
     rows = QUICK_ROWS if quick else ROWS
     with workshop() as place:
-        if ten_million:
+        if hosts:
+            serve_side_by_side(place, rows, rounds, quick)
+        elif ten_million:
             serve_while_expiring(place, rows, QUICK_SECONDS if quick else SECONDS)
         else:
             compare(place, rows, rounds, quick)
@@ -505,6 +514,69 @@ def environ_of_children() -> Mapping[str, str]:
     load program gives.
     """
     return {name: value for name, value in tcpserver("").items() if name != "TCPREMOTEIP"}
+
+
+# --- several hosts --------------------------------------------------------------------------------
+
+
+def serve_side_by_side(place: Workshop, rows: int, rounds: int, quick: bool) -> None:
+    """Asks one, two and eight residents over one database, all at once by MOST connections in all;
+    prints what they answer together.
+    """
+    held, programs, found = numbers(rows), Programs(place.directory), []
+    with ExitStack() as stack:
+        templates = Templates()
+        stack.callback(templates.remove)
+        servers: dict[str, tuple[Server, Mapping[str, object]]] = {
+            "PostgreSQL": (Postgres(templates), POSTGRES),
+            "MariaDB": (MariaDB(templates), MARIADB),
+        }
+        for name, (server, given) in servers.items():
+            stack.enter_context(server).start(**given)
+            fill(server, held)
+            sides = [
+                stack.enter_context(
+                    Resident(
+                        place.directory / f"{name}-{number}",
+                        held,
+                        programs,
+                        server.url(via="socket"),
+                        number * APART,
+                    )
+                )
+                for number in range(max(HOSTS))
+            ]
+            for workload in OVER_SERVERS:
+                asked = round(sides[0].quick_block if quick else sides[0].block * NEW_SHARE)
+                rates = {n: [] for n in HOSTS}  # type: dict[int, list[float]]
+                for number in range(rounds + 1):
+                    for n, measured in rates.items():
+                        rate = rate_together(sides[:n], workload, asked)
+                        if number:
+                            measured.append(rate)
+                alone = median(rates[ONE])
+                for n, measured in rates.items():
+                    what = f"{name}: {workload}, {n} x {MOST // n}"
+                    to = None if n == ONE else Ratio(median(measured) / alone, "one")
+                    found.append((what, f"{median(measured):.0f}", *ratio_columns(to)))
+    print_table(
+        f"residents over one database (rounds: {rounds}, rows: {rows})",
+        ("what", "/s together", "ratio", "target"),
+        found,
+    )
+
+
+def rate_together(sides: Sequence[Resident], workload: str, asked: int) -> float:
+    """How many decisions of WORKLOAD a second SIDES answer, ASKED for at once, a share of each."""
+    share = asked // len(sides)
+    with ThreadPoolExecutor(len(sides)) as threads:
+        blocks = list(
+            threads.map(lambda side: side.ask(workload, MOST // len(sides), share)[0], sides)
+        )
+    took = max(block.asked / block.rate for block in blocks)
+    for side in sides:
+        side.rest()
+    return float(sum(block.asked for block in blocks) / took)
 
 
 # --- ten million ----------------------------------------------------------------------------------

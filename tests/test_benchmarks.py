@@ -109,3 +109,10 @@ def test_every_benchmark_is_tested_and_in_the_manual() -> None:
 
     assert commands == set(RATIOS)
     assert all(f"benchmarks.{name}" in text for name in commands)
+
+
+def test_residents_side_by_side_are_a_run_of_their_own() -> None:
+    printed = run("peers", "--hosts", "--quick", "--rounds", "1")
+
+    assert len(re.findall(r"\b\d+\.\d\d x one", printed)) == 2 * 2 * 2
+    assert max(map(len, printed.splitlines())) <= 80
