@@ -18,7 +18,6 @@ from greycheck.cli.output import console, duration, is_empty, print_json
 from greycheck.digest import collecting
 from greycheck.explain.decision import address_bytes
 from greycheck.explain.remedies import command
-from greycheck.rules import patterns
 from greycheck.settings import Settings
 from greycheck.store import rights
 from greycheck.times import away, span
@@ -210,18 +209,11 @@ def commands_of(entry: "Entry") -> list[tuple[str, str]]:
     """Returns labels and command lines that let ENTRY in: this mail, and then its client."""
     row = entry.best.row
     found = [("Let it in once", command("release", bytes(row["triplet_key"]).hex()))]
-    client = entry.best.client or str(row["network"])
-    if not normalise.is_private(client.partition("/")[0]) and not _is_wide(client):
+    client = entry.best.client
+    # Of the null sender's client nothing is known but its network, and that may be anybody's.
+    if client and not normalise.is_private(client):
         found.append(("Let its client in", command("allow", client)))
     return found
-
-
-def _is_wide(client: str) -> bool:
-    """True if `greycheck allow` does not take CLIENT without being asked twice."""
-    try:
-        return bool(patterns.reach(patterns.parse(client)))
-    except ValueError:
-        return True
 
 
 def _mail(entry: "Entry", now: int, link: str) -> "Mail":

@@ -161,18 +161,18 @@ def read_key(path: str) -> bytes:
         ) from None
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise StoreError(f"{path}: is no regular file: name another by link_key_file")
         if status.st_uid != os.geteuid():
-            raise StoreError(
-                f"{path}: is {rights.user_name(status.st_uid)}'s: run it as"
-                f" {rights.user_name(status.st_uid)}, or remove the file"
-            )
+            owner = rights.user_name(status.st_uid)
+            raise StoreError(f"{path}: is {owner}'s: run it as {owner}, or remove the file")
         if status.st_mode & 0o077:
             raise StoreError(f"{path}: others may read the key: rm {quote(path)}")
-        text = file.read(2 * SIZE + 2)
+        text = os.read(descriptor, 2 * SIZE + 2)
+    finally:
+        os.close(descriptor)
     try:
         secret = bytes.fromhex(text.decode().strip())
     except ValueError:

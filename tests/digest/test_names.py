@@ -15,9 +15,7 @@ ZONES = {
 10 PTR mail.example.org.
 10 PTR ten.example.org.
 11 PTR nowhere.invalid.""",
-    "0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2.ip6.arpa.": (
-        "7.0.0.0.0.0.0.0 PTR mail.example.org.\n7.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0 PTR v6.example.org."
-    ),
+    "8.b.d.0.1.0.0.2.ip6.arpa.": "7" + ".0" * 23 + " PTR v6.example.org.",
     "example.org.": """mail A 192.0.2.7
 forged A 192.0.2.77
 host-192-0-2-9 A 192.0.2.9
