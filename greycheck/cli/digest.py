@@ -220,13 +220,16 @@ def _mail(entry: "Entry", now: int, link: str) -> "Mail":
     from greycheck.digest.page import Mail
 
     row = entry.best.row
-    attempts = "one attempt" if entry.attempts == 1 else f"{entry.attempts} attempts"
-    if entry.networks > 1:
-        attempts += f" from {entry.networks} networks"
-    facts = (
-        f"from {entry.best.client or row['network']}; {attempts}, first {away(entry.first, now)},"
-        f" last {away(entry.last, now)}; waits for another {span(row['expires_at'] - now)}"
-    )
+    if entry.attempts == 1:
+        attempts = f"one attempt, {away(entry.first, now)}"
+    else:
+        networks = f" from {entry.networks} networks" if entry.networks > 1 else ""
+        attempts = (
+            f"{entry.attempts} attempts{networks}, first {away(entry.first, now)},"
+            f" last {away(entry.last, now)}"
+        )
+    left = span(row["expires_at"] - now)
+    facts = f"client {entry.best.client or row['network']}; {attempts}; waits for another {left}"
     signs = sorted(entry.best.signs, key=lambda sign: -sign.weight)
     sender = row["sender"] or "<>"
     return Mail(sender, row["recipient"], facts, signs, commands_of(entry), link)

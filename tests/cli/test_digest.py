@@ -86,7 +86,7 @@ def test_it_is_text_of_80_columns_in_which_only_what_is_copied_is_longer(store: 
     assert re.sub(r"\?\S+", "?TOKEN", found) == (
         " 1. alice@example.org\n"
         "    to bob@example.net\n"
-        "    from 198.51.100.9; 4 attempts from 2 networks, first 7h ago, last 5h ago;\n"
+        "    client 198.51.100.9; 4 attempts from 2 networks, first 7h ago, last 5h ago;\n"
         "    waits for another 1d 17h\n"
         "    +5 the recipient wrote to this sender 3h ago\n"
         "    +1 it was tried again 2 times, too early\n"

@@ -7,14 +7,18 @@ Diagnostics: SQLAlchemy's.
 """
 
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    CompoundSelect,
     Connection,
     Engine,
+    Integer,
     RowMapping,
     Select,
     and_,
+    bindparam,
     func,
     literal_column,
     or_,
@@ -89,14 +93,14 @@ def rows(
     older: int,
     delay: int = 0,
     recipient_domain: bytes = b"",
-    most: int = READ,
+    most: int = 0,
 ) -> Generator[RowMapping, None, None]:
     """Yields what waits at NOW and was last tried OLDER seconds ago or more, the newest first.
 
-    DELAY is the longest of a rule. Of MOST rows that are read those count whose recipient is at
-    RECIPIENT_DOMAIN; empty: all.
+    DELAY is the longest of a rule. Of MOST rows (0: READ) that are read those count whose recipient
+    is at RECIPIENT_DOMAIN; empty: all.
     """
-    read = _read(settings, now, older, delay, most).subquery("read_rows")
+    read = _read(settings, now, older, delay, most or READ).subquery("read_rows")
     wanted = [read.c.passed_at.is_(None), read.c.last_attempt <= now - older]
     if recipient_domain:
         wanted.append(read.c.recipient.endswith("@" + show(recipient_domain), autoescape=True))
@@ -166,15 +170,39 @@ def uses_of_pairs(
     KEYS are of triplets; what they have in common with other pairs is found too.
     """
     found: dict[tuple[str, str], tuple[int, int]] = {}
-    key = triplet.c.triplet_key
-    columns = triplet.c.sender, triplet.c.recipient, triplet.c.passed_at, triplet.c.last_attempt
     for some in _some((pair_keys(each) for each in keys), RANGES):
-        within = or_(*(and_(key >= low, key < high) for low, high in some))
-        passed = select(*columns).where(within, triplet.c.passed_at.is_not(None)).limit(OF_PAIRS)
-        for sender, recipient, first, last in connection.execute(passed):
+        values = _numbered(("low", "high"), some)
+        for sender, recipient, first, last in connection.execute(_of_pairs(RANGES), values):
             before = found.get((sender, recipient), (first, last))
             found[sender, recipient] = min(before[0], first), max(before[1], last)
     return found
+
+
+@cache
+def _of_pairs(size: int) -> Select[Any]:
+    """Returns the query of the triplets that passed in SIZE ranges of keys, ``low`` to ``high``."""
+    key = triplet.c.triplet_key
+    within = or_(
+        *(
+            and_(key >= bindparam(f"low_{number}"), key < bindparam(f"high_{number}"))
+            for number in range(size)
+        )
+    )
+    columns = triplet.c.sender, triplet.c.recipient, triplet.c.passed_at, triplet.c.last_attempt
+    return select(*columns).where(within, triplet.c.passed_at.is_not(None)).limit(OF_PAIRS)
+
+
+def _numbered(names: Sequence[str], rows: Sequence[Sequence[object]]) -> dict[str, object]:
+    """Returns ROWS as parameters: of each its values by NAMES and its number.
+
+    The first row fills up what is left of RANGES: a statement is made, and compiled, once.
+    """
+    padded = [*rows, *[rows[0]] * (RANGES - len(rows))]
+    return {
+        f"{name}_{number}": value
+        for number, row in enumerate(padded)
+        for name, value in zip(names, row, strict=True)
+    }
 
 
 class Within(NamedTuple):
@@ -200,24 +228,33 @@ def ranges(
     connection: Connection, wanted: Iterable[Within], now: int
 ) -> dict[Within, tuple[str, str]]:
     """Returns source and name of the range that each of WANTED finds, valid at NOW."""
-    columns = authorised.c.last, authorised.c.source, authorised.c.name, authorised.c.expires_at
-    key = authorised.c.network_key
     found: dict[Within, tuple[str, str]] = {}
     for some in _some(wanted, RANGES):
-        # Ranges do not overlap: the last one that begins before is the only one that may hold it.
-        parts = [
-            select(literal_column(str(number)).label("number"), *columns)
-            .where(key <= each.at, key >= each.low)
-            .order_by(key.desc())
-            .limit(1)
-            .subquery(f"range_{number}")
-            for number, each in enumerate(some)
-        ]
-        each_part = union_all(*(select(*part.c) for part in parts))
-        for number, last, source, name, expires in connection.execute(each_part):
-            if expires > now and bytes(last) >= some[int(number)].least:
-                found[some[int(number)]] = source, name
+        values = _numbered(("low", "at"), [each[:2] for each in some])
+        for number, last, source, name, expires in connection.execute(_ranges(RANGES), values):
+            each = some[number] if number < len(some) else some[0]
+            if expires > now and bytes(last) >= each.least:
+                found[each] = source, name
     return found
+
+
+@cache
+def _ranges(size: int) -> CompoundSelect[Any]:
+    """Returns the query of SIZE ranges: of each the last one with a key from ``low`` to ``at``.
+
+    Ranges do not overlap: no other one can hold what is asked for.
+    """
+    columns = authorised.c.last, authorised.c.source, authorised.c.name, authorised.c.expires_at
+    key = authorised.c.network_key
+    parts = [
+        select(literal_column(str(number), Integer).label("number"), *columns)
+        .where(key <= bindparam(f"at_{number}"), key >= bindparam(f"low_{number}"))
+        .order_by(key.desc())
+        .limit(1)
+        .subquery(f"range_{number}")
+        for number in range(size)
+    ]
+    return union_all(*(select(*part.c) for part in parts))
 
 
 def has_providers(connection: Connection) -> bool:
