@@ -14,7 +14,7 @@ from greycheck.cli import terminal
 from greycheck.cli.columns import cut, wrapped
 from greycheck.cli.common import foreseen, open_store, read_settings
 from greycheck.cli.expire import no_store
-from greycheck.cli.output import console, duration, is_empty, print_json
+from greycheck.cli.output import LAST, console, duration, is_empty, print_json
 from greycheck.digest import collecting
 from greycheck.explain.decision import address_bytes
 from greycheck.explain.remedies import command
@@ -167,6 +167,8 @@ def _linking(url: str, settings: Settings, valid: int, now: int) -> "Callable[[E
     def link(entry: "Entry") -> str:
         row = entry.best.row
         expires = min(now + valid, row["expires_at"])
+        if not 0 <= row["first_attempt"] <= LAST:  # whoever wrote that
+            return ""
         token = links.Token(bytes(row["triplet_key"]), row["first_attempt"], expires)
         return f"{url}?{links.written(secret, token)}"
 

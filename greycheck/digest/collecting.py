@@ -24,7 +24,15 @@ from greycheck.store.admin import rulebook, waiting
 from greycheck.store.admin.engine import reading
 from greycheck.store.admin.queries import as_today
 from greycheck.store.admin.waiting import origin_within, provider_within
-from greycheck.store.base import AUTHORISING, DIGEST, correspondent_key, digest, domain_key
+from greycheck.store.base import (
+    AUTHORISING,
+    DIGEST,
+    correspondent_key,
+    digest,
+    domain_key,
+    packed_range,
+)
+from greycheck.store.schema.tables import ORIGIN
 from greycheck.times import away
 
 # How many rows are looked up at once, and how many are kept.
@@ -219,8 +227,7 @@ class _Lookup:
     def candidates(self, rows: list[RowMapping]) -> list[Candidate]:
         """Returns the candidates of ROWS with their signs, without those that are settled."""
         self._found.waiting += len(rows)
-        every = [self._candidate(row) for row in rows]
-        every = self._not_settled(every)
+        every = self._not_settled([self._candidate(row) for row in rows if _is_sound(row)])
         self._by_sender(every)
         self._by_client(every)
         return every
@@ -340,6 +347,15 @@ class _Lookup:
             if early:
                 many = "once" if early == 1 else f"{early} times"
                 one.signs.append(Sign("retried", f"it was tried again {many}, too early"))
+
+
+def _is_sound(row: RowMapping) -> bool:
+    """False if ROW is none that greycheck writes: its network or its origin is none."""
+    try:
+        packed_range(row["network"])
+    except ValueError:
+        return False
+    return len(row["triplet_key"]) == DIGEST and len(row["origin"] or b"") in (0, ORIGIN)
 
 
 def _release_key(row: RowMapping) -> bytes:

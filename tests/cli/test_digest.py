@@ -20,12 +20,13 @@ from greycheck.digest.signs import WEIGHTS
 from greycheck.store.admin import rulebook
 from greycheck.store.admin.engine import open_engine
 from greycheck.store.schema import migrate
+from greycheck.store.schema.tables import client, triplet
 from tests.digest.stores import HOUR, Waiting
 from tests.dns_servers import Nsd
 from tests.support import ACCEPTED, DEFERRED, ROOT, Child, Database, on_every_database
 
 HOSTILE = b'<script>alert("1")</script>\x1b[31m\xe2\x80\xae&amp;@known.example'
-LONG = b"order-" * 40 + b"@" + b"long-name." * 20 + b"known.example"
+LONG = b"order-" * 80 + b"@" + b"long-name." * 20 + b"known.example"
 URL = "https://mx.example.net/greycheck-release.cgi"
 
 
@@ -261,6 +262,51 @@ def test_the_page_needs_nothing_else_and_nothing_in_it_is_the_senders_markup(
     commands = [line for mail in mails() for line in mail["commands"]]  # type: ignore[attr-defined]
     assert [each for each in page.text if each.startswith("greycheck ")] == commands
     assert all(shlex.split(line)[0] == "greycheck" for line in commands)
+
+
+def test_what_another_host_wrote_amiss_stops_nothing_and_is_shown_as_text(
+    store: Waiting, database: Database
+) -> None:
+    """Rows that no check writes, in a file, which takes any value in any column."""
+    evil = '\x1b[2J<b>"\u202e\x07'
+    row: dict[str, object] = dict(
+        zip(
+            [column.name for column in triplet.columns],
+            database.rows(triplet.select().where(triplet.c.sender == "alice@example.org"))[0],
+            strict=True,
+        )
+    )
+    amiss: list[dict[str, object]] = [
+        {"network": evil},
+        {"network": "192.0.2.0/99"},
+        {"origin": b"x"},
+        {"origin": b"x" * 99},
+        {"sender": evil, "recipient": evil},
+        {"sender": evil + "@known.example", "recipient": f"x@{evil}", "origin": None},
+        {"first_attempt": -5, "early_attempts": 10**9},
+        {"first_attempt": 1 << 62, "early_attempts": -7},
+        {"recipient": ""},
+    ]
+    for number, values in enumerate(amiss):
+        more: dict[str, object] = {"triplet_key": b"%016d" % number, "early_attempts": 9}
+        database.execute(triplet.insert(), [row | more | values])
+    database.execute(
+        client.insert(),
+        [
+            {
+                "address": evil,
+                "passes": 9,
+                "first_seen": 1,
+                "last_seen": store.now,
+                "expires_at": store.now * 2,
+            }
+        ],
+    )
+    for form in ((), ("--html",), ("--json",)):
+        text = run("--least", "1", "--limit", "0", "--links", URL, *form).stdout
+        assert all(char.isprintable() or char == "\n" for char in text)
+        assert "alice@example.org" in text
+    assert len(mails("--least", "1", "--limit", "0")) > 5
 
 
 # --- documents ------------------------------------------------------------------------------------

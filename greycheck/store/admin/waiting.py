@@ -281,7 +281,12 @@ def known_neighbours(
             read += 1
             if not is_known(ClientRow(last, last, passes), settings, now):
                 continue
-            network = normalise.client_network(address, settings.ipv4_prefix, settings.ipv6_prefix)
+            try:
+                network = normalise.client_network(
+                    address, settings.ipv4_prefix, settings.ipv6_prefix
+                )
+            except ValueError:  # whoever wrote that
+                continue
             if network in networks and not normalise.is_private(address):
                 found[network] = address
     return found, read < CLIENTS
