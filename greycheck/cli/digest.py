@@ -202,6 +202,8 @@ def _about(found: "Digest", older: int) -> list[str]:
         f" {span(older)}.",
         f"Of {found.waiting} triplets that wait so long{f' ({said})' if said else ''}.",
     ]
+    if found.observed:
+        sentences.append("The mode is observe: they were accepted, and would have been deferred.")
     if not found.whole:
         sentences.append("The store has more rows than are looked at: the newest ones were.")
     return sentences
@@ -305,6 +307,7 @@ def _as_json(
         "released": found.released,
         "refused": found.refused,
         "whole": found.whole,
+        "observed": found.observed,
         "domains": [
             {
                 "domain": domain,

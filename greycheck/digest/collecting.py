@@ -98,7 +98,8 @@ class Digest:
     """What was found: ENTRIES by the domain of their recipient, the highest score first.
 
     Of WAITING triplets ARRIVED came through all the same, RELEASED are let in already, and REFUSED
-    a rule refuses. WHOLE is true if everything was looked at that there is.
+    a rule refuses. WHOLE is true if everything was looked at that there is, OBSERVED if nothing of
+    it was deferred (``mode = observe``).
     """
 
     entries: dict[str, list[Entry]] = field(default_factory=dict)
@@ -107,6 +108,7 @@ class Digest:
     released: int = 0
     refused: int = 0
     whole: bool = True
+    observed: bool = False
 
 
 # Returns the verified names of clients.
@@ -129,7 +131,7 @@ def collect(
     every = rulebook.all_rules(engine)
     near = Near(every, settings, now)
     delay = max((rule.delay or 0 for rule in every), default=0)
-    found = Digest()
+    found = Digest(observed=settings.mode == "observe")
     kept: list[Candidate] = []
     rows = waiting.rows(engine, settings, now, older, delay, recipient_domain)
     with reading(engine).connect() as connection:

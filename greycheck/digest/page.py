@@ -60,7 +60,7 @@ ABOUT = Markup("<p{kind}>{text}</p>")
 
 DOMAIN = Markup("""<section aria-labelledby="domain-{number}">
 <h2 id="domain-{number}">{domain}</h2>
-<ol class="mails">
+<ol class="mails" role="list">
 {mails}
 </ol>
 {more}</section>""")

@@ -17,7 +17,7 @@ from rich.cells import cell_len
 
 from greycheck.cli.main import cli
 from greycheck.digest.signs import WEIGHTS
-from greycheck.store.admin import rulebook
+from greycheck.store.admin import rulebook, waiting
 from greycheck.store.admin.engine import open_engine
 from greycheck.store.schema import migrate
 from greycheck.store.schema.tables import client, triplet
@@ -98,6 +98,21 @@ def test_it_is_text_of_80_columns_in_which_only_what_is_copied_is_longer(store: 
         "    Or open:\n"
         f"      {URL}?TOKEN\n\n"
     ).replace("1d 17h", re.search(r"waits for another (.*)", found)[1])  # type: ignore[index]
+
+
+def test_it_says_where_nothing_was_deferred_or_not_all_was_read(
+    store: Waiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observed = "The mode is observe: they were accepted, and would have been deferred."
+    cut = "The store has more rows than are looked at: the newest ones were."
+    assert observed not in run().stdout
+    assert cut not in run().stdout
+    monkeypatch.setenv("GREYCHECK_MODE", "observe")
+    monkeypatch.setattr(waiting, "READ", 7)
+    assert observed in run().stdout
+    assert f'<p class="soft">{cut}</p>' in run("--html").stdout
+    told = json.loads(run("--json").stdout)
+    assert (told["observed"], told["whole"], told["waiting"]) == (True, False, 7)
 
 
 def test_cron_is_told_nothing_where_nothing_looks_legitimate(
