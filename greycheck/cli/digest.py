@@ -205,7 +205,7 @@ def _about(found: "Digest", older: int) -> list[str]:
     if found.observed:
         sentences.append("The mode is observe: they were accepted, and would have been deferred.")
     if not found.whole:
-        sentences.append("The store has more rows than are looked at: the newest ones were.")
+        sentences.append("There is more than is looked at: what is newest and ranks highest was.")
     return sentences
 
 

@@ -7,6 +7,7 @@ Diagnostics: SQLAlchemy's.
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -134,16 +135,17 @@ def collect(
     found = Digest(observed=settings.mode == "observe")
     kept: list[Candidate] = []
     rows = waiting.rows(engine, settings, now, older, delay, recipient_domain)
-    with reading(engine).connect() as connection:
+    with reading(engine).connect() as connection, closing(rows):
         lookup = _Lookup(connection, settings, now, near, found)
         while batch := list(islice(rows, BATCH)):
             kept += lookup.candidates(batch)
             if len(kept) > 2 * KEPT:
-                kept = _best(kept)
-    read = waiting.count_read(engine, settings, now, older, delay)
-    kept = _best(kept)
-    whole = _look_closer(engine, settings, now, kept, names)
-    found.whole = whole and read <= waiting.READ
+                kept = _best(kept, least, found)
+    kept = _best(kept, least, found)
+    if waiting.count_read(engine, settings, now, older, delay) > waiting.READ:
+        found.whole = False
+    if not _look_closer(engine, settings, now, kept, names):
+        found.whole = False
     for entry in _entries(kept):
         if entry.score >= least:
             at = str(entry.best.row["recipient"]).rpartition("@")
@@ -152,8 +154,12 @@ def collect(
     return found
 
 
-def _best(candidates: list[Candidate]) -> list[Candidate]:
-    return sorted(candidates, key=lambda one: one.rank, reverse=True)[:KEPT]
+def _best(candidates: list[Candidate], least: int, found: Digest) -> list[Candidate]:
+    """Returns the best KEPT of CANDIDATES; says in FOUND if others have a score of LEAST too."""
+    ranked = sorted(candidates, key=lambda one: one.rank, reverse=True)
+    if len(ranked) > KEPT and score(ranked[KEPT].signs) >= least:
+        found.whole = False
+    return ranked[:KEPT]
 
 
 def _entries(ranked: list[Candidate]) -> list[Entry]:

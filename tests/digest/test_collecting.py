@@ -181,7 +181,11 @@ def test_it_reads_so_many_rows_and_says_that_there_are_more(
     database.execute(
         update(triplet).where(triplet.c.sender == "17@known.example").values(early_attempts=1)
     )
-    assert list(signs(found(engine, store))) == [
+    monkeypatch.setattr(waiting, "READ", 100)
+    digest = found(engine, store)
+    assert not digest.whole
+    assert found(engine, store, least=9).whole
+    assert list(signs(digest)) == [
         "17@known.example",
         "0@known.example",
         "1@known.example",

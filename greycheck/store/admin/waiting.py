@@ -11,9 +11,9 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
-    CompoundSelect,
     Connection,
     Engine,
+    Executable,
     Integer,
     RowMapping,
     Select,
@@ -239,7 +239,7 @@ def ranges(
 
 
 @cache
-def _ranges(size: int) -> CompoundSelect[Any]:
+def _ranges(size: int) -> Executable:
     """Returns the query of SIZE ranges: of each the last one with a key from ``low`` to ``at``.
 
     Ranges do not overlap: no other one can hold what is asked for.
