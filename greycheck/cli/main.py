@@ -8,6 +8,7 @@ from greycheck.cli.config import config
 from greycheck.cli.copy import copy
 from greycheck.cli.db import db
 from greycheck.cli.demo import demo
+from greycheck.cli.digest import digest
 from greycheck.cli.doctor import doctor
 from greycheck.cli.expire import expire
 from greycheck.cli.explain import explain
@@ -37,6 +38,7 @@ SECTIONS = {
         "status": "Show what waits, passed, is known or refused, and from where.",
         "list": "List what waits or passed, clients, and senders' domains.",
         "show": "Show all that is known of a triplet, a client or a domain.",
+        "digest": "Tell what never came back, and looks legitimate. For cron.",
         "explain": "Explain what a check would decide now, and why.",
     },
     "Whom to let in": {
@@ -89,6 +91,7 @@ for command in (
     policy,
     doctor,
     status,
+    digest,
     explain,
     list_,
     show,
