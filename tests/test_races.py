@@ -77,7 +77,9 @@ def crowd(program: Path, urls: list[str], times: list[int]) -> list[tuple[int, i
         )
         running.append((now, child))
         if len(running) == AT_ONCE or number == len(times) - 1:
-            for when, one, said in [(*each, each[1].communicate(timeout=120)[1]) for each in running]:
+            for when, one, said in [
+                (*each, each[1].communicate(timeout=120)[1]) for each in running
+            ]:
                 assert said.count("\n") == 1, said
                 assert " unrecorded=" not in said, said
                 ended.append((when, one.returncode, said.partition("reason=")[2].partition(" ")[0]))

@@ -8,7 +8,7 @@ import click
 from greycheck.cli import terminal
 from greycheck.cli.common import foreseen, give_up_root, open_store, read_settings
 from greycheck.settings import SYSTEM_DIRECTORY, Settings
-from greycheck.store.admin import expiry
+from greycheck.store.admin import expiry, history
 from greycheck.store.admin.engine import empty_log
 from greycheck.store.admin.expiry import LeftToAnother
 from greycheck.store.schema import migrate
@@ -60,8 +60,9 @@ def expire(verbose: bool, dry_run: bool, as_json: bool, yes: bool) -> None:
             if dry_run:
                 removed = expiry.count(engine, now)
             else:
+                history.collect(engine, settings, now)
                 try:
-                    for table, rows in expiry.expire(engine, now):
+                    for table, rows in expiry.expire(engine, now, settings=settings):
                         removed[table] += rows
                 except LeftToAnother:
                     left = True
