@@ -38,6 +38,10 @@ OBSERVE = "observe"
 # Reasons that are not greylisting's.
 UNCOUNTED = ("exempt", "incomplete")
 
+# Reasons by which a triplet passes after its own wait. Where a client or a domain became known by
+# another mail meanwhile, the row goes on to wait, and each further mail would tell of a longer one.
+WAITED = ("retry", "pool", "expected")
+
 # What is noted as of one time, in seconds: no time zone's day begins within.
 QUARTER = 900
 
@@ -45,9 +49,9 @@ _FLAGS = posix.O_WRONLY | posix.O_APPEND | posix.O_CLOEXEC | posix.O_NOFOLLOW | 
 
 
 def spool(settings: "Settings") -> str:
-    """Returns the path of the spool under SETTINGS."""
+    """Returns the path of the spool under SETTINGS. Without a store that is no file."""
     directory = settings.database.path.rpartition("/")[0] or settings.state_directory
-    return f"{directory}/{SPOOL}"
+    return f"{directory}/{SPOOL}" if directory else ""
 
 
 def kind(settings: "Settings", envelope: "Envelope", verdict: "Verdict", now: int) -> "Kind":
@@ -64,7 +68,7 @@ def kind(settings: "Settings", envelope: "Envelope", verdict: "Verdict", now: in
         now // QUARTER,
         OBSERVE if verdict.observed else verdict.action,
         verdict.reason,
-        verdict.delayed,
+        verdict.delayed if verdict.reason in WAITED else 0,
         envelope.recipient.rpartition(b"@")[2].lower() if b"@" in envelope.recipient else b"",
         sender,
         network,
@@ -89,11 +93,13 @@ def note(settings: "Settings", envelope: "Envelope", verdict: "Verdict", now: in
 def append(settings: "Settings", lines: bytes) -> None:
     """Appends LINES to the spool under SETTINGS, if that is a file with room."""
     path = spool(settings)
+    if posix.geteuid() == 0 and not _is_roots(path):
+        return
     try:
         try:
             descriptor = posix.open(path, _FLAGS)
         except FileNotFoundError:
-            descriptor = posix.open(path, _FLAGS | posix.O_CREAT, settings.database_mode)
+            descriptor = _made(path, settings.database_mode)
         try:
             status = posix.fstat(descriptor)
             if status.st_mode & 0o170000 == 0o100000 and status.st_size < LARGEST:
@@ -102,3 +108,28 @@ def append(settings: "Settings", lines: bytes) -> None:
             posix.close(descriptor)
     except OSError:
         pass
+
+
+def _made(path: str, mode: int) -> int:
+    """Makes the spool at PATH with the permissions MODE, unless it is there; returns it, open.
+
+    Raises OSError.
+    """
+    descriptor = posix.open(path, _FLAGS | posix.O_CREAT, mode)
+    try:
+        posix.fchmod(descriptor, mode)  # whatever the umask is
+    except OSError:
+        pass  # another one has made it just now
+    return descriptor
+
+
+def _is_roots(path: str) -> bool:
+    """Whether root alone may write where PATH is."""
+    from greycheck.store import rights
+    from greycheck.store.base import StoreError
+
+    try:
+        rights.refuse_root(path)
+    except StoreError:
+        return False
+    return True

@@ -349,14 +349,14 @@ TABLE = (
         _duration(0),
         "400d",
         "How long daily totals are kept for greycheck stats; 0: nothing is counted.",
-        "check, serve, policy, expire, commands",
+        "check, expire",
     ),
     Setting(
         "history_senders",
         _choice("no", "yes"),
         "no",
         "Whether the totals tell senders' domains and networks of clients, the busiest of a day.",
-        "check, serve, policy, expire, commands",
+        "check, expire",
     ),
     Setting(
         "ipv4_prefix",

@@ -55,10 +55,13 @@ class Counting:
         return self._writer is not None and self._writer.is_alive()
 
     def _begin(self, settings: Settings) -> None:
-        numbers, self._numbers = self._numbers, {}
         self._due = monotonic() + EVERY
-        self._writer = threading.Thread(target=_write, args=(settings, numbers), daemon=True)
-        self._writer.start()
+        writer = threading.Thread(target=_write, args=(settings, self._numbers), daemon=True)
+        try:
+            writer.start()
+        except RuntimeError:
+            return  # no thread can be made just now
+        self._numbers, self._writer = {}, writer
 
 
 def _write(settings: Settings, numbers: "dict[history.Kind, int]") -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from random import uniform
 from time import monotonic, sleep
 
-from sqlalchemy import Connection, Engine, Table, bindparam, delete, func, select
+from sqlalchemy import Engine, Table, bindparam, delete, func, select
 from sqlalchemy.exc import DBAPIError
 
 from greycheck.policy import MESSAGE_TIME
@@ -18,7 +18,6 @@ from greycheck.settings import Settings
 from greycheck.store.admin import errors
 from greycheck.store.admin import history as totals
 from greycheck.store.admin.engine import reading
-from greycheck.store.base import pair_keys
 from greycheck.store.schema.tables import (
     authorised,
     client,
@@ -155,17 +154,5 @@ def _remove(engine: Engine, table: Table, now: int, batch: int, settings: Settin
             connection.execute(delete(table).where(key.in_(keys)))
         if counts and settings is not None:
             waited = [totals.Waiting(*row[:-1]) for row in rows if not row[-1]]
-            lost = [row for row in waited if not _passed_elsewhere(connection, row)]
-            totals.add(connection, settings, totals.never(settings, lost), now)
+            totals.add(connection, settings, totals.never(connection, settings, waited), now)
     return len(keys)
-
-
-def _passed_elsewhere(connection: Connection, row: totals.Waiting) -> bool:
-    """True if the mail of ROW has passed from another network: same sender, same recipient."""
-    query = select(triplet.c.passes).where(
-        triplet.c.triplet_key.between(*pair_keys(row.triplet_key)),
-        triplet.c.passes > 0,
-        triplet.c.sender == row.sender,
-        triplet.c.recipient == row.recipient,
-    )
-    return connection.execute(query.limit(1)).first() is not None
