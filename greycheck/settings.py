@@ -349,14 +349,14 @@ TABLE = (
         _duration(0),
         "400d",
         "How long daily totals are kept for greycheck stats; 0: nothing is counted.",
-        "check, expire",
+        "check, expire, commands",
     ),
     Setting(
         "history_senders",
         _choice("no", "yes"),
         "no",
         "Whether the totals tell senders' domains and networks of clients, the busiest of a day.",
-        "check, expire",
+        "check, expire, commands",
     ),
     Setting(
         "ipv4_prefix",

@@ -37,6 +37,7 @@ FILES: tuple[tuple[str, set[str]], ...] = (
     ("store/admin/*", {"commands"}),
     ("store/*", {"check"}),
     ("rules/*", {"commands"}),
+    ("statistics/*", {"commands"}),
     ("cli/common.py", {"expire", "commands"}),
     ("cli/serve.py", {"serve"}),
     ("cli/expire.py", {"expire"}),

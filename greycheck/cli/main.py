@@ -22,6 +22,7 @@ from greycheck.cli.resolve import resolve
 from greycheck.cli.rules import allow, defer, expect, greylist, reject, rules
 from greycheck.cli.serve import serve
 from greycheck.cli.show import show
+from greycheck.cli.stats import stats
 from greycheck.cli.status import status
 from greycheck.cli.terminal import Group
 
@@ -35,6 +36,7 @@ greycheck, CHECKENV qmail-checkenv.
 SECTIONS = {
     "What was decided, and why": {
         "status": "Show what waits, passed, is known or refused, and from where.",
+        "stats": "Tell what was deferred, passed, and never came back.",
         "list": "List what waits or passed, clients, and senders' domains.",
         "show": "Show all that is known of a triplet, a client or a domain.",
         "explain": "Explain what a check would decide now, and why.",
@@ -89,6 +91,7 @@ for command in (
     policy,
     doctor,
     status,
+    stats,
     explain,
     list_,
     show,

@@ -101,7 +101,7 @@ RIGHTS = (
         "Read the settings. All else is the owner's.",
     ),
     (
-        "expire",
+        "expire, stats",
         "Read the settings. All else is the owner's. With a server database that is the owner of"
         " state_directory, where checks count.",
     ),

@@ -212,6 +212,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "rules remove": ("to:example.net",),
     "serve": (),
     "show": ENVELOPE,
+    "stats": (),
     "status": (),
 }
 

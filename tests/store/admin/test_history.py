@@ -300,7 +300,7 @@ def test_root_neither_reads_nor_removes_the_spool_of_another(
         lambda: collect(store, told, NOW, settled=0),
         lambda: read(store, told, TODAY, TODAY, NOW),
     ):
-        with pytest.raises(StoreError, match="nobody|65534"):
+        with pytest.raises(StoreError, match=r"nobody|65534"):
             act()
 
 
