@@ -18,6 +18,7 @@ from greycheck.cli.list import list_
 from greycheck.cli.policy import policy
 from greycheck.cli.providers import providers
 from greycheck.cli.release import release
+from greycheck.cli.report import report
 from greycheck.cli.resolve import resolve
 from greycheck.cli.rules import allow, defer, expect, greylist, reject, rules
 from greycheck.cli.serve import serve
@@ -37,6 +38,7 @@ SECTIONS = {
     "What was decided, and why": {
         "status": "Show what waits, passed, is known or refused, and from where.",
         "stats": "Tell what was deferred, passed, and never came back.",
+        "report": "The same with tables for mail, or as a page with plots.",
         "list": "List what waits or passed, clients, and senders' domains.",
         "show": "Show all that is known of a triplet, a client or a domain.",
         "explain": "Explain what a check would decide now, and why.",
@@ -92,6 +94,7 @@ for command in (
     doctor,
     status,
     stats,
+    report,
     explain,
     list_,
     show,

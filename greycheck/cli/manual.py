@@ -101,9 +101,9 @@ RIGHTS = (
         "Read the settings. All else is the owner's.",
     ),
     (
-        "expire, stats",
-        "Read the settings. All else is the owner's. With a server database that is the owner of"
-        " state_directory, where checks count.",
+        "expire, report, stats",
+        "Read the settings. All else is the owner's, the page that report writes too. With a server"
+        " database that is the owner of state_directory, where checks count.",
     ),
     (
         "learn, rules import, rules import-postgrey",

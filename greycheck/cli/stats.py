@@ -137,7 +137,7 @@ def table(figures: Figures, by: str, limit: int) -> tuple[list[Cell], list[list[
             [reason, verdict, str(number), share(number, whole)]
             for verdict, reason, number in figures.by_reason()
         ]
-        return _aligned(["reason", "verdict", "attempts", "share"], cells, left=2)
+        return aligned(["reason", "verdict", "attempts", "share"], cells, left=2)
     rows = shown_rows(figures, by, limit)
     has_observed = any(row.observed for row in rows)
     has_rejected = any(row.rejected for row in rows)
@@ -155,7 +155,7 @@ def table(figures: Figures, by: str, limit: int) -> tuple[list[Cell], list[list[
     }
     titles = [title for title, is_wanted in wanted.items() if is_wanted]
     cells = [[row.name, *(_cell(row, title) for title in titles)] for row in rows]
-    return _aligned([by, *titles], cells, left=1)
+    return aligned([by, *titles], cells, left=1)
 
 
 def _cell(row: Row, title: str) -> str:
@@ -167,19 +167,19 @@ def _cell(row: Row, title: str) -> str:
     return str(getattr(row, title))
 
 
-def _aligned(
+def aligned(
     titles: list[str], rows: Sequence[Sequence[str]], left: int
 ) -> tuple[list[Cell], list[list[Cell]]]:
     """Returns TITLES and ROWS as cells; all columns but the LEFT first ones are to the right."""
     widths = [max(len(row[column]) for row in [titles, *rows]) for column in range(len(titles))]
 
-    def aligned(row: Sequence[str], style: str) -> list[Cell]:
+    def cells(row: Sequence[str], style: str) -> list[Cell]:
         return [
             (text if column < left else text.rjust(widths[column]), style)
             for column, text in enumerate(row)
         ]
 
-    return aligned(titles, "bold"), [aligned(row, "") for row in rows]
+    return cells(titles, "bold"), [cells(row, "") for row in rows]
 
 
 def as_data(figures: Figures, by: str, limit: int, settings: Settings) -> dict[str, object]:

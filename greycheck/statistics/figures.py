@@ -4,8 +4,8 @@ Interface: ``Figures`` of what ``history.read`` returned. It opens nothing.
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
 
@@ -119,10 +119,32 @@ class Figures:
 
     def within(self, first: int, last: int) -> "Figures":
         """Returns the figures of the days FIRST to LAST of these; without names."""
-        totals: Totals = Counter(
-            {total: number for total, number in self._days if first <= total.day <= last}
+        return self.split([(first, last)])[0]
+
+    def split(self, ranges: Sequence[tuple[int, int]]) -> list["Figures"]:
+        """Returns the figures of each of RANGES of days, which do not overlap; without names."""
+        place = {
+            day: number for number, (first, last) in enumerate(ranges)
+            for day in range(first, last + 1)
+        }  # fmt: skip
+        found: list[Totals] = [Counter() for _range in ranges]
+        for total, number in self._days:
+            if total.day in place:
+                found[place[total.day]][total] = number
+        return [
+            Figures(totals, first, last, self.complete)
+            for totals, (first, last) in zip(found, ranges, strict=True)
+        ]
+
+    def named(self, name: str) -> Row:
+        """Returns the sums of these days as a row with NAME."""
+        return replace(self.sums, name=name)
+
+    def passed_within(self, seconds: int) -> int:
+        """Returns how many triplets passed after a wait of a step that ends within SECONDS."""
+        return sum(
+            number for step, number in self.steps.items() if longest(step) <= seconds * 1.045
         )
-        return Figures(totals, first, last, self.complete)
 
     @property
     def days(self) -> int:

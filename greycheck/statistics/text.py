@@ -6,9 +6,17 @@ from greycheck.settings import Settings
 from greycheck.statistics.figures import Figures, Row, share
 from greycheck.store.admin.history import AGAIN, ONCE, date_of
 from greycheck.times import span
+from greycheck.unseen import UNSEEN
 
 # The width of the names, in columns.
 LABEL = 10
+
+
+def plain(words: str) -> str:
+    """Returns WORDS without characters that a page must not have: they move, hide or turn text."""
+    return "".join(
+        char if char.isprintable() and char not in UNSEEN else "\ufffd" for char in words
+    )
 
 
 def period(figures: Figures) -> str:

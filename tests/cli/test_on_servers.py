@@ -106,6 +106,7 @@ def test_what_another_host_wrote_is_text_and_its_lines_are_one(store: Child) -> 
         ("rules", "check"),
         ("status",),
         ("stats",),
+        ("report",),
         ("expire", "-v"),
         ("explain", *ATTEMPT),
     ]

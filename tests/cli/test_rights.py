@@ -203,6 +203,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "providers remove": ("example.com",),
     "reject": ("to:example.net",),
     "release": ENVELOPE,
+    "report": ("--html", "{place}/copy/report.html"),
     "resolve": (),
     "rules check": (),
     "rules export": (),
