@@ -158,6 +158,8 @@ class Check:
         guard.settle(self.hook.ANSWERS[verdict.action])
         self.tell(verdict)
         log.write(self.lines(verdict), self.code)
+        if self.settings.history:
+            self.count(verdict, decision.now)
         if self.store is not None:
             self.leave(self.store, decision if verdict.opens_message else None)
 
@@ -211,6 +213,15 @@ class Check:
             except StoreError:
                 pass  # later recipients wait, as those of other hooks do
         store.tidy()
+
+    def count(self, verdict: Verdict, now: int) -> None:
+        """Notes VERDICT, given at NOW, for ``greycheck stats``, if that can be done."""
+        try:
+            from greycheck import history
+
+            history.note(self.settings, self.envelope, verdict, now)
+        except Exception:
+            pass  # too little memory, for instance: it is told, and nothing but a number is lost
 
     def learn(self) -> None:
         """Learns from outbound mail, after its verdict, in a process that nobody waits for."""

@@ -345,6 +345,20 @@ TABLE = (
         "check, expire, commands",
     ),
     Setting(
+        "history",
+        _duration(0),
+        "400d",
+        "How long daily totals are kept for greycheck stats; 0: nothing is counted.",
+        "check, expire, commands",
+    ),
+    Setting(
+        "history_senders",
+        _choice("no", "yes"),
+        "no",
+        "Whether the totals tell senders' domains and networks of clients, the busiest of a day.",
+        "check, expire, commands",
+    ),
+    Setting(
         "ipv4_prefix",
         _whole(1, 32),
         "24",
@@ -609,6 +623,8 @@ class Settings:
     delay: int
     retry_window: int
     lifetime: int
+    history: int
+    history_senders: str
     ipv4_prefix: int
     ipv6_prefix: int
     client_passes: int

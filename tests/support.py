@@ -41,6 +41,7 @@ from greycheck.store.schema.tables import (
     client,
     correspondent,
     domain,
+    history,
     provider,
     rule,
     spf,
@@ -161,7 +162,7 @@ class Database(ABC):
     def empty(self) -> None:
         """Removes all rows."""
         with self.begin() as connection:
-            for table in (*TIMES, provider):
+            for table in (*TIMES, provider, history):
                 connection.execute(delete(table))
             tell_residents(connection)
 

@@ -36,6 +36,7 @@ OURS = {
 OF_THE_STORE = {
     "greycheck.check",
     "greycheck.guard",
+    "greycheck.history",
     "greycheck.store",
     "greycheck.store.compiled_sqlite",
     "greycheck.store.base",
@@ -49,6 +50,7 @@ BUILT_IN = {"_functools", "_sqlite3", "_blake2"}
 OF_SERVERS = {
     "greycheck.check",
     "greycheck.guard",
+    "greycheck.history",
     "greycheck.hooks.smtpextfork",
     "greycheck.rule_keys",
     "greycheck.store",

@@ -50,22 +50,23 @@ def foreseen() -> Iterator[None]:
         raise click.ClickException(terminal.shown(cause(error))) from None
 
 
-def give_up_root(settings: Settings) -> None:
+def give_up_root(settings: Settings, marks: bool = False) -> None:
     """Makes a process of root's become the owner of the store of SETTINGS, which it reads then.
 
-    Raises ClickException if that is not possible.
+    With MARKS, of a server database the owner of state_directory: for who looks in there. Raises
+    ClickException if that is not possible.
     """
     with foreseen():
-        rights.become_owner(settings)
+        rights.become_owner(settings, marks)
 
 
 @contextmanager
-def open_store(settings: Settings) -> Iterator[Engine]:
+def open_store(settings: Settings, marks: bool = False) -> Iterator[Engine]:
     """Yields an engine for the store of SETTINGS, whose schema this program can use.
 
-    Root becomes the store's owner.
+    Root becomes the store's owner; MARKS as for ``give_up_root``.
     """
-    give_up_root(settings)
+    give_up_root(settings, marks)
     with engine_of(settings.database) as engine:
         yield engine
 

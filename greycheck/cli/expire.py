@@ -8,7 +8,7 @@ import click
 from greycheck.cli import terminal
 from greycheck.cli.common import foreseen, give_up_root, open_store, read_settings
 from greycheck.settings import SYSTEM_DIRECTORY, Settings
-from greycheck.store.admin import expiry
+from greycheck.store.admin import expiry, history
 from greycheck.store.admin.engine import empty_log
 from greycheck.store.admin.expiry import LeftToAnother
 from greycheck.store.schema import migrate
@@ -36,6 +36,8 @@ def expire(verbose: bool, dry_run: bool, as_json: bool, yes: bool) -> None:
     It works in small batches beside running checks, and may run on several hosts at once: each
     takes other rows. On a Galera cluster one of them does it, and the others leave it to that one.
 
+    It also adds what the checks of this host have counted to the totals in the store.
+
     Where all that passed is over, and nothing has been used between a lifetime and two days ago,
     the clock has jumped ahead, or no mail has come for as long. Nothing is removed then, and the
     exit code is 1, unless --yes says that the clock is right.
@@ -44,11 +46,11 @@ def expire(verbose: bool, dry_run: bool, as_json: bool, yes: bool) -> None:
     now = int(time())
     removed = dict.fromkeys((table.name for table in expiry.TABLES), 0)
     left = False
-    give_up_root(settings)
+    give_up_root(settings, marks=True)
     with foreseen():
         waits = migrate.current(settings.database) is None and is_waiting_for_first_mail(settings)
     if not waits:
-        with open_store(settings) as engine:
+        with open_store(settings, marks=True) as engine:
             if not yes and not dry_run and expiry.doubt(engine, settings, now):
                 raise click.ClickException(
                     f"the clock says {local(now)}, and nothing that passed was used within the"
@@ -61,10 +63,12 @@ def expire(verbose: bool, dry_run: bool, as_json: bool, yes: bool) -> None:
                 removed = expiry.count(engine, now)
             else:
                 try:
-                    for table, rows in expiry.expire(engine, now):
+                    for table, rows in expiry.expire(engine, now, settings=settings):
                         removed[table] += rows
                 except LeftToAnother:
                     left = True
+                removed["history"] += history.forget(engine, settings, now)
+                history.collect(engine, settings, now)
                 empty_log(engine)
     if as_json:
         terminal.echo(

@@ -19,10 +19,12 @@ from greycheck.cli.list import list_
 from greycheck.cli.policy import policy
 from greycheck.cli.providers import providers
 from greycheck.cli.release import release
+from greycheck.cli.report import report
 from greycheck.cli.resolve import resolve
 from greycheck.cli.rules import allow, defer, expect, greylist, reject, rules
 from greycheck.cli.serve import serve
 from greycheck.cli.show import show
+from greycheck.cli.stats import stats
 from greycheck.cli.status import status
 from greycheck.cli.terminal import Group
 
@@ -36,6 +38,8 @@ greycheck, CHECKENV qmail-checkenv.
 SECTIONS = {
     "What was decided, and why": {
         "status": "Show what waits, passed, is known or refused, and from where.",
+        "stats": "Tell what was deferred, passed, and never came back.",
+        "report": "The same with tables for mail, or as a page with plots.",
         "list": "List what waits or passed, clients, and senders' domains.",
         "show": "Show all that is known of a triplet, a client or a domain.",
         "digest": "Tell what never came back, and looks legitimate. For cron.",
@@ -91,6 +95,8 @@ for command in (
     policy,
     doctor,
     status,
+    stats,
+    report,
     digest,
     explain,
     list_,

@@ -17,6 +17,7 @@ from greycheck import __version__, settings
 from greycheck.cli.config import READERS
 from greycheck.cli.main import cli
 from greycheck.explain.reasons import REASONS
+from greycheck.history import SPOOL
 from greycheck.hooks import every, records
 from greycheck.hooks.record import Hook
 from greycheck.launchers.python import PROGRAMS
@@ -94,10 +95,15 @@ RIGHTS_TEXT = (
 # owner.
 RIGHTS = (
     (
-        "allow, db current, db downgrade, db upgrade, defer, expect, expire, explain, forget,"
+        "allow, db current, db downgrade, db upgrade, defer, expect, explain, forget,"
         " greylist, list, reject, release, resolve, rules check, rules export,"
         " rules list, rules remove, show, status",
         "Read the settings. All else is the owner's.",
+    ),
+    (
+        "expire, report, stats",
+        "Read the settings. All else is the owner's, the page that report writes too. With a server"
+        " database that is the owner of state_directory, where checks count.",
     ),
     (
         "learn, rules import, rules import-postgrey",
@@ -159,6 +165,11 @@ FILES = (
         "Marks of hosts of a server database that do not answer, or take no writes"
         " (state_directory). A host is asked again after 1, 2, 4,"
         " ... at most 30 seconds; without its mark, at once.",
+    ),
+    (
+        f"{settings.SYSTEM_DIRECTORY}/{SPOOL}",
+        "What checks of this host have counted since the last greycheck expire; beside an SQLite"
+        " file, or in state_directory.",
     ),
 )
 

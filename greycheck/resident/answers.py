@@ -10,18 +10,20 @@ from traceback import extract_tb
 
 from greycheck.policy import Verdict
 from greycheck.resident.connections import Connections
+from greycheck.resident.counting import Counting
 from greycheck.resident.journal import Journal
 from greycheck.resident.peers import Peer
 from greycheck.resident.questions import Question, Writer
 
 
 class Answers:
-    """Sends answers by CONNECTIONS, as WRITER writes them, and logs them to JOURNAL."""
+    """Sends answers by CONNECTIONS as WRITER writes them, logs them to JOURNAL, and counts."""
 
     def __init__(self, writer: Writer, connections: Connections, journal: Journal) -> None:
         self._writer = writer
         self._connections = connections
         self._journal = journal
+        self.counting = Counting()
 
     def answer(self, question: Question, verdict: Verdict | None, notes: list[str]) -> None:
         """Logs VERDICT on QUESTION and NOTES about the store, and sends the answer.
@@ -42,6 +44,7 @@ class Answers:
                 return
             lines = self._writer.lines(question, verdict, notes)
             self._journal.add(lines)
+            self.counting.add(question.settings, question.envelope, verdict, question.decision.now)
             peer.question = None
             if not peer.is_closed:
                 peer.ends = question.hook is not None

@@ -142,6 +142,7 @@ class Server:
                 self._recover(error)
         self._resolving.end()
         self._backend.store.close()
+        self._answers.counting.end(self._reader.settings)
         self._learner.close()
         self._note_learnt()
         self.journal.flush(LAST_WORDS)
@@ -186,6 +187,7 @@ class Server:
             self._connections.sweep()
             self._note_learnt()
             self._resolving.tick(self._reader.settings)
+            self._answers.counting.tick(self._reader.settings)
         self._watchdog.turn = 0.0
         if self._connections.is_draining:
             self._connections.drain_on()

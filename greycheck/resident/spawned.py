@@ -22,7 +22,7 @@ import fcntl
 import posix
 from time import monotonic, sleep, time
 
-from greycheck import log
+from greycheck import history, log
 from greycheck.guard import LAST_RESORT, STACK
 from greycheck.hooks.delegation import END, LET_THROUGH, Malformed
 from greycheck.resident.journal import Journal
@@ -215,6 +215,7 @@ class Spawned:
         else:
             verdict = question.decision.verdict()
         self._tell(question, verdict)
+        history.note(question.settings, question.envelope, verdict, question.decision.now)
         self._learn(question, verdict)
         self._store.tidy()
 

@@ -290,11 +290,13 @@ def packed(address: str) -> bytes:
     ADDRESS is as ``normalise.client_address`` returns it.
     """
     bits, value = address_bits(address)
-    return _MAPPED + value.to_bytes(4, "big") if bits == IPV4_BITS else value.to_bytes(16, "big")
+    return (
+        MAPPED_BYTES + value.to_bytes(4, "big") if bits == IPV4_BITS else value.to_bytes(16, "big")
+    )
 
 
 # What IPv4 addresses begin with there.
-_MAPPED = MAPPED.to_bytes(12, "big")
+MAPPED_BYTES = MAPPED.to_bytes(12, "big")
 
 
 def packed_range(network: str) -> tuple[bytes, bytes]:

@@ -7,7 +7,7 @@ Each is (SQL, names of its parameters).
 # ruff: noqa: E501
 # fmt: off
 
-REVISION = "0005_0003"
+REVISION = "0006_0003"
 
 SCHEMA = (
     "SELECT alembic_version.version_num FROM alembic_version",

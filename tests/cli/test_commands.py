@@ -307,7 +307,7 @@ def test_expire_says_where_asked_that_another_host_is_quicker(
 ) -> None:
     fill(store)
 
-    def lose(*_arguments: object) -> Iterator[tuple[str, int]]:
+    def lose(*_arguments: object, **_options: object) -> Iterator[tuple[str, int]]:
         yield "triplet", 1
         raise expiry.LeftToAnother
 

@@ -102,7 +102,14 @@ def test_what_another_host_wrote_is_text_and_its_lines_are_one(store: Child) -> 
         ("rules", "list"),
         ("rules", "export"),
     ]
-    commands += [("rules", "check"), ("status",), ("expire", "-v"), ("explain", *ATTEMPT)]
+    commands += [
+        ("rules", "check"),
+        ("status",),
+        ("stats",),
+        ("report",),
+        ("expire", "-v"),
+        ("explain", *ATTEMPT),
+    ]
     for command in commands:
         said = CliRunner().invoke(cli, command, prog_name="greycheck").output
         assert said, command

@@ -204,6 +204,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "providers remove": ("example.com",),
     "reject": ("to:example.net",),
     "release": ENVELOPE,
+    "report": ("--html", "{place}/copy/report.html"),
     "resolve": (),
     "rules check": (),
     "rules export": (),
@@ -213,6 +214,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "rules remove": ("to:example.net",),
     "serve": (),
     "show": ENVELOPE,
+    "stats": (),
     "status": (),
 }
 

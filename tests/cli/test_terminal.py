@@ -168,7 +168,8 @@ def test_no_command_shows_what_a_hostile_host_wrote(hostile: dict[str, str], enc
     "command",
     [
         "db current", "db upgrade", "list", "expire", "show 192.0.2.1", "forget 192.0.2.1", "allow to:a@example.org",  # noqa: E501
-        "rules export", "status", "explain 192.0.2.1 a@example.org b@example.org",
+        "rules export", "status", "stats", "report",
+        "explain 192.0.2.1 a@example.org b@example.org",
     ],
 )  # fmt: skip
 def test_what_a_database_says_of_itself_ends_no_line(hostile: dict[str, str], command: str) -> None:

@@ -77,7 +77,11 @@ def load_driver(server: Server) -> "tuple[str, Driver]":
 
 def installing(driver: str) -> str:
     """Returns the command that installs DRIVER next to this program, in a version that fits."""
-    name = drivers.RECORDS[driver].distribution
+    return installing_library(drivers.RECORDS[driver].distribution)
+
+
+def installing_library(name: str) -> str:
+    """Returns the command that installs the distribution NAME, as ``installing`` does."""
     try:
         wanted = [each.partition(";")[0].strip() for each in metadata.requires("greycheck") or []]
     except metadata.PackageNotFoundError:

@@ -16,18 +16,20 @@ from sqlalchemy.exc import DBAPIError
 from greycheck.policy import MESSAGE_TIME
 from greycheck.settings import Settings
 from greycheck.store.admin import errors
+from greycheck.store.admin import history as totals
 from greycheck.store.admin.engine import reading
 from greycheck.store.schema.tables import (
     authorised,
     client,
     correspondent,
     domain,
+    history,
     rule,
     spf,
     triplet,
 )
 
-TABLES = (triplet, client, rule, domain, spf, authorised, correspondent)
+TABLES = (triplet, client, rule, domain, spf, authorised, correspondent, history)
 
 # Rows in one transaction. On a slow disk they take some 20 ms of the write lock.
 BATCH = 200
@@ -91,9 +93,15 @@ def doubt(engine: Engine, settings: Settings, now: int) -> bool:
 
 
 def expire(
-    engine: Engine, now: int, batch: int = BATCH, rest: Callable[[float], None] = sleep
+    engine: Engine,
+    now: int,
+    batch: int = BATCH,
+    rest: Callable[[float], None] = sleep,
+    settings: Settings | None = None,
 ) -> Iterator[tuple[str, int]]:
     """Removes the rows that expired before NOW; yields (table, rows removed) after each batch.
+
+    Under SETTINGS with a history, triplets that never passed are counted there.
 
     Between two batches it pauses for as long as the last one took (REST is called with seconds), so
     that other writers get half of the time. Raises LeftToAnother.
@@ -104,7 +112,7 @@ def expire(
         while removed == batch:
             started = monotonic()
             try:
-                removed = _remove(engine, table, now, batch)
+                removed = _remove(engine, table, now, batch, settings)
             except DBAPIError as error:
                 if not errors.is_conflict(error):
                     raise
@@ -119,19 +127,23 @@ def expire(
                 rest(monotonic() - started)
 
 
-def _remove(engine: Engine, table: Table, now: int, batch: int) -> int:
+def _remove(engine: Engine, table: Table, now: int, batch: int, settings: Settings | None) -> int:
     """Removes up to BATCH rows of TABLE that are not locked; returns how many."""
     key = next(iter(table.primary_key))
+    counts = table is triplet and settings is not None and settings.history
+    columns = [table.c[name] for name in totals.Waiting._fields] if counts else [key]
+    passes = [table.c.passes] if counts else []
     # SQLite has no row locks; the transaction has its one write lock already.
     free = (
-        select(key)
+        select(*columns, *passes)
         .where(table.c.expires_at < now)
         .order_by(table.c.expires_at)
         .limit(batch)
         .with_for_update(skip_locked=True)
     )
     with engine.begin() as connection:
-        keys = connection.execute(free).scalars().all()
+        rows = connection.execute(free).all()
+        keys = [row[0] for row in rows]
         if keys and engine.dialect.name == "mysql":
             # For many keys the server might read all rows, or all expired ones, and wait for locked
             # ones.
@@ -140,4 +152,7 @@ def _remove(engine: Engine, table: Table, now: int, batch: int) -> int:
             )
         elif keys:
             connection.execute(delete(table).where(key.in_(keys)))
+        if counts and settings is not None:
+            waited = [totals.Waiting(*row[:-1]) for row in rows if not row[-1]]
+            totals.add(connection, settings, totals.never(connection, settings, waited), now)
     return len(keys)

@@ -241,6 +241,28 @@ generation = Table(
     sqlite_with_rowid=False,
 )
 
+# Daily totals (greycheck.store.admin.history). No check asks for them.
+history = Table(
+    "history",
+    metadata,
+    Column("total_key", Digest, primary_key=True, comment="digest of day, kind and names"),
+    Column("day", Integer, nullable=False, comment="days since 1970, local; 0: all days"),
+    Column(
+        "kind",
+        String(8),
+        nullable=False,
+        comment="verdict, hour, delay, never, sender, network, ever, waited or file",
+    ),
+    Column("verdict", String(8), nullable=False, comment="accept, defer, reject, observe or never"),
+    Column("name", Shown, nullable=False, comment="of the reason, hour, delay, sender or network"),
+    Column("recipient", Shown, nullable=False, comment="domain of recipients"),
+    Column("number", BigInteger, nullable=False, comment="attempts; of never, triplets"),
+    Column("expires_at", BigInteger, nullable=False),
+    Index(None, "day"),
+    Index(None, "expires_at"),
+    sqlite_with_rowid=False,
+)
+
 # Alembic's own table, declared here only so that a check can read the schema's revision with its
 # rows.
 alembic_version = Table(

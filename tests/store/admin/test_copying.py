@@ -144,6 +144,10 @@ def fill_identities(url: str) -> None:
         "correspondent": [
             (key, text, text[::-1], number, big, LATER) for number, (key, text) in every
         ],
+        "history": [
+            (key, number, "verdict", "accept", text, text[::-1], big, LATER)
+            for number, (key, text) in every
+        ],
     }
     for table, rows in found.items():
         databases.fill_url(url, table, rows)
