@@ -69,6 +69,7 @@ def expire(verbose: bool, dry_run: bool, as_json: bool, yes: bool) -> None:
                     left = True
                 removed["history"] += history.forget(engine, settings, now)
                 history.collect(engine, settings, now)
+                history.note_expired(engine, now)
                 empty_log(engine)
     if as_json:
         terminal.echo(

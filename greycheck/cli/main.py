@@ -16,6 +16,7 @@ from greycheck.cli.forget import forget
 from greycheck.cli.install import install
 from greycheck.cli.learn import learn
 from greycheck.cli.list import list_
+from greycheck.cli.metrics import metrics
 from greycheck.cli.policy import policy
 from greycheck.cli.providers import providers
 from greycheck.cli.release import release
@@ -40,6 +41,7 @@ SECTIONS = {
         "status": "Show what waits, passed, is known or refused, and from where.",
         "stats": "Tell what was deferred, passed, and never came back.",
         "report": "The same with tables for mail, or as a page with plots.",
+        "metrics": "The same for Prometheus, as counters.",
         "list": "List what waits or passed, clients, and senders' domains.",
         "show": "Show all that is known of a triplet, a client or a domain.",
         "digest": "Tell what never came back, and looks legitimate. For cron.",
@@ -97,6 +99,7 @@ for command in (
     status,
     stats,
     report,
+    metrics,
     digest,
     explain,
     list_,

@@ -106,6 +106,12 @@ RIGHTS = (
         " database that is the owner of state_directory, where checks count.",
     ),
     (
+        "metrics",
+        "Stays root: reads the settings, and prints what a process of the owner's tells, or writes it:"
+        " FILE goes into a directory that root alone may write. That process looks into the"
+        " store, and into state_directory.",
+    ),
+    (
         "learn, rules import, rules import-postgrey",
         "Read the settings and the files that are named. All else is the owner's.",
     ),

@@ -138,14 +138,16 @@ def _tables(figures: Figures, settings: Settings, changed: Changed | None) -> It
 # --- the file -------------------------------------------------------------------------------------
 
 
-def write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes, mode: int | None = None) -> None:
     """Writes CONTENT into PATH by renaming: a link there is replaced, not followed.
+
+    Its permissions are MODE, or where that is None 0644 without what the umask takes.
 
     Raises OSError.
     """
     with suppress(FileNotFoundError):
-        mode = path.lstat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+        there = path.lstat().st_mode
+        if not stat.S_ISREG(there) and not stat.S_ISLNK(there):
             raise click.ClickException(f"{terminal.shown(str(path))}: is no regular file")
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
     try:
@@ -153,7 +155,7 @@ def write(path: Path, content: bytes) -> None:
             file.write(content)
             mask = os.umask(0)
             os.umask(mask)
-            os.fchmod(file.fileno(), 0o644 & ~mask)
+            os.fchmod(file.fileno(), 0o644 & ~mask if mode is None else mode)
         Path(name).rename(path)
     except BaseException:
         with suppress(OSError):

@@ -196,6 +196,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "install": ("{bin}", "--user", "nobody"),
     "learn": ("{place}/log",),
     "list": (),
+    "metrics": ("--output", "{place}/greycheck.prom"),
     "policy": (),
     "providers add": ("example.com", "--yes"),
     "providers known": (),

@@ -19,12 +19,14 @@ A total's ``kind`` says what is counted, and what its names are:
     ever      of the attempts    reason
     waited                       ``step``, or sum
     file                         of the spool that was added
+    expire                       of the host
     ========= ================== ========================== =================
 
-``ever`` and ``waited`` are of all days, and only grow. ``never`` counts triplets that expired
-without having passed, on the day of their first attempt: of one attempt (once) or more (again).
-Of recipients, senders and networks a day has KEPT names at least; the others are one name, which is
-empty. ``-`` is who has no domain.
+``ever`` and ``waited`` are of all days, and only grow. The number of ``expire`` is when that host
+last ran ``greycheck expire`` to its end, in seconds since 1970. ``never`` counts triplets that
+expired without having passed, on the day of their first attempt: of one attempt (once) or more
+(again). Of recipients, senders and networks a day has KEPT names at least; the others are one name,
+which is empty. ``-`` is who has no domain.
 
 Diagnostics: SQLAlchemy's, and OSError where the spool cannot be taken away.
 """
@@ -55,6 +57,7 @@ from sqlalchemy import (
     or_,
     select,
     union_all,
+    update,
 )
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.sql.dml import Insert
@@ -72,6 +75,7 @@ from greycheck.store.schema.tables import DIGEST, authorised, client, domain, hi
 
 VERDICT, HOUR, DELAY, NEVER = "verdict", "hour", "delay", "never"
 SENDER, NETWORK, EVER, WAITED, FILE = "sender", "network", "ever", "waited", "file"
+EXPIRE = "expire"
 
 # The kinds that name domains of recipients, and those that tell of one day.
 OF_RECIPIENTS = (VERDICT, NEVER)
@@ -97,8 +101,8 @@ AHEAD = 86400
 # No total of one spool is larger, whatever was written there: a row's sum stays within 64 bits.
 LARGEST_TOTAL = 10**15
 
-# How long it is remembered that a spool was added, and how long totals of all days stay after the
-# last attempt, in seconds.
+# How long it is remembered that a spool was added or that a host has run expire, and how long
+# totals of all days stay after the last attempt, in seconds.
 REMEMBERED = 30 * 86400
 FOR_GOOD = 3650 * 86400
 
@@ -447,7 +451,7 @@ def forget(engine: Engine, settings: Settings, now: int) -> int:
     # ``_end`` is over by then.
     unwanted: ColumnElement[bool] = history.c.day.between(1, (now - settings.history) // 86400 - 1)
     if not settings.history:
-        unwanted = history.c.day >= 0
+        unwanted = history.c.kind != EXPIRE
     elif settings.history_senders != "yes":
         unwanted = or_(unwanted, history.c.kind.in_((SENDER, NETWORK)))
     query = select(history.c.total_key).where(unwanted).limit(BATCH)
@@ -464,6 +468,20 @@ def forget(engine: Engine, settings: Settings, now: int) -> int:
     while found := retry_on_conflict(attempt):
         removed += found
     return removed
+
+
+def note_expired(engine: Engine, now: int) -> None:
+    """Notes that this host has run ``greycheck expire`` at NOW."""
+    row = _row(Total(0, EXPIRE, "", socket.gethostname()), now, now + REMEMBERED)
+    there = history.c.total_key == row["total_key"]
+    change = update(history).where(there).values(number=now, expires_at=row["expires_at"])
+
+    def attempt() -> None:
+        with engine.begin() as connection:
+            if not connection.execute(change).rowcount:
+                connection.execute(history.insert(), row)
+
+    retry_on_conflict(attempt)
 
 
 # --- what never came back -------------------------------------------------------------------------
