@@ -544,6 +544,13 @@ TABLE = (
         "serve",
     ),
     Setting(
+        "metrics_listen",
+        _LISTEN,
+        "",
+        "Where the resident answers Prometheus: addresses and ports, with commas between.",
+        "serve",
+    ),
+    Setting(
         "max_connections",
         _whole(1, 100000),
         "2000",
@@ -653,6 +660,7 @@ class Settings:
     socket_patience: int
     listen: tuple[tuple[str, int], ...]
     listen_clients: tuple[normalise.Network, ...]
+    metrics_listen: tuple[tuple[str, int], ...]
     max_connections: int
     max_request: int
     request_time: int

@@ -107,8 +107,8 @@ RIGHTS = (
     ),
     (
         "metrics",
-        "Stays root: reads the settings, and prints what a process of the owner's tells, or writes it:"
-        " FILE goes into a directory that root alone may write. That process looks into the"
+        "Stays root: reads the settings, and prints what a process of the owner's tells, or writes"
+        " it: FILE goes into a directory that root alone may write. That process looks into the"
         " store, and into state_directory.",
     ),
     (

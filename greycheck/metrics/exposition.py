@@ -72,7 +72,7 @@ def gauge(name: str, meaning: str, value: float, **labels: str) -> Metric:
 def _totals(counted: Counted) -> Iterator[Metric]:
     """What only grows."""
     verdicts = CounterMetricFamily(
-        "greycheck_verdicts",
+        "greycheck_verdicts_total",
         "Attempts that were decided, by all hosts that share the store.",
         labels=("verdict", "reason"),
     )

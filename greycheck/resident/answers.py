@@ -12,6 +12,7 @@ from greycheck.policy import Verdict
 from greycheck.resident.connections import Connections
 from greycheck.resident.counting import Counting
 from greycheck.resident.journal import Journal
+from greycheck.resident.numbers import Numbers
 from greycheck.resident.peers import Peer
 from greycheck.resident.questions import Question, Writer
 
@@ -24,6 +25,7 @@ class Answers:
         self._connections = connections
         self._journal = journal
         self.counting = Counting()
+        self.numbers = Numbers()
 
     def answer(self, question: Question, verdict: Verdict | None, notes: list[str]) -> None:
         """Logs VERDICT on QUESTION and NOTES about the store, and sends the answer.
@@ -40,8 +42,10 @@ class Answers:
                 self._journal.warn(
                     f"{peer.where}: nobody waits for the answer any more: not decided"
                 )
+                self.numbers.abandoned += 1
                 self._connections.drop(peer)
                 return
+            self.numbers.add(verdict)
             lines = self._writer.lines(question, verdict, notes)
             self._journal.add(lines)
             self.counting.add(question.settings, question.envelope, verdict, question.decision.now)
@@ -82,6 +86,7 @@ class Answers:
 
     def complain(self, error: Exception) -> None:
         """Logs ERROR, and where in the program it was raised."""
+        self.numbers.unforeseen += 1
         with suppress(Exception):
             place = extract_tb(error.__traceback__)[-1]
             where = f"{Path(place.filename).name}:{place.lineno}"

@@ -30,13 +30,15 @@ class Journal:
         self._lines: list[bytes] = []
         self._size = 0
         self._lost = 0
+        # All lines that were ever lost.
+        self.lost = 0
         self._second = 0
         self._warned = 0
 
     def add(self, lines: bytes) -> None:
         """Adds LINES to those that are to be written."""
         if self._size + len(lines) > KEPT:
-            self._lost += lines.count(b"\n")
+            self._count_lost(lines.count(b"\n"))
             return
         self._lines.append(lines)
         self._size += len(lines)
@@ -97,6 +99,10 @@ class Journal:
 
     def _lose(self) -> None:
         """Drops all lines: the log cannot be written."""
-        self._lost += sum(lines.count(b"\n") for lines in self._lines)
+        self._count_lost(sum(lines.count(b"\n") for lines in self._lines))
         self._lines.clear()
         self._size = 0
+
+    def _count_lost(self, number: int) -> None:
+        self._lost += number
+        self.lost += number

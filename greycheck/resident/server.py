@@ -11,6 +11,7 @@ store together, sends their answers and writes the log. The parts of it:
     answers       verdict to answer and log line; unexpected errors
     watchdog      ends the process if a turn hangs
     resolving     runs ``greycheck resolve`` beside it
+    figures       tells Prometheus what was counted, in threads of its own
 
 Signals: at SIGTERM and SIGINT no more is accepted, requests that have arrived are answered, and
 ``run`` returns. At SIGHUP the settings are read again.
@@ -30,7 +31,7 @@ from time import monotonic, monotonic_ns
 
 from greycheck import log
 from greycheck.hooks.delegation import END, LET_THROUGH, Malformed
-from greycheck.resident import program
+from greycheck.resident import figures, program
 from greycheck.resident.answers import Answers
 from greycheck.resident.backend import Backend
 from greycheck.resident.connections import Connections
@@ -40,6 +41,7 @@ from greycheck.resident.journal import Journal
 from greycheck.resident.learning import Learner
 from greycheck.resident.listeners import Listeners
 from greycheck.resident.messages import Messages
+from greycheck.resident.numbers import Numbers
 from greycheck.resident.peers import Peer, left
 from greycheck.resident.questions import Elsewhere, Question, Reader, Writer
 from greycheck.resident.resolving import Resolving
@@ -70,7 +72,7 @@ OF_THE_STORE = (
     "pool_size",
     "max_queue",
 )
-OF_THE_START = ("socket", "socket_mode", "socket_owner", "listen")
+OF_THE_START = ("socket", "socket_mode", "socket_owner", "listen", "metrics_listen")
 
 ENDS = {signal.SIGTERM, signal.SIGINT}
 SIGNALS = (*ENDS, signal.SIGHUP)
@@ -127,6 +129,7 @@ class Server:
             signal.signal(number, lambda number, _frame: self._signals.append(number))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        figures.start(self._reader.settings.metrics_listen, self, self.journal)
         self._watchdog.start()
         ready()
         code = 0
@@ -148,6 +151,26 @@ class Server:
         self.journal.flush(LAST_WORDS)
         if code:
             sys.exit(code)
+
+    @property
+    def numbers(self) -> Numbers:
+        """What was counted, for Prometheus."""
+        return self._answers.numbers
+
+    @property
+    def waiting(self) -> int:
+        """How many requests the store has in hand."""
+        return self._backend.store.pending
+
+    @property
+    def peers(self) -> int:
+        """How many clients are connected."""
+        return len(self._connections.peers)
+
+    @property
+    def lost(self) -> int:
+        """How many lines of the log were lost."""
+        return self.journal.lost
 
     def _pause(self) -> float:
         """Returns how long the loop may wait for the next event, in seconds."""
