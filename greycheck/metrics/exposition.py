@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import (
 
 from greycheck import __version__
 from greycheck.metrics.counted import Counted
+from greycheck.policy import ACCEPT, DEFER
 from greycheck.store.admin.history import STEPS
 from greycheck.store.compiled_sqlite import REVISION
 
@@ -76,7 +77,9 @@ def _totals(counted: Counted) -> Iterator[Metric]:
         "Attempts that were decided, by all hosts that share the store.",
         labels=("verdict", "reason"),
     )
-    for (verdict, reason), number in sorted(counted.verdicts.items()):
+    # The first error must be seen as an increase: its counters begin with 0.
+    begin = {(ACCEPT, "error"): 0, (DEFER, "error"): 0}
+    for (verdict, reason), number in sorted((begin | counted.verdicts).items()):
         verdicts.add_metric((verdict, reason), number)
     yield verdicts
     buckets = [

@@ -3,7 +3,7 @@
 from time import time
 
 from greycheck.history import OBSERVE
-from greycheck.policy import Verdict
+from greycheck.policy import ACCEPT, DEFER, Verdict
 
 
 class Numbers:
@@ -16,7 +16,8 @@ class Numbers:
 
     def __init__(self) -> None:
         self.started = time()
-        self.verdicts: dict[tuple[str, str], int] = {}
+        # The first error must be seen as an increase: its counters begin with 0.
+        self.verdicts = {(ACCEPT, "error"): 0, (DEFER, "error"): 0}
         self.abandoned = 0
         self.unforeseen = 0
 
