@@ -57,7 +57,7 @@ def test_each_page_is_sound_restructured_text(page: str) -> None:
         *(
             str(path.relative_to(ROOT))
             for path in sorted(ROOT.glob("contrib/**/*"))
-            if path.is_file()
+            if path.is_file() and path.suffix != ".json"  # its strings cannot be broken
         ),
     ],
 )
