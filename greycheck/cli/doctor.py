@@ -9,10 +9,12 @@ from time import time
 import click
 
 from greycheck import __version__, settings
+from greycheck.cli import terminal
 from greycheck.cli.output import print_json
 from greycheck.cli.terminal import Console, Table, Text
 from greycheck.doctor import examine, is_sound
 from greycheck.doctor.finding import LEVELS, Finding, Installation
+from greycheck.doctor.monitoring import monitored
 from greycheck.launchers.trial import QMAIL_USER, find_account
 
 DIRECTORY = Path("/var/qmail/bin")
@@ -34,16 +36,42 @@ STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "fault": "bold red
     "--user", help=f"The user that qmail-smtpd runs as.  [default: {QMAIL_USER}, where it exists]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def doctor(directory: Path, user: str | None, as_json: bool) -> None:
+@click.option(
+    "--monitor",
+    is_flag=True,
+    help="Print one line for Nagios; exit with 0 OK, 1 WARNING, 2 CRITICAL or 3 UNKNOWN.",
+)
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(0.1, 3600),
+    default=10,
+    show_default=True,
+    help="How long --monitor may take: after that it is UNKNOWN.",
+)
+def doctor(directory: Path, user: str | None, as_json: bool, monitor: bool, timeout: float) -> None:
     """Look at everything between "installed" and "works", and say what to do.
 
     Launchers, compiled modules, permissions, settings, store, disk, clock, cron, DNS, and the
     qmail-smtpd that runs now. Without qmail, whether Postfix and Exim ask the resident, and hear
     it. It changes nothing. root sees most; anybody else is told what could not be seen. Exits with
     1 where something would stop mail or greylisting.
+
+    With --monitor one line says it to Nagios and its kin, with numbers (performance data): a fault
+    is CRITICAL, a warning WARNING.
     """
-    found = settings.read(dict(os.environb))
-    findings = examine(Installation(directory.absolute(), find_account(user), found, time()))
+
+    def examined() -> list[Finding]:
+        found = settings.read(dict(os.environb))
+        return examine(Installation(directory.absolute(), find_account(user), found, time()))
+
+    if monitor:
+        if as_json:
+            raise click.UsageError("--monitor prints one line: leave out --json")
+        code, line = monitored(examined, timeout)
+        terminal.echo(line)
+        sys.exit(code)
+    findings = examined()
     if as_json:
         report = {
             "version": __version__,
