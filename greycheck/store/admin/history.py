@@ -281,7 +281,7 @@ def _taken(path: Path) -> list[Path]:
     name = re.compile(re.escape(SPOOL) + r"\.\d{1,20}\.\d{1,10}")
     try:
         return sorted(each for each in path.parent.iterdir() if name.fullmatch(each.name))
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return []
 
 
@@ -596,7 +596,7 @@ def read(engine: Engine, settings: Settings, first: int, last: int, now: int) ->
 
     Of each day they have what OF_A_DAY names, of recipients together. What tells of recipients,
     senders and networks is of all these days together, as day 0. What this host's spool has and the
-    store has not is in them.
+    store has not is in them, if this user may read it.
     """
     path = _spool(settings)
     for _try in range(TRIES - 1):
@@ -616,7 +616,7 @@ def _read_once(
     before = _identity(path)
     spooled: list[tuple[Path, Totals]] = []
     for each in (path, *_taken(path)):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, PermissionError):
             spooled.append((each, add_up(_lines(each), now)))
     totals: Totals = Counter()
     markers = set()
