@@ -11,7 +11,8 @@ postgrey
     Berkeley DB. It writes a row for each decision, and logs it, here to a file instead of syslog. A
     known triplet's client has passed once; ``--auto-whitelist-clients`` is the default, 5.
 sqlgrey
-    SQLite. It writes a row for each decision, and logs it, here to a file instead of syslog.
+    SQLite, or PostgreSQL. It writes a row for each decision, and logs it, here to a file instead of
+    syslog.
 greylistd
     In memory, saved every ten minutes: a crash loses what came since. It logs no decision. Python's
     digests of text are its keys, which differ from one start to the next unless
@@ -40,6 +41,7 @@ from time import monotonic, sleep, time
 from typing import ClassVar, Self
 
 import click
+from sqlalchemy import text
 
 from benchmarks.common import (
     AGE,
@@ -55,6 +57,8 @@ from benchmarks.common import (
     settings,
 )
 from benchmarks.load import PATIENCE, Block, Programs, Work
+from greycheck.store.admin.engine import open_engine
+from tests.servers import PASSWORD, USER, Postgres
 
 # Where Debian has servers, which are not in everybody's PATH.
 PLACES = f"/usr/sbin:{os.defpath}"
@@ -98,6 +102,13 @@ $env->txn_checkpoint(0, 0) and die $BerkeleyDB::Error;
 
 # Makes greylistd's keys of triplets.
 KEYS_OF_GREYLISTD = "import sys\nfor line in sys.stdin: print(hash(line[:-1]))"
+
+
+# A row of sqlgrey's tables.
+Row = tuple[str | int, ...]
+
+# Brings PostgreSQL's statistics up to date, as it does by itself in time.
+ANALYZE = "ANALYZE"
 
 
 class Greylister:
@@ -308,10 +319,7 @@ class Sqlgrey(Greylister):
         """The packages to be installed."""
         if not shutil.which("sqlgrey", path=PLACES):
             return "apt-get install sqlgrey libdbd-sqlite3-perl"
-        has_sqlite = subprocess.run(
-            ["perl", "-MDBD::SQLite", "-e", "1"], stderr=subprocess.DEVNULL, check=False
-        )
-        return "apt-get install libdbd-sqlite3-perl" if has_sqlite.returncode else ""
+        return "" if has_perl("DBD::SQLite") else "apt-get install libdbd-sqlite3-perl"
 
     def argv(self) -> Sequence[str]:
         """What starts it."""
@@ -329,18 +337,33 @@ class Sqlgrey(Greylister):
         (self.directory / "sqlgrey.conf").write_text(
             f"unix = {self.socket}\nconf_dir = {self.directory}/etc\nuser = {user()}\ngroup ="
             f" {group()}\n"
-            f"db_type = SQLite\ndb_name = {self.directory}/sqlgrey.db\nreconnect_delay ="
-            f" {DELAY // 60}\nadmin_mail =\n"
+            f"reconnect_delay = {DELAY // 60}\nadmin_mail =\n{self.store()}"
         )
+
+    def store(self) -> str:
+        """Its settings of the store."""
+        return f"db_type = SQLite\ndb_name = {self.directory}/sqlgrey.db\n"
 
     def after(self) -> None:
         """Fills its tables. They are there once it has answered, and it has cleaned them up for the
         next half an hour.
         """
         self.ask("new", 1, 1)
+        self.put(*self._rows())
+
+    def put(self, known: "list[Row]", waiting: "list[Row]") -> None:
+        """Puts rows of senders that are KNOWN, and of those WAITING, into its tables."""
+        connection = sqlite3.connect(self.directory / "sqlgrey.db")
+        with connection:
+            connection.executemany("INSERT INTO from_awl VALUES (?, ?, ?, ?, ?)", known)
+            connection.executemany("INSERT INTO connect VALUES (?, ?, ?, ?, ?)", waiting)
+        connection.close()
+
+    def _rows(self) -> "tuple[list[Row], list[Row]]":
+        """The rows of its two tables, with times in seconds since 1970."""
         now = int(time()) - AGE
-        known: list[tuple[str, str, str, int, int]] = []
-        waiting: list[tuple[str, str, str, str, int]] = []
+        known: list[Row] = []
+        waiting: list[Row] = []
         for number in self.numbers:
             found = mail(number)
             name, _at, domain = found.sender.partition("@")
@@ -350,11 +373,53 @@ class Sqlgrey(Greylister):
                 waiting.append((name, domain, network(found), found.recipient, now))
         for rows in (known, waiting):
             rows.sort(key=itemgetter(2))
-        connection = sqlite3.connect(self.directory / "sqlgrey.db")
-        with connection:
-            connection.executemany("INSERT INTO from_awl VALUES (?, ?, ?, ?, ?)", known)
-            connection.executemany("INSERT INTO connect VALUES (?, ?, ?, ?, ?)", waiting)
-        connection.close()
+        return known, waiting
+
+
+class SqlgreyOverPostgres(Sqlgrey):
+    """sqlgrey with a PostgreSQL SERVER, by its unix socket, in a database of its own."""
+
+    name = "sqlgrey, PostgreSQL"
+
+    # The database's name.
+    DATABASE = "sqlgrey"
+
+    def __init__(
+        self, directory: Path, numbers: Numbers, programs: Programs, server: Postgres
+    ) -> None:
+        super().__init__(directory, numbers, programs)
+        self._server = server
+
+    @classmethod
+    def missing(cls) -> str:
+        """The packages to be installed."""
+        has_driver = has_perl("DBD::Pg")
+        return Sqlgrey.missing() or ("" if has_driver else "apt-get install libdbd-pg-perl")
+
+    def store(self) -> str:
+        """Its settings of the store."""
+        self._server.create(self.DATABASE)
+        host, port = self._server.socket_directory, self._server.port
+        return (
+            f"db_type = Pg\ndb_name = {self.DATABASE}\ndb_host = {host};port={port}\ndb_user ="
+            f" {USER}\ndb_pass = {PASSWORD}\n"
+        )
+
+    def put(self, known: "list[Row]", waiting: "list[Row]") -> None:
+        """Puts the rows into its tables, whose times are timestamps."""
+        engine = open_engine(self._server.url(self.DATABASE))
+        moments = {"from_awl": (3, 4), "connect": (4,)}
+        for table, rows in (("from_awl", known), ("connect", waiting)):
+            values = ", ".join(
+                f"to_timestamp(:v{n})" if n in moments[table] else f":v{n}" for n in range(5)
+            )
+            statement = text(f"INSERT INTO {table} VALUES ({values})")
+            with engine.begin() as connection:
+                connection.execute(
+                    statement, [{f"v{n}": part for n, part in enumerate(row)} for row in rows]
+                )
+        engine.dispose()
+        self._server.sql(ANALYZE, self.DATABASE)
 
 
 class Greylistd(Greylister):
@@ -425,10 +490,17 @@ class Resident(Greylister):
     block, quick_block = 15000, 400
 
     def __init__(
-        self, directory: Path, numbers: Numbers, programs: Programs, database: Path | str
+        self,
+        directory: Path,
+        numbers: Numbers,
+        programs: Programs,
+        database: Path | str,
+        after: int = 0,
     ) -> None:
+        """Its new triplets are those AFTER so many: others over DATABASE have those before."""
         super().__init__(directory, numbers, programs)
         self.database = database
+        self._first_new += after
 
     def argv(self) -> Sequence[str]:
         """What starts it."""
@@ -478,6 +550,12 @@ def native_child(directory: Path, resident: Resident) -> str:
     for launcher in (directory / "greycheck.d").iterdir():
         launcher.write_text("#!/bin/sh\nexit 99\n")
     return str(directory / "greycheck")
+
+
+def has_perl(module: str) -> bool:
+    """True if Perl finds MODULE."""
+    ran = subprocess.run(["perl", f"-M{module}", "-e", "1"], stderr=subprocess.DEVNULL, check=False)
+    return not ran.returncode
 
 
 def network(found: Mail) -> str:

@@ -1,5 +1,6 @@
 """greycheck's resident and native child against postgrey, sqlgrey and greylistd, over 100 000
-triplets each; and the resident over PostgreSQL and MariaDB against itself over SQLite.
+triplets each; and the resident over PostgreSQL and MariaDB against itself over SQLite, and against
+sqlgrey over the same PostgreSQL.
 
 First decisions over Postfix's policy protocol (greylistd's own) on connections that stay open, then
 a child for each decision of a mixed load (10 % new triplets, 60 % known, 30 % early), against
@@ -13,7 +14,7 @@ The child that asks alone is measured once more, beside the empty program, with 
 kept awake: where they sleep it waits for their wakes as well. That takes root.
 
 With --ten-million: the resident over ten million triplets, while greycheck expire removes those of
-one day.
+one day. With --hosts: one, two and eight residents over one PostgreSQL and one MariaDB.
 """
 
 import json
@@ -21,6 +22,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from statistics import median
 
@@ -43,7 +45,14 @@ from benchmarks.common import (
     tcpserver,
     workshop,
 )
-from benchmarks.greylisters import PEERS, Greylister, Postgrey, Resident, native_child
+from benchmarks.greylisters import (
+    PEERS,
+    Greylister,
+    Postgrey,
+    Resident,
+    SqlgreyOverPostgres,
+    native_child,
+)
 from benchmarks.load import Block, Programs
 from benchmarks.servers import MARIADB, POSTGRES, fill
 from benchmarks.throughput import WAITING
@@ -54,6 +63,9 @@ ONE, MANY, MOST = 1, 8, 32
 
 # Children of one block, and with --quick.
 CHILDREN, QUICK_CHILDREN = 2000, 60
+
+# How many residents are over one database, and how far apart the numbers of their new triplets are.
+HOSTS, APART = (1, 2, 8), 1_000_000
 
 # Of a block of known triplets, how many are asked for when they are new: each stays in the store.
 NEW_SHARE = 0.5
@@ -71,6 +83,8 @@ CHILD_RATES = {ONE: 1.3, MANY: 2.3}
 OVER_SERVERS = {"known": 0.7, "new": 0.5}
 # And those of their native children.
 CHILDREN_OVER_SERVERS = {"PostgreSQL": 0.7}
+# The rate over PostgreSQL, as a multiple of sqlgrey's there.
+SQLGREY = 12.0
 CPU = 0.18
 TAIL = 3.0
 FLOOR = 2.5
@@ -160,6 +174,13 @@ class Bench:
             name: stack.enter_context(self._over(name, server))
             for name, server in (("PostgreSQL", postgres), ("MariaDB", mariadb))
         }
+        self.sqlgrey: Greylister | None = None
+        if not SqlgreyOverPostgres.missing():
+            self.sqlgrey = stack.enter_context(
+                SqlgreyOverPostgres(
+                    place.directory / "sqlgrey-postgresql", numbers(rows), self.programs, postgres
+                )
+            )
 
     def _peer(self, peer: type[Greylister]) -> Greylister:
         return peer(self.place.directory / peer.name, numbers(self.rows), self.programs)
@@ -227,12 +248,17 @@ class Bench:
     is_flag=True,
     help="Ten million triplets, of which one day's expire meanwhile: some minutes.",
 )
+@click.option(
+    "--hosts", is_flag=True, help="Residents of several hosts over one database, all at once."
+)
 @options(rounds=10, quick_rounds=1)
-def main(rounds: int, quick: bool, ten_million: bool) -> None:
+def main(rounds: int, quick: bool, ten_million: bool, hosts: bool) -> None:
     """Measures and prints."""
     rows = QUICK_ROWS if quick else ROWS
     with workshop() as place:
-        if ten_million:
+        if hosts:
+            serve_side_by_side(place, rows, rounds, quick)
+        elif ten_million:
             serve_while_expiring(place, rows, QUICK_SECONDS if quick else SECONDS)
         else:
             compare(place, rows, rounds, quick)
@@ -262,7 +288,8 @@ def compare(place: Workshop, rows: int, rounds: int, quick: bool) -> None:
     print_table("a child for each decision, mixed load", HEADINGS, children.rows())
     click.echo()
     print_table("the resident over a server database", HEADINGS, over_servers.rows())
-    for peer in PEERS:
+    every: tuple[type[Greylister], ...] = (*PEERS, SqlgreyOverPostgres)
+    for peer in every:
         if what := peer.missing():
             click.echo(f"{peer.name} is missing: {what}")
 
@@ -381,6 +408,12 @@ class OverServers:
 
     def __init__(self, bench: Bench) -> None:
         residents = {"SQLite": bench.resident, **bench.over_servers}
+        # As postgrey is asked: many at once.
+        self._sqlgrey = (
+            bench.decisions(f"{bench.sqlgrey.name}: known, {MANY}", bench.sqlgrey, "known")
+            if bench.sqlgrey
+            else None
+        )
         self._decisions = {
             (w, n): [
                 bench.decisions(f"{name}: {w}, {n}", resident, w, n)
@@ -402,7 +435,10 @@ class OverServers:
     @property
     def all(self) -> list[Measured]:
         """All that is measured in turn."""
-        return [m for measured in (*self._decisions.values(), self._children) for m in measured]
+        peers = [self._sqlgrey] if self._sqlgrey else []
+        return [
+            m for measured in (*self._decisions.values(), self._children, peers) for m in measured
+        ]
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table's rows."""
@@ -419,6 +455,15 @@ class OverServers:
         for each in others:
             target = CHILDREN_OVER_SERVERS.get(each.name.partition(":")[0])
             found.append(row(each, Ratio(each.rate / first.rate, "SQLite", at_least=target)))
+        if peer := self._sqlgrey:
+            found.append(row(peer))
+            over_postgresql = self._decisions["known", MANY][1]
+            found.append(
+                row(
+                    over_postgresql,
+                    Ratio(over_postgresql.rate / peer.rate, "sqlgrey", at_least=SQLGREY),
+                )
+            )
         return found
 
 
@@ -469,6 +514,69 @@ def environ_of_children() -> Mapping[str, str]:
     load program gives.
     """
     return {name: value for name, value in tcpserver("").items() if name != "TCPREMOTEIP"}
+
+
+# --- several hosts --------------------------------------------------------------------------------
+
+
+def serve_side_by_side(place: Workshop, rows: int, rounds: int, quick: bool) -> None:
+    """Asks one, two and eight residents over one database, all at once by MOST connections in all;
+    prints what they answer together.
+    """
+    held, programs, found = numbers(rows), Programs(place.directory), []
+    with ExitStack() as stack:
+        templates = Templates()
+        stack.callback(templates.remove)
+        servers: dict[str, tuple[Server, Mapping[str, object]]] = {
+            "PostgreSQL": (Postgres(templates), POSTGRES),
+            "MariaDB": (MariaDB(templates), MARIADB),
+        }
+        for name, (server, given) in servers.items():
+            stack.enter_context(server).start(**given)
+            fill(server, held)
+            sides = [
+                stack.enter_context(
+                    Resident(
+                        place.directory / f"{name}-{number}",
+                        held,
+                        programs,
+                        server.url(via="socket"),
+                        number * APART,
+                    )
+                )
+                for number in range(max(HOSTS))
+            ]
+            for workload in OVER_SERVERS:
+                asked = round(sides[0].quick_block if quick else sides[0].block * NEW_SHARE)
+                rates = {n: [] for n in HOSTS}  # type: dict[int, list[float]]
+                for number in range(rounds + 1):
+                    for n, measured in rates.items():
+                        rate = rate_together(sides[:n], workload, asked)
+                        if number:
+                            measured.append(rate)
+                alone = median(rates[ONE])
+                for n, measured in rates.items():
+                    what = f"{name}: {workload}, {n} x {MOST // n}"
+                    to = None if n == ONE else Ratio(median(measured) / alone, "one")
+                    found.append((what, f"{median(measured):.0f}", *ratio_columns(to)))
+    print_table(
+        f"residents over one database (rounds: {rounds}, rows: {rows})",
+        ("what", "/s together", "ratio", "target"),
+        found,
+    )
+
+
+def rate_together(sides: Sequence[Resident], workload: str, asked: int) -> float:
+    """How many decisions of WORKLOAD a second SIDES answer, ASKED for at once, a share of each."""
+    share = asked // len(sides)
+    with ThreadPoolExecutor(len(sides)) as threads:
+        blocks = list(
+            threads.map(lambda side: side.ask(workload, MOST // len(sides), share)[0], sides)
+        )
+    took = max(block.asked / block.rate for block in blocks)
+    for side in sides:
+        side.rest()
+    return float(sum(block.asked for block in blocks) / took)
 
 
 # --- ten million ----------------------------------------------------------------------------------

@@ -439,6 +439,13 @@ TABLE = (
         "commands",
     ),
     Setting(
+        "link_key_file",
+        _PATH,
+        "",
+        "The file of the key of greycheck digest's links; by default link.key beside the store.",
+        "commands",
+    ),
+    Setting(
         "learn_outbound",
         _duration(0),
         "0",
@@ -630,6 +637,7 @@ class Settings:
     domain_passes: int
     trust_spfresult: str
     resolver: tuple[tuple[str, int], ...]
+    link_key_file: str
     learn_outbound: int
     network_limit: int
     pending_limit: int

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.common import BARE, LATENCY, Workshop, WrongAnswer, silent
-from benchmarks.greylisters import PEERS, Postgrey
+from benchmarks.greylisters import PEERS, Postgrey, SqlgreyOverPostgres
 from tests.support import ROOT
 
 
@@ -26,6 +26,7 @@ def ratios_of_peers() -> list[str]:
         + ["x 1000 rows"] * 3
         + ["x median"] * (2 + 4)
         + ["x SQLite"] * (12 + 2)
+        + ["x sqlgrey"] * (not SqlgreyOverPostgres.missing())
         + ["x empty"] * (1 + os.access(LATENCY, os.W_OK))
     )
 
@@ -108,3 +109,10 @@ def test_every_benchmark_is_tested_and_in_the_manual() -> None:
 
     assert commands == set(RATIOS)
     assert all(f"benchmarks.{name}" in text for name in commands)
+
+
+def test_residents_side_by_side_are_a_run_of_their_own() -> None:
+    printed = run("peers", "--hosts", "--quick", "--rounds", "1")
+
+    assert len(re.findall(r"\b\d+\.\d\d x one", printed)) == 2 * 2 * 2
+    assert max(map(len, printed.splitlines())) <= 80

@@ -263,7 +263,12 @@ def test_each_command_is_documented() -> None:
 SETTINGS = {setting.name: setting for setting in settings.TABLE}
 
 # Others' settings, which are written as ours are.
-OTHERS_SETTINGS = {"ignore_startup_parameters", "synchronous", "greycheck_time_limit"}
+OTHERS_SETTINGS = {
+    "greycheck_time_limit",
+    "ignore_startup_parameters",
+    "location",
+    "synchronous",
+}
 
 
 def tables(page: str) -> Iterator[list[list[str]]]:

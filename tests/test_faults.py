@@ -434,7 +434,7 @@ def test_a_child_killed_at_any_moment_leaves_a_sound_store(child: Child) -> None
     deferred = set()
     # About as long as a child takes just now, so that half of them are killed, at any moment.
     patience = 0.03
-    for number in range(300):
+    for number in range(150):
         sender = b"sender%d@example.org" % number
         process = start(child, sender)
         try:
@@ -449,14 +449,14 @@ def test_a_child_killed_at_any_moment_leaves_a_sound_store(child: Child) -> None
     assert child.rows("PRAGMA integrity_check") == [("ok",)]
     recorded = {str(sender) for (sender,) in child.rows("SELECT sender FROM triplet")}
     assert deferred <= recorded
-    assert 0 < len(deferred) < 300
+    assert 0 < len(deferred) < 150
     child.age(300)
     assert child.smtpextfork(sender=deferred.pop().encode()).verdict == (ACCEPTED, "retry")
 
 
 def test_a_first_use_killed_at_any_moment_is_made_up_for(place: Path, launchers: Path) -> None:
     chance = random.Random(2)
-    for number in range(8):
+    for number in range(4):
         child = Child(launchers, place / f"{number}.db")
         process = start(child, b"alice@example.org")
         time.sleep(chance.uniform(0.01, 0.8))

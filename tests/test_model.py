@@ -982,7 +982,7 @@ def test_where_two_neighbouring_steps_would_decide_all_three_agree(
 
 @pytest.mark.parametrize(
     ("database", "histories"),
-    [("sqlite", 30), ("postgresql", 6), ("mariadb", 6)],
+    [("sqlite", 18), ("postgresql", 4), ("mariadb", 4)],
     indirect=["database"],
 )
 def test_the_child_agrees_with_the_model(
@@ -1023,7 +1023,7 @@ class Clocked(Child):
 
 @pytest.mark.parametrize(
     ("database", "histories"),
-    [("sqlite", 40), ("postgresql", 8), ("mariadb", 8)],
+    [("sqlite", 24), ("postgresql", 6), ("mariadb", 6)],
     indirect=["database"],
 )
 def test_a_resident_agrees_with_the_model(

@@ -12,6 +12,7 @@ MODEL = ROOT / "docs" / "threat-model.rst"
 PARTIES = (
     "SMTP client",
     "A user of ours",
+    "Who has a link",
     "Local user",
     "Policy client",
     "Who publishes SPF",

@@ -8,6 +8,7 @@ from greycheck.cli.config import config
 from greycheck.cli.copy import copy
 from greycheck.cli.db import db
 from greycheck.cli.demo import demo
+from greycheck.cli.digest import digest
 from greycheck.cli.doctor import doctor
 from greycheck.cli.expire import expire
 from greycheck.cli.explain import explain
@@ -41,6 +42,7 @@ SECTIONS = {
         "report": "The same with tables for mail, or as a page with plots.",
         "list": "List what waits or passed, clients, and senders' domains.",
         "show": "Show all that is known of a triplet, a client or a domain.",
+        "digest": "Tell what never came back, and looks legitimate. For cron.",
         "explain": "Explain what a check would decide now, and why.",
     },
     "Whom to let in": {
@@ -95,6 +97,7 @@ for command in (
     status,
     stats,
     report,
+    digest,
     explain,
     list_,
     show,

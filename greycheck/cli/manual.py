@@ -114,6 +114,11 @@ RIGHTS = (
         "Read the settings. All else is the owner's, the questions to DNS too.",
     ),
     (
+        "digest",
+        "Reads the settings. All else is the owner's, the key of links too; with a server database"
+        " he is that of state_directory.",
+    ),
+    (
         "copy",
         "Reads the settings and @FILE. All else is the owner's; where SOURCE and TARGET are SQLite"
         " files, they must be the same user's.",
@@ -150,6 +155,10 @@ FILES = (
         "The store, unless the setting database says otherwise, with its -wal and -shm beside it."
         " Where that directory does not exist,"
         " an ordinary user has it in ~/.local/state/greycheck.",
+    ),
+    (
+        f"{settings.SYSTEM_DIRECTORY}/link.key",
+        "The key of the links that greycheck digest makes, unless link_key_file says otherwise.",
     ),
     (
         f"{settings.SYSTEM_DIRECTORY}/down-HOST-..., stuck-HOST-...",
@@ -226,10 +235,11 @@ EXAMPLES = (
         ),
     ),
     (
-        "In the crontab of the store's owner; the second line only where no greycheck serve runs,"
-        " the third where providers are let in:",
+        "In the crontab of the store's owner; the third line only where no greycheck serve runs,"
+        " the fourth where providers are let in:",
         (
             "7 * * * * /var/qmail/bin/greycheck expire",
+            "40 6 * * * /var/qmail/bin/greycheck digest",
             "* * * * * /var/qmail/bin/greycheck resolve",
             "17 4 * * 1 /var/qmail/bin/greycheck providers refresh --yes",
         ),

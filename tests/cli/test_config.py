@@ -81,7 +81,7 @@ def text_read_by(setting: settings.Setting) -> st.SearchStrategy[str]:
 @given(data=st.data())
 @limits(
     deadline=None,
-    max_examples=40,
+    max_examples=12,
     suppress_health_check=[
         HealthCheck.function_scoped_fixture,
         HealthCheck.filter_too_much,

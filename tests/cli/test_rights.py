@@ -185,6 +185,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "db downgrade": ("base", "--yes"),
     "db upgrade": (),
     "demo": ("--delay", "4"),
+    "digest": ("--names", "--links", "https://mx.example.net/x"),
     "doctor": ("--dir", "{launchers}", "--user", "nobody"),
     "expect": ("bob@example.net",),
     "expire": ("-v",),

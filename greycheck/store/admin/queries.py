@@ -31,7 +31,7 @@ from sqlalchemy.sql.schema import Column
 
 from greycheck import earlier, folding, normalise, policy
 from greycheck.envelope import OF_MESSAGE
-from greycheck.log import CUT, show, show_address
+from greycheck.log import CUT, show, show_address, unshown
 from greycheck.normalise import Network
 from greycheck.policy import Timings, TripletRow
 from greycheck.rules import patterns
@@ -473,6 +473,13 @@ def of_same_network(engine: Engine, network: str) -> tuple[int, int, bool]:
             counts.append(connection.execute(select(func.count()).select_from(near)).scalar_one())
     waiting, passed = counts
     return waiting, passed, COUNTED in counts
+
+
+def as_today(text: str) -> str:
+    """Returns the address TEXT of a row as it is written today. Some rows have long ones whole."""
+    if CUT in text:
+        return text
+    return show_address(unshown(text.encode("utf-8", "surrogateescape")))
 
 
 def message_of(row: RowMapping) -> str:

@@ -91,15 +91,26 @@ def _put_all(
     engine: Engine, wanted: Sequence[Rule], now: int, instead: bool, keep: bool
 ) -> list[Change]:
     with engine.begin() as connection:
-        present = _present(connection, wanted, instead, lock=True)
-        changes = _changes(present, _commented(wanted, present, now, keep), now, instead)
-        for change in changes:
-            _write(connection, change)
-        changed = [change.rule for change in changes if change.what != UNCHANGED]
-        _mark(connection, changed)
-        if changed:
-            change_generation(connection)
-        return changes
+        return put_within(connection, wanted, now, instead, keep)
+
+
+def put_within(
+    connection: Connection,
+    wanted: Sequence[Rule],
+    now: int,
+    instead: bool = False,
+    keep_comments: bool = False,
+) -> list[Change]:
+    """Does what ``put_all`` does, in the transaction of CONNECTION, which may lose a race."""
+    present = _present(connection, wanted, instead, lock=True)
+    changes = _changes(present, _commented(wanted, present, now, keep_comments), now, instead)
+    for change in changes:
+        _write(connection, change)
+    changed = [change.rule for change in changes if change.what != UNCHANGED]
+    _mark(connection, changed)
+    if changed:
+        change_generation(connection)
+    return changes
 
 
 def _present(

@@ -255,6 +255,16 @@ def write_migrations(directory: Path, *texts: str) -> Path:
     return directory
 
 
+def migrations_until(directory: Path, revision: str) -> Path:
+    """The program's migrations until REVISION, in DIRECTORY, as the program of that time had."""
+    write_migrations(directory)
+    known = migrate.known()
+    for later in known[known.index(revision) + 1 :]:
+        (found,) = (directory / "versions").glob(f"{later}_*.py")
+        found.unlink()
+    return directory
+
+
 def write_program(directory: Path, *texts: str) -> None:
     """A program of those migrations in DIRECTORY: it writes the new column of EXPAND."""
     write_migrations(directory / "migrations", *texts)

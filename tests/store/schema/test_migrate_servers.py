@@ -5,6 +5,8 @@ another program.
 import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,7 @@ from tests.store.schema.schemas import (
     child,
     command,
     literal,
+    migrations_until,
     started,
     stop,
     write_migrations,
@@ -171,17 +174,47 @@ def test_rows_move_to_their_new_keys_and_back(
 
 def start_at_0002(store: Store) -> None:
     """The second revision, with rows."""
-    migrate.upgrade(store.url)
+    if migrate.current(store.url) is None:
+        migrate.upgrade(store.url)
     store.run("DELETE FROM triplet")
-    migrate.downgrade(store.url, "0002")
+    if migrate.current(store.url) != "0002":
+        migrate.downgrade(store.url, "0002")
+    store.run("DELETE FROM triplet")
     store.write_rows_of_0002()
 
 
+# Each revision, and the one before it.
+STEPS = list(pairwise([None, *migrate.known()]))
+
+
+@pytest.fixture
+def only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Has the migrations of this process end with a revision: returns their directory."""
+
+    def end(revision: str) -> Path:
+        directory = tmp_path / f"until-{revision}"
+        if not directory.exists():
+            with monkeypatch.context() as patch:
+                patch.setattr(migrate, "migrations", ALL)
+                migrations_until(directory, revision)
+        monkeypatch.setattr(migrate, "migrations", lambda: directory)
+        return directory
+
+    return end
+
+
+# Where all of them are.
+ALL = migrate.migrations
+
+
 @on_servers
-def test_nobody_finds_a_row_while_rows_move(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_finds_a_row_while_rows_move(
+    store: Store, monkeypatch: pytest.MonkeyPatch, only: Callable[[str], Path]
+) -> None:
     """What has its old key still is not taken for new mail."""
     monkeypatch.setattr(migration_ops, "BATCH", 2)
     start_at_0002(store)
+    only("0003")
     refused: list[bool] = []
 
     def look() -> None:
@@ -254,12 +287,12 @@ def stop_away(store: Store, change: Callable[[], object]) -> None:
 def stop_everywhere(store: Store, start: Callable[[], None], change: Callable[[], object]) -> int:
     """Stops CHANGE, from START on, at each of its statements in turn, and does it again.
 
-    Returns how many there were.
+    Where a stop takes back all of it, only at every fourth. Returns how many there were.
     """
     start()
     change()
     wanted, revisions = store.shape(), store.revisions()
-    for number in range(1, 100):
+    for number in range(1, 200, 1 if store.kind == "mysql" else 4):
         start()
         before = store.shape()
         with before_statement(number, stop) as seen:
@@ -276,30 +309,45 @@ def stop_everywhere(store: Store, start: Callable[[], None], change: Callable[[]
     raise AssertionError("it never ends")
 
 
-def test_an_upgrade_that_is_stopped_is_gone_on_with(store: Store) -> None:
-    def nothing() -> None:
-        if migrate.current(store.url):
-            migrate.downgrade(store.url, "base")
-
-    def first_with_rows() -> None:
+@pytest.mark.parametrize(("before", "revision"), STEPS)
+def test_a_migration_that_is_stopped_is_gone_on_with(
+    store: Store, only: Callable[[str], Path], before: str | None, revision: str
+) -> None:
+    """Up and down. What a step does between revisions, the whole way does."""
+    if before:
+        only("0001")
         migrate.upgrade(store.url)
-        migrate.downgrade(store.url, "base")
-        migrate.upgrade(store.url)
-        migrate.downgrade(store.url, "0001")
         store.write_rows()
-
-    def upgrade_and_look() -> None:
+        only(before)
         migrate.upgrade(store.url)
-        assert store.run(OLD_TRIPLETS) == KEPT_WITH_PAIR
+    only(revision)
+    if before:
+        kept = KEPT_WITH_PAIR if revision > "0002" else KEPT
+        kept_before = KEPT_WITH_PAIR if before > "0002" else KEPT
 
-    assert stop_everywhere(store, nothing, lambda: migrate.upgrade(store.url)) >= 10
-    assert stop_everywhere(store, first_with_rows, upgrade_and_look) >= 6
+    def at_before() -> None:
+        if migrate.current(store.url) == revision:
+            migrate.downgrade(store.url, before or "base")
+
+    def up() -> None:
+        migrate.upgrade(store.url)
+        assert not before or store.run(OLD_TRIPLETS) == kept
+
+    def down() -> None:
+        if migrate.current(store.url):
+            migrate.downgrade(store.url, before or "base")
+        assert not before or store.run(OLD_TRIPLETS) == kept_before
+
+    assert stop_everywhere(store, at_before, up) >= 2
+    assert stop_everywhere(store, up, down) >= 2
 
 
 def test_moving_rows_is_gone_on_with_where_it_was_stopped(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch, only: Callable[[str], Path]
 ) -> None:
     monkeypatch.setattr(migration_ops, "BATCH", 3)
+    start_at_0002(store)
+    only("0003")
 
     def up_and_look() -> None:
         migrate.upgrade(store.url)
@@ -317,24 +365,6 @@ def test_moving_rows_is_gone_on_with_where_it_was_stopped(
 
     assert stop_everywhere(store, lambda: start_at_0002(store), up_and_look) >= 6
     assert stop_everywhere(store, start_at_0003, down_and_look) >= 6
-
-
-def test_a_downgrade_that_is_stopped_is_gone_on_with(store: Store) -> None:
-    def full() -> None:
-        migrate.upgrade(store.url)
-        store.run("DELETE FROM triplet", "DELETE FROM client")
-        store.write_rows()
-
-    def take_back() -> None:
-        if migrate.current(store.url):
-            migrate.downgrade(store.url, "base")
-
-    def take_one_back() -> None:
-        migrate.downgrade(store.url, "0001")
-        assert store.run(OLD_TRIPLETS) == KEPT
-
-    assert stop_everywhere(store, full, take_back) >= 10
-    assert stop_everywhere(store, full, take_one_back) >= 6
 
 
 # --- several at once ------------------------------------------------------------------------------
@@ -489,18 +519,22 @@ def test_two_nodes_at_once_make_one_schema(nodes: list[Store]) -> None:
             migrate.downgrade(nodes[0].url, "base")
 
 
-def upgrade(url: str) -> None:
+def upgrade(directory: Path, _before: str, url: str) -> None:
+    """To the last of the migrations in DIRECTORY. In any process."""
+    migrate.migrations = lambda: directory
     migrate.upgrade(url)
 
 
-def take_back(url: str) -> None:
-    if migrate.current(url):
-        migrate.downgrade(url, "base")
+def take_back(directory: Path, before: str, url: str) -> None:
+    """To the revision BEFORE it, if it is not there yet."""
+    migrate.migrations = lambda: directory
+    if migrate.current(url) not in (None, before):
+        migrate.downgrade(url, before)
 
 
 def meet_everywhere(
     nodes: list[Store],
-    start: Callable[[str], None],
+    start: Callable[[], None],
     change: Callable[[str], None],
     look: Callable[[Store], object],
 ) -> int:
@@ -511,12 +545,12 @@ def meet_everywhere(
     Returns how many statements there were.
     """
     one, other = nodes
-    start(one.url)
+    start()
     change(one.url)
     wanted = look(one)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         for number in range(1, 100):
-            start(one.url)
+            start()
             with before_statement(number, lambda: pool.apply(change, (other.url,))) as seen:
                 change(one.url)
             assert look(one) == wanted, f"met at {seen[number - 1]}"
@@ -525,40 +559,42 @@ def meet_everywhere(
     raise AssertionError("it never ends")
 
 
-@pytest.mark.parametrize(
-    ("start", "change"), [(take_back, upgrade), (upgrade, take_back)], ids=["up", "down"]
-)
+@pytest.mark.parametrize(("before", "revision"), STEPS)
 def test_two_nodes_may_meet_anywhere(
-    nodes: list[Store], start: Callable[[str], None], change: Callable[[str], None]
+    nodes: list[Store], only: Callable[[str], Path], before: str | None, revision: str
 ) -> None:
-    assert (
-        meet_everywhere(nodes, start, change, lambda store: (store.shape(), store.revisions())) > 10
-    )
+    url = nodes[0].url
+    if before:
+        only(before)
+        migrate.upgrade(url)
+    of_both = only(revision), before or "base"
+    up, down = partial(upgrade, *of_both), partial(take_back, *of_both)
 
+    def look(store: Store) -> object:
+        return store.shape(), store.revisions()
 
-def move_rows_back(url: str) -> None:
-    if migrate.current(url) == migrate.head():
-        migrate.downgrade(url, "0002")
+    assert meet_everywhere(nodes, lambda: down(url), up, look) > 2
+    assert meet_everywhere(nodes, lambda: up(url), down, look) > 2
 
 
 def test_two_nodes_may_move_the_same_rows(
-    nodes: list[Store], monkeypatch: pytest.MonkeyPatch
+    nodes: list[Store], monkeypatch: pytest.MonkeyPatch, only: Callable[[str], Path]
 ) -> None:
     monkeypatch.setattr(migration_ops, "BATCH", 5)
     one, _other = nodes
+    start_at_0002(one)
+    of_both = only("0003"), "0002"
+    up, down = partial(upgrade, *of_both), partial(take_back, *of_both)
 
-    def start(_url: str) -> None:
+    def start_moved() -> None:
         start_at_0002(one)
-
-    def start_moved(_url: str) -> None:
-        start_at_0002(one)
-        migrate.upgrade(one.url)
+        up(one.url)
 
     def look(store: Store) -> object:
         return store.shape(), store.revisions(), store.mails()
 
-    assert meet_everywhere(nodes, start, upgrade, look) > 6
-    assert meet_everywhere(nodes, start_moved, move_rows_back, look) > 6
+    assert meet_everywhere(nodes, lambda: start_at_0002(one), up, look) > 6
+    assert meet_everywhere(nodes, start_moved, down, look) > 6
 
 
 @pytest.mark.parametrize("store", ["mariadb"], indirect=True)
