@@ -66,6 +66,11 @@ def test_where_nothing_can_be_counted_the_verdict_stands(
         raise MemoryError
 
     monkeypatch.setattr(history, "note", note)
+    # Its thread would end this process.
+    monkeypatch.setattr(
+        "greycheck.guard.Guard",
+        lambda _seconds, _expire: type("Guard", (), {"settle": lambda _self, _code: None})(),
+    )
     environ[b"GREYCHECK_DATABASE"] = str(tmp_path / "none" / "greycheck.db").encode()
     check = child.Check(smtpextfork, ("/nonexistent",))
     check.read([b"greycheck"])
