@@ -29,6 +29,7 @@ FILES: tuple[tuple[str, set[str]], ...] = (
     ("resident/questions.py", {"serve", "policy"}),
     ("resident/learning.py", {"check"}),
     ("resident/*", {"serve"}),
+    ("digest/*", {"commands"}),
     ("resolve/*", {"commands"}),
     ("store/rights.py", OF_ALL),
     ("store/admin/expiry.py", {"expire"}),

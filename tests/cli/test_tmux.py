@@ -216,6 +216,18 @@ def test_domains_and_what_is_released_fit_the_screen(screen: Screen) -> None:
     assert screen.type("greycheck forget domain example.com") == ["1 domain forgotten."]
 
 
+def test_the_digest_fits_the_screen(screen: Screen) -> None:
+    digest = "greycheck digest --older 0"
+    assert screen.type(digest) == ["Nothing that waits looks legitimate."]
+    screen.type("greycheck allow from:example.org")
+    told = screen.type(digest)
+    assert told[0] == "3 mails that look legitimate: deferred, and not tried again for 0s."
+    assert any("\\x1b[31mred\\x07\\xe2\\x80\\xae@example.org" in line for line in told)
+    assert "    +2 near is a rule that allows: from:example.org" in told
+    assert "    +2 since then a rule allows it: from:example.org" in told
+    assert "      greycheck allow 198.51.100.7" in told
+
+
 def test_before_the_first_mail_the_screen_says_where_the_store_will_be(
     screen: Screen, place: Path
 ) -> None:
