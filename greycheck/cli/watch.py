@@ -11,10 +11,9 @@ import click
 
 from greycheck import normalise
 from greycheck.cli import filters, terminal
-from greycheck.cli.columns import UNBOUND, cut, room, wrapped
+from greycheck.cli.columns import LEAST, UNBOUND, cut, room, wrapped
 from greycheck.cli.common import foreseen
 from greycheck.cli.following import Waiting, follow_file, follow_stream
-from greycheck.cli.output import console
 from greycheck.cli.terminal import Choice, Console, Text, cell_len
 from greycheck.explain.decision import address_bytes
 from greycheck.explain.reasons import REASONS
@@ -184,7 +183,7 @@ def watch(
     )
     if file is None and (sys.stdin is None or sys.stdin.isatty()):
         raise click.UsageError("name a log, or let one come: journalctl -f | greycheck watch")
-    shown = Shown(console(), wanted)
+    shown = Shown(Console(), wanted)
     waiting = Waiting()
     try:
         with foreseen():
@@ -194,8 +193,7 @@ def watch(
             else:
                 shown.all(follow_file(Path(str(file)), BACK if last else 0, waiting.pause), last)
     except KeyboardInterrupt:
-        if sys.stdout.isatty():
-            terminal.echo("")
+        shown.end()
 
 
 def _bytes(text: str | None) -> bytes | None:
@@ -229,6 +227,11 @@ class Shown:
             else:
                 history.append((line.when, says))
 
+    def end(self) -> None:
+        """Ends the line in which a terminal shows the ^C."""
+        if self._screen.is_terminal:
+            terminal.echo("")
+
     def _is_wanted(self, says: bytes) -> bool:
         check = checks.check(says)
         if check is None:
@@ -237,7 +240,7 @@ class Shown:
         return self._wanted.matches(check, observed.decode("ascii", "replace"))
 
     def _show(self, when: int | None, says: bytes) -> None:
-        self._width = room(self._screen)
+        self._width = room(self._screen)  # a terminal may have another size by now
         moment = self._moment(when)
         check = checks.check(says)
         shown = (
@@ -270,7 +273,7 @@ class Shown:
         client = check.client or "-"
         times = " ".join(_times(pairs))
         names = show_address(check.sender) or "<>", show_address(check.recipient)
-        detail = " ".join(_details(pairs))
+        detail = terminal.shown(" ".join(_details(pairs)))
         if self._width >= WIDE:
             parts = [client, f"{names[0]} -> {names[1]}", times, detail]
             line = "  ".join(part for part in parts if part)
@@ -295,9 +298,10 @@ def _other(moment: str, says: bytes, width: int) -> Iterator[Text]:
     text = terminal.shown(says.decode("utf-8", "surrogateescape"))
     first = f"{moment:{TIME}}" if len(moment) < TIME else f"{moment}  "
     style = next((style for word, style in OTHERS.items() if text.startswith(word)), "")
-    for line in wrapped(text, width - len(first)):
-        for start in range(0, len(line), width - len(first)):
-            part = line[start : start + width - len(first)]
+    left = max(width - len(first), LEAST)
+    for line in wrapped(text, left):
+        for start in range(0, len(line), left):
+            part = line[start : start + left]
             yield Text.assemble((first, "dim"), (part, style))
             first = " " * len(first)
 

@@ -12,7 +12,7 @@ from greycheck.log import unshown
 from greycheck.mail_logs.lines import Line
 
 _CHECK = re.compile(
-    rb"(accept|defer|reject) reason=([a-z]+) client=([0-9a-f.:]+|-)"
+    rb"(accept|defer|reject) reason=([a-z]{1,20}) client=([0-9a-f.:]{1,45}|-)"
     rb" sender=<([^ <>]*)> recipient=<([^ <>]*)>(?: (.*))?$"
 )
 _PAIR = re.compile(rb'([a-z_]+)=("[^"]*"|[^ ]*)')

@@ -63,6 +63,7 @@ class Attempt:
         "envelope",
         "identity",
         "letter",
+        "prefixes",
         "provider",
         "reason",
         "recipient",
@@ -81,8 +82,9 @@ class Attempt:
         self.written = normalise.mail_address(envelope.sender)
         self.sender = _folded(self.written)
         self.recipient = normalise.mail_address(envelope.recipient)
-        # As it was last made.
+        # Its triplet as it was last made, and with which prefix lengths.
         self.triplet: Triplet | None = None
+        self.prefixes: tuple[int, int] | None = None
         self.identity = b""
         self.provider = ""
         self.delayed = 0
@@ -92,8 +94,7 @@ class Attempt:
     @property
     def pair(self) -> tuple[str, bytes, bytes]:
         """What attempts of one mail have in common."""
-        assert self.envelope.client is not None
-        network = "" if self.sender else around(self.envelope.client)
+        network = "" if self.sender else around(self.envelope.client or "")
         return network, self.sender, self.recipient
 
 
@@ -144,22 +145,26 @@ class Mails:
         self._when_over = when_over
         self._swept = 0
 
-    def of(self, attempt: Attempt) -> Mail:
-        """Returns the mail of ATTEMPT, which has taken it."""
+    def begun(self, attempt: Attempt) -> Mail | None:
+        """Returns the mail of ATTEMPT, if it has been tried before; else None."""
         now, pair = attempt.when, attempt.pair
         if now - self._swept > 3600:
             self._sweep(now)
         mail = self._open.get(pair)
         if mail is not None and _is_over(mail, now):
             self._when_over(self._open.pop(pair))
-            mail = None
+            return None
+        return mail
+
+    def take(self, attempt: Attempt, mail: Mail | None) -> Mail:
+        """Has MAIL, which ``begun`` returned, take the ATTEMPT; returns it, or a new one."""
         if mail is None:
             mail = Mail(attempt)
             if attempt.action == "defer":
-                self._open[pair] = mail
+                self._open[attempt.pair] = mail
         mail.take(attempt)
         if mail.ended:
-            self._open.pop(pair, None)
+            self._open.pop(attempt.pair, None)
         return mail
 
     def rest(self) -> Iterator[Mail]:
@@ -288,7 +293,10 @@ def _merged(sources: Sequence[Log], now: int, counts: Counts) -> Iterator[Entry]
         if opened:
             when, number, says, entries = heappop(opened)
             yield when, says
-            _push(opened, number, entries)
+            if opened or firsts:
+                _push(opened, number, entries)
+            else:
+                yield from entries
 
 
 def _push(

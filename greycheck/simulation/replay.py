@@ -87,11 +87,11 @@ class _Run:
 
     def triplet(self, attempt: Attempt, client: str) -> Triplet:
         """The triplet of ATTEMPT, if CLIENT makes it."""
-        network = client_network(client, *self._prefixes)
         made = attempt.triplet
-        if made is None or made.network != network or made.client != client:
+        if made is None or attempt.prefixes != self._prefixes or made.client != client:
+            network = client_network(client, *self._prefixes)
             made = Triplet(client, network, attempt.sender, attempt.recipient, attempt.written)
-            attempt.triplet = made
+            attempt.triplet, attempt.prefixes = made, self._prefixes
         return made
 
     def make(
@@ -116,10 +116,9 @@ class _Run:
                 decision.take_earlier(None)
             else:
                 check.answer(store, asked, decision, need)
-        check.finish(asked, decision)
         if decision.changes:
             store.save(asked, decision.changes, patient=False)
-        if decision.opens_message:
+        if envelope.message and decision.opens_message:
             check.remember(store, decision, now)
         return decision
 
@@ -142,6 +141,9 @@ class Replay:
         self._days: defaultdict[str, list[Counter[Fate]]] = defaultdict(
             lambda: [Counter() for _ in range(len(ways) + 1)]
         )
+        # And how many passed at their first attempt in each way: by the quarter of an hour, and by
+        # the reasons.
+        self._at_once: defaultdict[int, dict[tuple[str, ...], int]] = defaultdict(dict)
         names = [LOGGED, *(way.name for way in ways)]
         self.result = Simulation(names, [figures.Figures() for _ in names])
 
@@ -151,26 +153,61 @@ class Replay:
         if result.first is None:
             result.first = now
         result.last = now
-        self._stand_in(now)
+        for run in self._runs:
+            if run.coming and run.coming[0][0] < now:
+                self._stand_in(now)
+                break
         if attempt.letter:
             self._learn(attempt)
             return
-        mail = self._mails.of(attempt)
-        self._tell(attempt, mail)
-        if now - result.first <= self._lifetime:
-            self._prime(attempt, mail, result.first)
-        elif self._seen:
-            self._seen.clear()
-        if not mail.ways:
-            mail.ways = [_Course() for _ in self._runs]
+        mail = self._mails.begun(attempt)
         client = attempt.envelope.client
         assert client is not None
-        for run, course in zip(self._runs, mail.ways, strict=True):
+        self._tell(attempt, client, mail)
+        is_early = now - result.first <= self._lifetime
+        if is_early:
+            self._prime(attempt, client, result.first)
+        elif self._seen:
+            self._seen.clear()
+        if mail is None and attempt.action == ACCEPT and not attempt.delayed:
+            decisions = [run.decide(attempt, client, now) for run in self._runs]
+            if all(decision.action == ACCEPT for decision in decisions):
+                # Most of all mail.
+                reasons = (attempt.reason, *[decision.reason for decision in decisions])
+                at_once = self._at_once[now // 900]
+                at_once[reasons] = at_once.get(reasons, 0) + 1
+                return
+            mail = self._begin(attempt, mail)
+        else:
+            mail = self._begin(attempt, mail)
+            decisions = []
+        for number, (run, course) in enumerate(zip(self._runs, mail.ways, strict=True)):
             assert isinstance(course, _Course)
             if course.fate is None:
-                self._attempt(run, course, mail, client, now)
+                decision = decisions[number] if decisions else run.decide(attempt, client, now)
+                self._fare(run, course, mail, decision)
         if mail.ended:
             self._settle(mail)
+
+    def _begin(self, attempt: Attempt, mail: Mail | None) -> Mail:
+        """Returns MAIL, or a new one, after it has taken ATTEMPT."""
+        is_new = mail is None
+        mail = self._mails.take(attempt, mail)
+        if is_new:
+            mail.ways = [_Course() for _ in self._runs]
+            first, began = attempt.when - attempt.delayed, self.result.first
+            if attempt.delayed and began is not None and first < began:
+                self._waited(attempt, mail, first)
+        return mail
+
+    def _waited(self, attempt: Attempt, mail: Mail, first: int) -> None:
+        """MAIL waited since its FIRST attempt, which was made before the log began."""
+        mail.first = first
+        client = attempt.envelope.client
+        assert client is not None
+        for run in self._runs:
+            expires = first + run.settings.retry_window
+            run.make(attempt, client, TripletRow(first, first), expires)
 
     def finish(self) -> Simulation:
         """Ends: what schedules still have to try is tried. Returns the figures of all."""
@@ -178,6 +215,7 @@ class Replay:
         last = self.result.last or 0
         for mail in self._mails.rest():
             self._end(mail, WAITS if last - mail.latest.when <= IDLE else NEVER)
+        self._include_at_once()
         for day, tallies in sorted(self._days.items()):
             ways = [_figures(tally) for tally in tallies]
             self.result.days.append(figures.Day(day, ways))
@@ -187,9 +225,9 @@ class Replay:
 
     # --- attempts ---------------------------------------------------------------------------------
 
-    def _attempt(self, run: _Run, course: _Course, mail: Mail, client: str, now: int) -> None:
-        """MAIL is tried by CLIENT at NOW, in the way of RUN."""
-        decision = run.decide(mail.latest, client, now)
+    def _fare(self, run: _Run, course: _Course, mail: Mail, decision: Decision) -> None:
+        """MAIL was tried in the way of RUN, and this is the DECISION."""
+        now = decision.now
         course.reason = decision.reason
         if decision.action == DEFER:
             course.deferrals += 1
@@ -223,7 +261,7 @@ class Replay:
                 assert isinstance(course, _Course)
                 clients = mail.clients
                 client = clients[course.deferrals % len(clients)][1]
-                self._attempt(run, course, mail, client, now)
+                self._fare(run, course, mail, run.decide(mail.latest, client, now))
                 if course.fate is not None:
                     self._settle(mail)
 
@@ -242,8 +280,10 @@ class Replay:
 
     def _settle(self, mail: Mail) -> None:
         """Counts MAIL, which the log has ended, if its fate is settled in each way."""
-        if any(course.fate is None for course in mail.ways):  # type: ignore[attr-defined]
-            return
+        for course in mail.ways:
+            assert isinstance(course, _Course)
+            if course.fate is None:
+                return
         waited = mail.latest.when - mail.first
         what = REFUSED
         if mail.latest.action == ACCEPT:
@@ -258,6 +298,14 @@ class Replay:
             tally[number][fate] += 1
         self.result.changes[fates[-2].what, fates[-1].what] += 1
 
+    def _include_at_once(self) -> None:
+        for quarter, counted in self._at_once.items():
+            tally = self._days[_day(quarter)]
+            for reasons, mails in counted.items():
+                for number, reason in enumerate(reasons):
+                    tally[number][Fate(AT_ONCE, reason)] += mails
+                self.result.changes[AT_ONCE, AT_ONCE] += mails
+
     # --- what the log tells -----------------------------------------------------------------------
 
     def _learn(self, attempt: Attempt) -> None:
@@ -266,10 +314,9 @@ class Replay:
             if letter is not None:
                 run.store.learn(letter)
 
-    def _tell(self, attempt: Attempt, mail: Mail) -> None:
+    def _tell(self, attempt: Attempt, client: str, mail: Mail | None) -> None:
         """Notes what the log says of the client's network, and of those that tried MAIL before."""
-        now, client, domain = attempt.when, attempt.envelope.client, attempt.identity
-        assert client is not None
+        now, domain = attempt.when, attempt.identity
         if attempt.provider:
             self._told.provides(attempt.provider, client, now)
         if attempt.reason == "correspondent":
@@ -278,7 +325,7 @@ class Replay:
             return
         since = self._told.since(domain)
         self._told.sends(domain, client, now)
-        for when, before in mail.clients[:-1]:
+        for when, before in mail.clients if mail is not None else ():
             # The domain had not been asked then; or it is the one whose wait ends now.
             if since is None or when < since or when == now - attempt.delayed:
                 self._told.sends(domain, before, now)
@@ -291,20 +338,14 @@ class Replay:
                 letter = outbound.Letter(attempt.sender, attempt.recipient, attempt.when, lasts)
                 run.store.learn(letter)
 
-    def _prime(self, attempt: Attempt, mail: Mail, began: int) -> None:
-        """Takes for known, or for waiting, what the log shows as such when it shows it first.
+    def _prime(self, attempt: Attempt, client: str, began: int) -> None:
+        """Takes for known what the log shows as such when it shows it first.
 
         The log BEGAN then. What was known counts as last used at that time.
         """
-        client, reason = attempt.envelope.client, attempt.reason
-        assert client is not None
+        reason = attempt.reason
         if reason in BEFORE:
             return
-        if attempt.delayed and mail.first == attempt.when and mail.first - attempt.delayed < began:
-            mail.first -= attempt.delayed
-            for run in self._runs:
-                expires = mail.first + run.settings.retry_window
-                run.make(attempt, client, TripletRow(mail.first, mail.first), expires)
         self._know(
             attempt,
             client,

@@ -110,6 +110,7 @@ class _Kept:
     """A row with the time when it EXPIRES; of a triplet, who it was made for, and by what."""
 
     __slots__ = ("authorised", "client", "expires", "row")
+    row: Any
 
     def __init__(self, row: Any, expires: int, client: str = "", authorised: int = 0) -> None:
         self.row = row
@@ -118,8 +119,9 @@ class _Kept:
         self.authorised = authorised
 
 
-def _row(kept: _Kept | None) -> Any:
-    return None if kept is None else kept.row
+def _near(pair: dict[str, _Kept], since: int) -> list[tuple[str, _Kept]]:
+    """What waits of a PAIR since SINCE, with its networks; no more than counts."""
+    return [each for each in pair.items() if each[1].row.first >= since][:POOL_MOST]
 
 
 class Store:
@@ -164,15 +166,21 @@ class Store:
         rules, expected = self.rules, None
         if self._index is not None:
             rules, expected = self._index.find(asked, now)
-        return Rows(_row(row), _row(client), rules, expected)
+        return Rows(
+            None if row is None else row.row,
+            None if client is None else client.row,
+            rules,
+            expected,
+        )
 
     def waiting(self, asked: Asked, since: int, now: int, settings: Settings) -> Pending:
         """What else waits."""
         of, known = asked.triplet, self.identity(asked, now, settings)
         crowd = min(self._crowds.get(of.network, 0), settings.network_limit)
-        near = self._near(of, since)
-        if not near:
-            return Pending(crowd=crowd, total=self._waiting, identity=known)
+        pair = self._pairs.get((of.sender, of.recipient)) if of.sender else None
+        if pair is None:  # most mail
+            return Pending(0, None, None, None, crowd, self._waiting, None, known)
+        near = _near(pair, since)
         firsts = sorted(kept.row.first for _network, kept in near)
         others = [kept.row.first for network, kept in near if network != of.network]
         domain = domain_of(of.sender)
@@ -184,7 +192,7 @@ class Store:
         return Pending(
             len(others),
             min(others, default=None),
-            firsts[-1],
+            firsts[-1] if firsts else None,
             min((after - before for before, after in pairwise(firsts)), default=None),
             crowd,
             self._waiting,
@@ -196,22 +204,25 @@ class Store:
         """What is known of the client and of its sender's domain."""
         if not wants_identity(settings):
             return NOBODY
-        of = asked.triplet
-        domain = domain_of(of.sender) if of.sender else b""
-        row = self._domains.get(domain) if domain else None
-        letter = self._letters.get((of.sender, of.recipient)) if self._letters else None
-        return Identity(
-            _row(row),
-            "found" if domain and self._told.since(domain) is not None else "",
-            None,
-            self._authority(domain, of.client, of.network, now) if domain else "",
-            self._told.provider(of.client),
-            letter.row if letter and letter.expires > now else None,
-        )
+        of, told = asked.triplet, self._told
+        row, state, source, written = None, "", "", None
+        if of.sender:
+            domain = domain_of(of.sender)
+            row = self._domains.get(domain)
+            source = self._authority(domain, of.client, of.network, now)
+            state = "found" if told.since(domain) is not None else ""
+        if self._letters and (letter := self._letters.get((of.sender, of.recipient))):
+            written = letter.row if letter.expires > now else None
+        provider = told.provider(of.client)
+        if row is None and written is None and not (state or source or provider):
+            return NOBODY
+        return Identity(None if row is None else row.row, state, None, source, provider, written)
 
     def networks(self, asked: Asked, since: int, _settings: Settings) -> Sequence[str]:
         """The networks from which the same mail waits."""
-        return [network for network, _kept in self._near(asked.triplet, since)]
+        of = asked.triplet
+        pair = self._pairs.get((of.sender, of.recipient), {}) if of.sender else {}
+        return [network for network, _kept in _near(pair, since)]
 
     def lock(self, _asked: Asked) -> None:
         """Nobody else writes."""
@@ -256,14 +267,6 @@ class Store:
             return "spf"
         learnt = self._networks.get((domain, network)) if self._networks else None
         return "pool" if learnt is not None and learnt.expires > now else ""
-
-    def _near(self, of: Triplet, since: int) -> list[tuple[str, _Kept]]:
-        """What waits of the pair of OF since SINCE, with its networks; no more than counts."""
-        pair = self._pairs.get((of.sender, of.recipient))
-        if not pair or not of.sender:
-            return []
-        near = [each for each in pair.items() if each[1].row.first >= since]
-        return near[:POOL_MOST]
 
     def _put(self, table: dict[Any, _Kept], key: Any, row: object, expires: int) -> None:
         kept = table.get(key)

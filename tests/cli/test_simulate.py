@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import resource
 import subprocess
 import sys
@@ -205,6 +206,26 @@ def test_memory_is_bounded_by_what_waits_and_is_known(place: Path) -> None:
         return found.ru_maxrss
 
     assert most(100) - most(10) < 6000
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_bar_tells_a_person_how_far_it_is_and_nobody_else(log: Path, is_terminal: bool) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "greycheck", "simulate", "--log", str(log)],
+        stdout=subprocess.PIPE,
+        stderr=theirs if is_terminal else subprocess.PIPE,
+        cwd=ROOT,
+        env=os.environ | {"TERM": "xterm", "LC_ALL": "C.UTF-8"},
+    )
+    os.close(theirs)
+    output, errors = process.communicate(timeout=60)
+    seen = os.read(ours, 65536) if is_terminal else b""
+    os.close(ours)
+    assert process.returncode == 0
+    assert b"passed at once" in output
+    assert b"reading" not in output
+    assert (b"reading" in seen, errors or b"") == (is_terminal, b"")
 
 
 def test_a_time_without_a_year_is_the_last_such_time(place: Path) -> None:
