@@ -25,6 +25,9 @@ from greycheck.simulation.store import around
 # sender tries every 25 hours, and none longer than five days (RFC 5321 section 4.5.4.1).
 IDLE, LONGEST = 36 * 3600, 5 * 86400
 
+# How often it is looked for mails that are over, in seconds.
+SWEEP = 6 * 3600
+
 # How many retries of a mail are remembered: enough to tell whose schedule it is.
 RETRIES = 24
 
@@ -148,7 +151,7 @@ class Mails:
     def begun(self, attempt: Attempt) -> Mail | None:
         """Returns the mail of ATTEMPT, if it has been tried before; else None."""
         now, pair = attempt.when, attempt.pair
-        if now - self._swept > 3600:
+        if now - self._swept > SWEEP:
             self._sweep(now)
         mail = self._open.get(pair)
         if mail is not None and _is_over(mail, now):

@@ -244,7 +244,7 @@ class Replay:
         after = now - mail.first
         if course.coming is None:
             domain = domain_of(mail.latest.sender).decode("ascii", "replace")
-            name = schedules.of_sender(domain, mail.retries)
+            name = schedules.of_sender(domain, tuple(mail.retries))
             course.coming = schedules.following(name, after)
         following = next(course.coming, None)
         if following is None:

@@ -5,6 +5,7 @@ sender would have tried once more.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from math import log
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
@@ -120,7 +121,8 @@ def following(name: str, after: int) -> Iterator[int]:
         at += interval
 
 
-def of_sender(domain: str, retries: Sequence[int]) -> str:
+@lru_cache(1 << 14)
+def of_sender(domain: str, retries: tuple[int, ...]) -> str:
     """Returns the name of the schedule of a sender of DOMAIN who tried again after RETRIES.
 
     RETRIES are seconds after the first attempt, in order. A provider that was measured is known by
