@@ -2,8 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import time
 
@@ -126,9 +126,9 @@ def simulate_(
         if rules is not None:
             index, notes = _read_rules(rules, now)
         ways.append(Way(OTHER, _with(changed), index))
-    with foreseen():
-        sources = [_log(name) for name in names]
-        with _progress(names) as progress:
+    with foreseen(), ExitStack() as opened:
+        sources = [_log(name, opened) for name in names]
+        with _progress(sources) as progress:
             found = simulate(sources, ways, current.lifetime, now, progress)
     if found.first is None:
         raise click.ClickException(_nothing(found))
@@ -156,13 +156,16 @@ def simulate_(
 # --- what it is given -----------------------------------------------------------------------------
 
 
-def _log(name: str) -> Log:
-    """The log NAME. Raises OSError where it cannot be read."""
+def _log(name: str, opened: ExitStack) -> Log:
+    """The log NAME; what can be read only once, as a pipe, is OPENED. Raises OSError."""
     if name == "-":
         return Log(stream=sys.stdin.buffer)
     path = Path(name)
-    with path.open("rb"):
-        return Log(path)
+    stream = path.open("rb")
+    if not path.is_file():
+        return Log(stream=opened.enter_context(stream))
+    stream.close()
+    return Log(path)
 
 
 def _with(changed: dict[str, str]) -> Settings:
@@ -213,20 +216,19 @@ def _nothing(found: Simulation) -> str:
 
 
 @contextmanager
-def _progress(names: tuple[str, ...]) -> Iterator[Callable[[int], None] | None]:
-    """Shows on a terminal how much of the logs NAMES is read; yields whom to tell it, in bytes."""
+def _progress(logs: Sequence[Log]) -> Iterator[Callable[[int], None] | None]:
+    """Shows on a terminal how much of LOGS is read; yields whom to tell it, in bytes."""
     screen = Console(stderr=True)
     if not screen.is_terminal:
         yield None
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    size = None
-    with suppress(OSError):
-        size = sum(Path(name).stat().st_size for name in names if name != "-")
+    files = [log.path.stat().st_size for log in logs if log.path is not None]
+    size = sum(files) if len(files) == len(logs) else None
     columns = (TextColumn("reading"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
     with Progress(*columns, TimeRemainingColumn(), console=screen, transient=True) as bar:
-        task = bar.add_task("reading", total=None if "-" in names else size)
+        task = bar.add_task("reading", total=size)
         yield lambda done: bar.update(task, completed=done)
 
 

@@ -123,6 +123,16 @@ def test_several_logs_and_standard_input_are_read_together(place: Path) -> None:
     assert (mixed["lines"], mixed["ways"]["logged"]["deferrals"]) == (3, 2)
 
 
+def test_what_can_be_read_only_once_is_read_once(log: Path) -> None:
+    """As bash makes of <(zcat mail.log.*.gz)."""
+    reading, writing = os.pipe()
+    os.write(writing, log.read_bytes())
+    os.close(writing)
+    found = json.loads(run("--log", f"/dev/fd/{reading}", "--json").stdout)
+    os.close(reading)
+    assert found["ways"]["logged"]["mails"] == 4
+
+
 def test_rules_of_a_file_stand_in_the_place_of_those_that_the_log_names(
     log: Path, place: Path
 ) -> None:
