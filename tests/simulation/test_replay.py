@@ -2,9 +2,11 @@
 
 import io
 from collections.abc import Iterable
+from random import Random
 
 import pytest
 
+from greycheck.policy import STEPS
 from greycheck.rules.index import RuleIndex
 from greycheck.rules.rule import read_lines
 from greycheck.settings import Settings
@@ -356,3 +358,55 @@ def test_what_waited_when_the_log_began_goes_on_from_then() -> None:
     found = simulated(text, settings(), settings(delay="10m"), settings(delay="15m"))
     assert [figures.waited for figures in found.total][:3] == [700, 700, 700]
     assert found.total[3].waited >= 900
+
+
+# --- whatever a log says --------------------------------------------------------------------------
+
+SAID = (
+    " wait=300",
+    " wait=99999999999",
+    " delayed=0",
+    " delayed=400",
+    " delayed=100000000",
+    IDENTITY,
+    " by=RELAYCLIENT",
+    " by=null_sender",
+    " provider=big",
+    " rule=to:bob@example.net",
+    " rule=\\xff",
+    " observed=defer",
+    " observed=reject",
+    ' error="a b"',
+)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_each_mail_has_one_fate_in_each_way_whatever_a_log_says(seed: int) -> None:
+    draw = Random(seed)
+    reasons = [*(step.reason for step in STEPS), "error", "unheard"]
+    clients = ["192.0.2.1", "10.0.0.1", "2001:db8::1", "::", "40.1.1.1", "1.2.3", "-"]
+    senders = ["", "a@x.example", "a", "@", "a@", "\\x00@x", "x+y@there.example", "b\\...9.AB@x"]
+    text, now = [], 0
+    for _ in range(300):
+        now += draw.choice([-5, 0, 1, 30, 400, 4000, 90_000])
+        verdict = f"{draw.choice(['accept', 'defer', 'reject'])} reason={draw.choice(reasons)}"
+        more = "".join(each for each in SAID if draw.random() < 0.2)
+        to = draw.choice(["", "bob@example.net", "b"])
+        hook = draw.choice(["spp", "policy", "smtpextfork"])
+        text.append(line(now, verdict, draw.choice(clients), draw.choice(senders), to, more, hook))
+    other = settings(
+        delay=draw.choice(["0s", "1d"]),
+        strikes=1,
+        pool_networks=1,
+        client_passes=draw.choice([0, 2]),
+        learn_outbound="60d",
+        network_limit=draw.choice([0, 1]),
+        pending_limit=draw.choice([0, 2]),
+        ipv4_prefix=draw.choice([8, 32]),
+    )
+    found = simulated(text, settings(), other)
+    for figures in found.total:
+        assert figures.mails == sum(fates(figures).values()) == sum(figures.reasons.values())
+        assert figures.mails == found.total[0].mails > 0
+        assert sum(figures.bands) == figures.delayed
+    assert sum(found.changes.values()) == found.total[0].mails
