@@ -82,8 +82,7 @@ class Attempt:
         self.action = action
         self.reason = reason
         self.envelope = envelope
-        self.written = normalise.mail_address(envelope.sender)
-        self.sender = _folded(self.written)
+        self.written, self.sender = _normalised(envelope.sender)
         self.recipient = normalise.mail_address(envelope.recipient)
         # Its triplet as it was last made, and with which prefix lengths.
         self.triplet: Triplet | None = None
@@ -102,8 +101,10 @@ class Attempt:
 
 
 @lru_cache(1 << 16)
-def _folded(sender: bytes) -> bytes:
-    return normalise.fold_sender(sender)
+def _normalised(address: bytes) -> tuple[bytes, bytes]:
+    """ADDRESS normalised, and folded besides: addresses come again and again."""
+    written = normalise.mail_address(address)
+    return written, normalise.fold_sender(written)
 
 
 class Mail:
@@ -154,10 +155,10 @@ class Mails:
         if now - self._swept > SWEEP:
             self._sweep(now)
         mail = self._open.get(pair)
-        if mail is not None and _is_over(mail, now):
-            self._when_over(self._open.pop(pair))
-            return None
-        return mail
+        if mail is None or not _is_over(mail, now):
+            return mail
+        self._when_over(self._open.pop(pair))
+        return None
 
     def take(self, attempt: Attempt, mail: Mail | None) -> Mail:
         """Has MAIL, which ``begun`` returned, take the ATTEMPT; returns it, or a new one."""
