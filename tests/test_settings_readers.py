@@ -36,7 +36,6 @@ FILES: tuple[tuple[str, set[str]], ...] = (
     ("store/admin/*", {"commands"}),
     ("store/*", {"check"}),
     ("rules/*", {"commands"}),
-    ("digest/*", {"commands"}),
     ("cli/common.py", {"expire", "commands"}),
     ("cli/serve.py", {"serve"}),
     ("cli/expire.py", {"expire"}),

@@ -135,6 +135,11 @@ RIGHTS = (
         "Stays root: looks at files and processes. A process of the owner's looks into the store;"
         " what it tells is shown as text.",
     ),
+    (
+        "simulate, watch",
+        "Read the settings (simulate) and the files that are named, with the rights of whoever runs"
+        " them. Open no store.",
+    ),
     ("completion, config, demo, providers known", "Open no store that a setting names."),
 )
 
