@@ -30,6 +30,7 @@ FILES: tuple[tuple[str, set[str]], ...] = (
     ("resident/learning.py", {"check"}),
     ("resident/*", {"serve"}),
     ("digest/*", {"commands"}),
+    ("simulation/*", set()),
     ("resolve/*", {"commands"}),
     ("store/rights.py", OF_ALL),
     ("store/admin/expiry.py", {"expire"}),
