@@ -371,7 +371,7 @@ def settings_page() -> str:
                 *paragraphs(SETTINGS_TEXT),
                 *paragraphs(READERS_TEXT),
                 *tagged([(name, f"{words}.") for name, words in READERS.items()]),
-                *paragraphs(["greycheck explain, doctor and config read all."]),
+                *paragraphs(["greycheck explain, simulate, doctor and config read all."]),
             ],
         ),
         section("SETTINGS", setting_lines()),
