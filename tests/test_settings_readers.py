@@ -30,6 +30,8 @@ FILES: tuple[tuple[str, set[str]], ...] = (
     ("resident/learning.py", {"check"}),
     ("resident/counting.py", {"check"}),
     ("resident/*", {"serve"}),
+    ("digest/*", {"commands"}),
+    ("simulation/*", set()),
     ("resolve/*", {"commands"}),
     ("store/rights.py", OF_ALL),
     ("store/admin/expiry.py", {"expire"}),
