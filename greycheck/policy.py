@@ -385,7 +385,10 @@ class Decision:
         "warning",
     )
 
-    def __init__(self, envelope: Envelope, settings: "Settings", now: int) -> None:
+    def __init__(
+        self, envelope: Envelope, settings: "Settings", now: int, of: "Triplet | None" = None
+    ) -> None:
+        """OF is the triplet of ENVELOPE under SETTINGS, where somebody has made it before."""
         self.envelope = envelope
         self.settings = settings
         self.now = now
@@ -398,7 +401,7 @@ class Decision:
         self.domain = b""
         self.authorised_by = self.by_identity = ""
         self._networks: Sequence[str] | None = None
-        self._triplet: Triplet | None = None
+        self._triplet = of
         self._first_passed: bool | None = None
         self._asked_earlier = False
 
@@ -417,9 +420,7 @@ class Decision:
 
     def anew(self) -> "Decision":
         """The same decision from its beginning, after somebody else has changed a row."""
-        other = Decision(self.envelope, self.settings, self.now)
-        other._triplet = self._triplet
-        return other
+        return Decision(self.envelope, self.settings, self.now, self._triplet)
 
     # What it was given.
 

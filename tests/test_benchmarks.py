@@ -35,6 +35,7 @@ def ratios_of_peers() -> list[str]:
 RATIOS = {
     "check": ["x bare"] * 4 + ["x known", "x new"],
     "asking": ["x config"] * 10,
+    "simulate": ["x config"] * 3,
     "rules": ["x bare"] * 3 + ["x 20 rules"] * 2 + ["x 20 pairs"],
     "throughput": ["x SQLAlchemy"],
     "memory": ["x bare"] * 12,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from greycheck import child, hooks, log, settings, store
+from greycheck import child, history, hooks, log, settings, store
 from greycheck.hooks import smtpextfork, spp
 from greycheck.policy import Verdict
 from greycheck.store import base, first_use, sqlite
@@ -54,6 +54,30 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> dict[bytes, bytes]:
 
 
 # --- the child ------------------------------------------------------------------------------------
+
+
+def test_where_nothing_can_be_counted_the_verdict_stands(
+    environ: dict[bytes, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    def note(*_arguments: object) -> NoReturn:
+        raise MemoryError
+
+    monkeypatch.setattr(history, "note", note)
+    # Its thread would end this process.
+    monkeypatch.setattr(
+        "greycheck.guard.Guard",
+        lambda _seconds, _expire: type("Guard", (), {"settle": lambda _self, _code: None})(),
+    )
+    environ[b"GREYCHECK_DATABASE"] = str(tmp_path / "none" / "greycheck.db").encode()
+    check = child.Check(smtpextfork, ("/nonexistent",))
+    check.read([b"greycheck"])
+    check.run()
+    assert check.code == 0
+    [line] = capfd.readouterr().err.splitlines()
+    assert " reason=error " in line
 
 
 def test_where_no_process_can_be_left_behind_the_verdict_stands(

@@ -15,12 +15,13 @@ from greycheck.envelope import Envelope
 from greycheck.log import verdict_line
 from greycheck.policy import Change, Decision, Identity, authority
 from greycheck.settings import Settings, read
+from greycheck.simulation.schedules import SCHEDULES, times
 from greycheck.store import base
 from greycheck.store.base import Asked
 from greycheck.store.schema import tables
 from tests.support import Database, SQLiteFile, in_every_store
 from tests.test_docs import tables as documented
-from tests.test_schedules import COLUMNS, FIRST, NOW, SCHEDULES, settings, times
+from tests.test_schedules import COLUMNS, FIRST, NOW, settings
 
 DOMAIN = "provider.example"
 SENDER = b"alice@provider.example"

@@ -12,68 +12,12 @@ from greycheck.check import check
 from greycheck.envelope import Envelope
 from greycheck.policy import POOL_GAP, Decision
 from greycheck.settings import Settings, read
+from greycheck.simulation.schedules import SCHEDULES, times
 from greycheck.store import base
 from greycheck.store.base import POOL_MOST
 from tests.support import Database, SQLiteFile, in_every_store
 
 NOW = 1_800_000_000
-MINUTE, HOUR = 60, 3600
-
-
-def times(text: str) -> list[int]:
-    """The seconds of attempts as minutes and seconds after the first, which is one too."""
-    return [0] + [
-        60 * int(minutes) + int(seconds)
-        for minutes, seconds in (each.split(":") for each in text.split())
-    ]
-
-
-def every(interval: int, until: int) -> list[int]:
-    return list(range(0, until + 1, interval))
-
-
-def growing(first: int, factor: float, most: int, until: int) -> list[int]:
-    """Attempts after an interval that grows by FACTOR up to the MOST."""
-    found, interval = [0], float(first)
-    while found[-1] + interval <= until:
-        found.append(found[-1] + round(interval))
-        interval = min(interval * factor, most)
-    return found
-
-
-HOTMAIL = times("1:01 2:03 3:04 5:06 8:07 12:08 16:10")
-YANDEX = times("1:05 2:58 6:53 14:55 30:28 45:41 61:01")
-OF_QMAIL = [400 * number * number for number in range(12)]
-OF_EXIM = every(15 * MINUTE, 2 * HOUR)
-
-MEASURED = {
-    "gmail": times("6:02 29:02 56:36 98:44 162:03 229:44 309:05 434:46"),
-    "yahoo": times("2:07 5:39 12:58 27:16 55:13 109:35 216:47 430:36"),
-    "hotmail": HOTMAIL + [HOTMAIL[-1] + 4 * MINUTE * number for number in range(1, 87)],
-    "qq": times("5:05 5:11 5:17 6:19 8:22 12:25 20:29 52:31 84:35 144:42 204:56"),
-    "mail.ru": times(
-        "1:18 19:15 49:14 79:49 113:20 154:18 187:53 235:20 271:03 305:50 340:38 373:45"
-    ),
-    "yandex": YANDEX + [YANDEX[-1] + 930 * number for number in range(1, 19)],
-    "mail.com": times("5:02 12:37 23:59 41:03 66:38 105:01 162:35 248:56 378:28"),
-    "gmx": times("5:01 12:33 23:50 40:46 66:09 104:14 161:22 247:04 375:36"),
-    "aol": times("5:32 11:32 21:32 31:32"),
-    "india": times("6:21 16:21 36:21 76:21 146:22 216:21 286:21 356:21 426:21"),
-}
-SERVERS = {
-    "qmail": OF_QMAIL,
-    "Postfix": growing(300, 2, 4000, 24 * HOUR),
-    "Exim": OF_EXIM,
-    "Sendmail": every(10 * MINUTE, 6 * HOUR),
-    "Exchange": growing(60, 1, 60, 4 * MINUTE)
-    + [4 * MINUTE + 300 * number for number in range(1, 7)],
-    "Exchange Online": growing(15 * MINUTE, 2, HOUR, 24 * HOUR),
-    "KumoMTA": growing(20 * MINUTE, 2, 12 * HOUR, 24 * HOUR),
-    "SendGrid": [0, 60, 660, 4260, 18660],
-    "Mailgun": growing(10 * MINUTE, 2, 8 * HOUR, 8 * HOUR),
-    "once in 25 hours": every(25 * HOUR, 50 * HOUR),
-}
-SCHEDULES = MEASURED | SERVERS
 
 # The first attempt that could pass, if its provider is recognised whatever the address it comes
 # from: by delay.

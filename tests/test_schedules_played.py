@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from greycheck.simulation.schedules import SCHEDULES
 from tests.resident.resident import Resident
 from tests.support import ACCEPTED, DEFERRED, Child, Database, Ran
 from tests.test_identity import NETWORKS, SENDER, authorise
 from tests.test_model import CLOCK, Clocked, programs
-from tests.test_schedules import NOW, SCHEDULES, settings
+from tests.test_schedules import NOW, settings
 
 # For which a fixture of that name stands here too.
 __all__ = ["programs"]

@@ -43,49 +43,63 @@ class Chosen:
         return Filter(
             None if self.address is None else address_bytes(self.address),
             None if self.domain is None else address_bytes(self.domain),
-            None if self.network is None else _network(self.network),
+            None if self.network is None else network_of(self.network),
             None if self.newer is None else now - self.newer,
             None if self.older is None else now - self.older,
         )
 
 
-def _network(text: str) -> Network:
+def network_of(text: str) -> Network:
+    """The network that TEXT, the value of ``--network``, writes. Raises BadParameter."""
     try:
         return read_network(text)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--network") from None
 
 
+# The options about a mail: its addresses and its client. ``greycheck watch`` has them too.
+OF_MAIL = (
+    click.option(
+        "--address",
+        metavar="TEXT",
+        help="Sender or recipient: an address, user@, @domain; '<>' the null sender.",
+    ),
+    click.option(
+        "--domain", metavar="NAME", help="Sender or recipient at this domain or below it."
+    ),
+    click.option(
+        "--network",
+        metavar="CIDR",
+        help="Clients in 192.0.2.0/23, 2001:db8::/32, 192.0.2.1: any length.",
+    ),
+)
+
+# Those about its age.
+OF_AGE = (
+    click.option(
+        "--older",
+        callback=duration,
+        metavar="DURATION",
+        help="First attempt longer ago than 90s, 5m, 24h, 36d.",
+    ),
+    click.option(
+        "--newer",
+        callback=duration,
+        metavar="DURATION",
+        help="First attempt not as long ago.",
+    ),
+)
+
+
 def options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the options to COMMAND, which takes them by the names of ``Chosen``."""
-    for decorator in reversed(
-        (
-            click.option(
-                "--address",
-                metavar="TEXT",
-                help="Sender or recipient: an address, user@, @domain; '<>' the null sender.",
-            ),
-            click.option(
-                "--domain", metavar="NAME", help="Sender or recipient at this domain or below it."
-            ),
-            click.option(
-                "--network",
-                metavar="CIDR",
-                help="Clients in 192.0.2.0/23, 2001:db8::/32, 192.0.2.1: any length.",
-            ),
-            click.option(
-                "--older",
-                callback=duration,
-                metavar="DURATION",
-                help="First attempt longer ago than 90s, 5m, 24h, 36d.",
-            ),
-            click.option(
-                "--newer",
-                callback=duration,
-                metavar="DURATION",
-                help="First attempt not as long ago.",
-            ),
-        )
-    ):
+    for decorator in reversed((*OF_MAIL, *OF_AGE)):
+        command = decorator(command)
+    return command
+
+
+def of_mail(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options ``address``, ``domain`` and ``network`` to COMMAND."""
+    for decorator in reversed(OF_MAIL):
         command = decorator(command)
     return command

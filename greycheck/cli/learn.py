@@ -25,9 +25,9 @@ from greycheck.times import stamp
 if TYPE_CHECKING:
     from greycheck.store.base import Connection
 
-# The longest line that is read, in bytes; how many correspondents are written at once; and how many
-# are remembered, so that the store need not be asked again.
-LINE, BATCH, KNOWN = 16384, 500, 200_000
+# How many correspondents are written at once; and how many are remembered, so that the store need
+# not be asked again.
+BATCH, KNOWN = 500, 200_000
 
 # How long the store may take over one batch, in seconds.
 PATIENCE = 60.0
@@ -122,15 +122,6 @@ def _open(name: str) -> BinaryIO:
     return Path(name).open("rb")
 
 
-def _lines(source: BinaryIO) -> Iterator[bytes]:
-    """Yields the lines of SOURCE without their ends; of one that is too long, nothing."""
-    while text := source.readline(LINE):
-        is_whole = text.endswith(b"\n") or len(text) < LINE
-        while not text.endswith(b"\n") and (rest := source.readline(LINE)):
-            text = rest
-        yield text.rstrip(b"\r\n") if is_whole else b""
-
-
 def _letters(
     logs: Iterable[BinaryIO],
     settings: Settings,
@@ -142,7 +133,7 @@ def _letters(
     lifetime = settings.learn_outbound
     for source in logs:
         mails = Mails()
-        for text in _lines(source):
+        for text in lines.bounded(source):
             counts.lines += 1
             line = lines.read(text, now)
             pair = mails.read(line)

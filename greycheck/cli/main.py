@@ -25,9 +25,11 @@ from greycheck.cli.resolve import resolve
 from greycheck.cli.rules import allow, defer, expect, greylist, reject, rules
 from greycheck.cli.serve import serve
 from greycheck.cli.show import show
+from greycheck.cli.simulate import simulate_
 from greycheck.cli.stats import stats
 from greycheck.cli.status import status
 from greycheck.cli.terminal import Group
+from greycheck.cli.watch import watch
 
 EPILOG = """
 Run by qmail-smtpd, without a command, greycheck checks one envelope: SMTPEXTFORK calls it
@@ -46,6 +48,8 @@ SECTIONS = {
         "show": "Show all that is known of a triplet, a client or a domain.",
         "digest": "Tell what never came back, and looks legitimate. For cron.",
         "explain": "Explain what a check would decide now, and why.",
+        "watch": "Show the log as it comes: verdict, reason, who and whom.",
+        "simulate": "Work out what other settings would have done, from logs.",
     },
     "Whom to let in": {
         "allow": "Accept at once what PATTERN matches.",
@@ -104,6 +108,8 @@ for command in (
     explain,
     list_,
     show,
+    watch,
+    simulate_,
     forget,
     config,
     expire,

@@ -147,6 +147,11 @@ RIGHTS = (
         "Stays root: looks at files and processes. A process of the owner's looks into the store;"
         " what it tells is shown as text.",
     ),
+    (
+        "simulate, watch",
+        "Read the settings (simulate) and the files that are named, with the rights of whoever runs"
+        " them. Open no store.",
+    ),
     ("completion, config, demo, providers known", "Open no store that a setting names."),
 )
 
@@ -383,7 +388,7 @@ def settings_page() -> str:
                 *paragraphs(SETTINGS_TEXT),
                 *paragraphs(READERS_TEXT),
                 *tagged([(name, f"{words}.") for name, words in READERS.items()]),
-                *paragraphs(["greycheck explain, doctor and config read all."]),
+                *paragraphs(["greycheck explain, simulate, doctor and config read all."]),
             ],
         ),
         section("SETTINGS", setting_lines()),

@@ -32,6 +32,7 @@ from greycheck.store.base import (
     digest,
     domain_key,
     packed_range,
+    pair_keys,
 )
 from greycheck.store.schema.tables import ORIGIN
 from greycheck.times import away
@@ -230,6 +231,8 @@ class _Lookup:
         self._now = now
         self._near = near
         self._found = found
+        self._pairs: set[tuple[bytes, bytes]] = set()
+        self._uses: dict[tuple[str, str], tuple[int, int]] = {}
         self._has_providers = waiting.has_providers(connection)
 
     def candidates(self, rows: list[RowMapping]) -> list[Candidate]:
@@ -252,11 +255,13 @@ class _Lookup:
         """Returns those of EVERY that wait for somebody, and adds what is known of their pairs."""
         keys = {one.pair: _release_key(one.row) for one in every}
         released = waiting.released(self._connection, keys.values(), self._now)
-        pairs = (one.row["triplet_key"] for one in every if one.sender)
-        uses = waiting.uses_of_pairs(self._connection, pairs)
+        pairs = {pair_keys(one.row["triplet_key"]) for one in every if one.sender}
+        # Each once, however many rows of a pair there are.
+        self._uses |= waiting.uses_of_pairs(self._connection, pairs - self._pairs)
+        self._pairs |= pairs
         left = []
         for one in every:
-            used = uses.get(one.pair) if one.sender else None
+            used = self._uses.get(one.pair) if one.sender else None
             if used is not None and used[1] >= one.row["first_attempt"]:
                 self._found.arrived += 1
                 continue

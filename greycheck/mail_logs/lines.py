@@ -1,13 +1,19 @@
 """A line of a log without what loggers put before it: its time, whose line it is, and what it says.
 
 Known are TAI64N of multilog, and its local form; syslog as of RFC 3164, whose lines have no year,
-and as rsyslog and journald write it; Exim's own; and a line without any of these. Times without a
-zone are local.
+and as rsyslog and journald write it (``short``, ``short-precise``, ``short-iso`` of journalctl);
+Exim's own; and a line without any of these. Times without a zone are local.
 """
 
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
+from functools import lru_cache
 from time import localtime, mktime
+from typing import BinaryIO
+
+# The longest line that is read, in bytes.
+LINE = 16384
 
 # How far in the future a time without a year may be, in seconds: clocks differ.
 AHEAD = 86400
@@ -20,7 +26,9 @@ _ISO = re.compile(
     rb"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,]\d{1,9})?"
     rb"(?: ?(Z|[+-]\d\d:?\d\d))? "
 )
-_SYSLOG = re.compile(rb"(?:<\d{1,3}>)?([A-Z][a-z]{2}) ([ \d]\d) (\d\d):(\d\d):(\d\d) ")
+_SYSLOG = re.compile(
+    rb"(?:<\d{1,3}>)?([A-Z][a-z]{2}) ([ \d]\d) (\d\d):(\d\d):(\d\d)(?:\.\d{1,9})? "
+)
 _MONTHS = {
     name: number
     for number, name in enumerate(
@@ -63,13 +71,32 @@ def read(text: bytes, now: int) -> Line:
     return Line(rest, when)
 
 
+def bounded(source: BinaryIO) -> Iterator[bytes]:
+    """Yields the lines of SOURCE without their ends; of one that is longer than LINE, nothing."""
+    read, longest = source.readline, LINE
+    while text := read(longest):
+        is_whole = text.endswith(b"\n") or len(text) < longest
+        while not text.endswith(b"\n") and (rest := read(longest)):
+            text = rest
+        yield text.rstrip(b"\r\n") if is_whole else b""
+
+
 def _iso(*parts: bytes | None) -> int | None:
-    year, month, day, hour, minute, second = (int(part or 0) for part in parts[:6])
-    zone = parts[6]
+    *minute, second, zone = parts
+    begun = _minute(*minute, zone)
+    return None if begun is None or int(second or 0) > 60 else begun + int(second or 0)
+
+
+# Lines come close together: most share their minute with the one before. A time that is wrong is
+# remembered as None.
+@lru_cache(64)
+def _minute(*parts: bytes | None) -> int | None:
+    year, month, day, hour, minute = (int(part or 0) for part in parts[:5])
+    zone = parts[5]
     try:
         if zone is None:
-            return int(mktime((year, month, day, hour, minute, second, 0, 0, -1)))
-        return int(datetime(year, month, day, hour, minute, second, tzinfo=_zone(zone)).timestamp())
+            return int(mktime((year, month, day, hour, minute, 0, 0, 0, -1)))
+        return int(datetime(year, month, day, hour, minute, tzinfo=_zone(zone)).timestamp())
     except (ValueError, OverflowError):
         return None
 
@@ -82,18 +109,21 @@ def _zone(text: bytes) -> timezone:
     return timezone(timedelta(minutes=-minutes if text[:1] == b"-" else minutes))
 
 
-def _without_year(
-    now: int, name: bytes, day: bytes, hour: bytes, minute: bytes, second: bytes
-) -> int | None:
+def _without_year(now: int, *parts: bytes) -> int | None:
     """The last time that these say, as of NOW."""
+    begun = _last_minute(now, *parts[:4])
+    return None if begun is None or int(parts[4]) > 60 else begun + int(parts[4])
+
+
+@lru_cache(64)
+def _last_minute(now: int, name: bytes, day: bytes, hour: bytes, minute: bytes) -> int | None:
     month = _MONTHS.get(name)
     if month is None:
         return None
     year = localtime(now).tm_year
     try:
         for each in (year + 1, year, year - 1):
-            rest = (int(hour), int(minute), int(second), 0, 0, -1)
-            when = int(mktime((each, month, int(day), *rest)))
+            when = int(mktime((each, month, int(day), int(hour), int(minute), 0, 0, 0, -1)))
             if when <= now + AHEAD:
                 return when
     except (ValueError, OverflowError):

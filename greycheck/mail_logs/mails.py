@@ -12,6 +12,7 @@ import re
 from collections import OrderedDict
 
 from greycheck.log import CUT, unshown
+from greycheck.mail_logs import checks
 from greycheck.mail_logs.lines import Line
 from greycheck.outbound import USERS
 
@@ -60,10 +61,9 @@ class Mails:
         says, program = line.says, line.program
         if program.startswith(b"postfix"):
             return self._postfix(says, program.rpartition(b"/")[2])
-        if program == b"greycheck":
-            return _greycheck(says)
-        if says.startswith(b"greycheck: "):
-            return _greycheck(says[len(b"greycheck: ") :])
+        ours = checks.said(line)
+        if ours is not None:
+            return _greycheck(ours)
         if found := _SPLOGGER.match(says):
             says, line.when = says[found.end() :], int(found[1])
         if says.startswith((b"info msg ", b"starting delivery ", b"end msg ")):

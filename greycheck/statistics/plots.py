@@ -59,7 +59,12 @@ class NoPlots(Exception):
 def drawing() -> Iterator[None]:
     """Makes the library ready: it reads no settings of anybody's. Raises NoPlots."""
     # What it finds out about fonts is kept nowhere: this user may have no directory for that.
-    with tempfile.TemporaryDirectory(prefix="greycheck-plots-") as directory:
+    with (
+        tempfile.TemporaryDirectory(prefix="greycheck-plots-") as directory,
+        warnings.catch_warnings(),
+    ):
+        # Of letters that its own font lacks, where a browser has others.
+        warnings.simplefilter("ignore")
         before = os.environ.get("MPLCONFIGDIR")
         os.environ["MPLCONFIGDIR"] = directory
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
@@ -93,9 +98,7 @@ def drawing() -> Iterator[None]:
                 "figure.constrained_layout.use": True,
                 "lines.linewidth": 1.8,
             }
-            with matplotlib.rc_context(own), warnings.catch_warnings():
-                # A letter that its own font lacks: a browser has others.
-                warnings.simplefilter("ignore")
+            with matplotlib.rc_context(own):
                 yield
         finally:
             if before is None:

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from greycheck.cli import learn as learning
 from greycheck.cli.main import cli
+from greycheck.mail_logs import lines
 from tests.support import ACCEPTED, DEFERRED, ROOT, Child, Database, on_every_database
 
 DAY = 86400
@@ -145,7 +146,7 @@ def test_many_are_written_in_batches(store: Child, monkeypatch: pytest.MonkeyPat
 
 def test_hostile_lines_fail_nothing(store: Child, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too long, cut, full of other bytes, and with a NUL in an address."""
-    monkeypatch.setattr(learning, "LINE", 200)
+    monkeypatch.setattr(lines, "LINE", 200)
     text = b"\xff\0\n" + b"x" * 5000 + LINE.format(USER, "1@there.example").encode()
     text += LINE.format(USER, "2\\x00@there.example").encode()
     text += LINE.format(USER, OUTSIDE).encode() + b"greycheck: accept reason=exempt"

@@ -23,6 +23,9 @@ from greycheck.store.admin.history import Total, date_of, day_of, step
 from tests.support import Database
 from tests.test_history import settings
 
+# It needs more than Python: a library that is an extra, and a browser.
+pytestmark = pytest.mark.system
+
 NOW = 1_800_000_000
 TODAY = day_of(NOW)
 

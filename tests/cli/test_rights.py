@@ -216,11 +216,18 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "serve": (),
     "show": ENVELOPE,
     "stats": (),
+    "simulate": ("--log", "{place}/checks"),
     "status": (),
+    "watch": ("-",),
 }
 
+CHECK = (
+    "2026-11-30 01:53:20 greycheck: defer reason=new client=192.0.2.1 sender=<a@example.org>"
+    " recipient=<b@example.net> wait=300 hook=smtpextfork ms=1\n"
+)
+
 # What asks no store that a setting names: what it makes is its own.
-WITHOUT = {"completion", "config", "demo", "providers known"}
+WITHOUT = {"completion", "config", "demo", "providers known", "simulate", "watch"}
 
 
 def leaves(group: click.Group, before: str = "") -> Iterator[str]:
@@ -240,6 +247,7 @@ def command(site: Site, name: str) -> list[str]:
     (site.place / "rules").write_text("allow to:example.com\n")
     (site.place / "clients").write_text("example.com\n")
     (site.place / "log").write_text("")
+    (site.place / "checks").write_text(CHECK)
     (site.place / "copy").mkdir(exist_ok=True)
     os.chown(site.place / "copy", NOBODY.pw_uid, NOBODY.pw_gid)
     given = {"place": site.place, "store": site.store, "bin": site.bin, "launchers": site.launchers}

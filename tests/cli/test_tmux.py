@@ -14,6 +14,7 @@ import pytest
 
 from greycheck.store.base import domain_key, packed_range
 from tests import databases
+from tests.simulation.test_replay import NEW, RETRY, line
 from tests.support import Child
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -70,6 +71,13 @@ class Screen:
             **options,
         )
         return str(ran.stdout)
+
+    def wait_for(self, text: str) -> None:
+        """Waits until TEXT is on the screen."""
+        end = time.monotonic() + 60
+        while text not in (shown := self.tmux("capture-pane", "-p")):
+            assert time.monotonic() < end, shown
+            time.sleep(0.05)
 
     def wait_for_prompt(self, prompts: tuple[str, ...] = (PROMPT,)) -> None:
         end = time.monotonic() + 60
@@ -138,6 +146,7 @@ def screen(request: pytest.FixtureRequest, place: Path, launchers: Path) -> Iter
         "GREYCHECK_CONFIG": "/dev/null",
         "LC_ALL": "C.UTF-8",
         "TERM": "xterm-256color",
+        "TZ": "UTC",
         "SHELL": "/bin/sh",
     }
     found = Screen(request.param, place, environ)
@@ -216,6 +225,18 @@ def test_domains_and_what_is_released_fit_the_screen(screen: Screen) -> None:
     assert screen.type("greycheck forget domain example.com") == ["1 domain forgotten."]
 
 
+def test_the_digest_fits_the_screen(screen: Screen) -> None:
+    digest = "greycheck digest --older 0"
+    assert screen.type(digest) == ["Nothing that waits looks legitimate."]
+    screen.type("greycheck allow from:example.org")
+    told = screen.type(digest)
+    assert told[0] == "3 mails that look legitimate: deferred, and not tried again for 0s."
+    assert any("\\x1b[31mred\\x07\\xe2\\x80\\xae@example.org" in line for line in told)
+    assert "    +2 near is a rule that allows: from:example.org" in told
+    assert "    +2 since then a rule allows it: from:example.org" in told
+    assert "      greycheck allow 198.51.100.7" in told
+
+
 def test_before_the_first_mail_the_screen_says_where_the_store_will_be(
     screen: Screen, place: Path
 ) -> None:
@@ -225,3 +246,41 @@ def test_before_the_first_mail_the_screen_says_where_the_store_will_be(
             "There is no store yet: the first mail makes it, or: greycheck db upgrade",
             f"It will be {place}/store/other.db",
         ]
+
+
+def test_a_log_is_watched_as_it_grows_and_simulated(screen: Screen, place: Path) -> None:
+    log = place / "current"
+    hostile = "\\x1b[31mred\\x07\\xe2\\x80\\xae@example.org"
+    wide = "2001:db8:1111:2222:3333:4444:5555:6666"
+    log.write_text(
+        line(0, NEW, more=" wait=300")
+        + line(400, RETRY, more=" delayed=400 identity=there.example")
+        + line(500, NEW, wide, LONG, LONG, more=" wait=300")
+    )
+    told = screen.type(f"greycheck simulate --log {log} --delay 15m")
+    assert told[0].startswith("log        2027-01-15 ")
+    assert any(each.split()[:3] == ["passed", "after", "a"] for each in told)
+    assert "reading" not in " ".join(told), "the bar is gone when it is done"
+
+    screen.tmux("send-keys", "clear; tmux -L greycheck clear-history", "Enter")
+    time.sleep(0.2)
+    screen.wait_for_prompt()
+    screen.tmux("send-keys", "-l", f"greycheck watch {log}")
+    screen.tmux("send-keys", "Enter")
+    screen.wait_for(wide)
+    log.rename(place / "current.old")
+    log.write_text(line(600, "reject reason=rule", sender=hostile, more=" rule=192.0.2.0/24"))
+    screen.wait_for("rule=192.0.2.0/24")
+    shown = screen.tmux("capture-pane", "-p", "-e")
+    assert all(f"\x1b[{colour}m" in shown for colour in (31, 32, 33)), "verdicts have colours"
+    screen.tmux("send-keys", "C-c")
+    screen.wait_for_prompt()
+    command, day, *lines, last = screen.tmux("capture-pane", "-p", "-J").rstrip().split("\n")
+    assert (command.split()[-1], day, last) == (str(log), "2027-01-15", PROMPT)
+    lines = [each.rstrip() for each in lines]
+    assert all(len(each) <= WIDTH for each in lines)
+    assert "08:00:00  defer   new            192.0.2.1  wait 5m" in lines
+    assert "08:06:40  accept  retry          192.0.2.1  waited 6m 40s" in lines
+    assert f"08:08:20  defer   new            {wide}  wait 5m" in lines
+    assert "          \\x1b[31mred\\x07\\xe2\\x80\\xae@example.org -> bob@example.net" in lines
+    assert lines[-1] == "^C"

@@ -62,6 +62,8 @@ def test_a_recipient_lets_a_mail_in_by_his_browser(
     with Web(place, database) as web, Browser() as browser:
         page.write_text(run("digest", "--html", "--links", web.url))
         browser.open(page.as_uri())
+        # The style is the page's own, and its policy lets it be.
+        assert browser.run("getComputedStyle(document.body).maxWidth") == "768px"
         told = browser.names()
         assert ("heading", "Mail that has not come back") in told
         assert ("heading", "From alice@example.org to bob@example.net") in told
@@ -78,7 +80,6 @@ def test_a_recipient_lets_a_mail_in_by_his_browser(
         assert ("heading", "Let this mail in?") in browser.names()
         assert browser.run("document.referrer") == ""
         assert ("button", "Let this mail in") in browser.names()
-        # The style is the page's own, and the policy lets it be.
         assert browser.run("getComputedStyle(document.body).maxWidth") == "576px"
         assert browser.run(IS_TOO_WIDE) is False
         assert json.loads(run("rules", "list", "--json")) == []

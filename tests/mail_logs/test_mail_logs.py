@@ -52,6 +52,7 @@ PAIR = (b"joe@ours.example", b"ann@there.example")
         (b"2026-11-30T02:53:20.123456+02:00 host program: ", NOW),
         (b"2026-11-29T19:53:20-0500 host program: ", NOW),
         (b"Nov 30 01:53:20 host program[1]: ", NOW),
+        (b"Nov 30 01:53:20.123456 host program[1]: ", NOW),
         (b"<22>Nov 30 01:53:20 host program[1]: ", NOW),
         (b"Nov 30 11:53:20 host program[1]: ", NOW + 36000),
         (b"Dec  2 01:53:20 host program[1]: ", NOW - 363 * 86400),
@@ -107,6 +108,8 @@ def test_a_line_of_greycheck_says_it_all(by: str, before: bytes) -> None:
 def test_greycheck_in_the_systems_log() -> None:
     says = own_line(*PAIR, "sasl_username").removeprefix(b"greycheck: ")
     assert read(b"Nov 30 01:53:20 host greycheck[77]: " + says) == [PAIR]
+    # As the journal has what a unit of that name writes to descriptor 2.
+    assert read(b"Nov 30 01:53:20 host greycheck[77]: greycheck: " + says) == [PAIR]
 
 
 def test_bytes_that_a_line_has_escaped_come_back() -> None:

@@ -159,6 +159,7 @@ def test_a_path_that_is_too_long_for_a_socket_is_named(place: Path) -> None:
             " 107 at most: set a shorter one"
         )
     assert {path.name for path in place.iterdir()} <= {
+        "greycheck.counts",
         "greycheck.db",
         "log",
         longest.name,

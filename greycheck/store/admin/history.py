@@ -39,6 +39,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import date
+from functools import cache
 from math import ceil, log2
 from pathlib import Path
 from time import localtime, time_ns
@@ -49,8 +50,10 @@ from sqlalchemy import (
     CompoundSelect,
     Connection,
     Engine,
+    Select,
     Table,
     and_,
+    bindparam,
     delete,
     func,
     literal,
@@ -282,7 +285,7 @@ def _taken(path: Path) -> list[Path]:
     name = re.compile(re.escape(SPOOL) + r"\.\d{1,20}\.\d{1,10}")
     try:
         return sorted(each for each in path.parent.iterdir() if name.fullmatch(each.name))
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return []
 
 
@@ -513,6 +516,7 @@ def never(connection: Connection, settings: Settings, rows: Sequence[Waiting]) -
     origins = {bytes(row.origin) for row in rows if row.origin}
     clients = _last_seen(connection, client, {_address(origin) for origin in origins})
     domains = _last_seen(connection, domain, {origin[:DIGEST] for origin in origins})
+    passed = _passed(connection, rows)
     for row in rows:
         origin = bytes(row.origin or b"")
         if origin and clients.get(_address(origin), 0) > row.first_attempt:
@@ -521,7 +525,7 @@ def never(connection: Connection, settings: Settings, rows: Sequence[Waiting]) -
             row.authorised or _may_send(connection, origin)
         ):
             continue
-        if _passed_elsewhere(connection, row):
+        if (row.sender, row.recipient) in passed:
             continue
         day = day_of(row.first_attempt)
         how = AGAIN if row.early_attempts else ONCE
@@ -568,15 +572,34 @@ def _may_send(connection: Connection, origin: bytes) -> bool:
     return found is not None and found[1] in AUTHORISING and bytes(found[0]) >= origin[DIGEST:]
 
 
-def _passed_elsewhere(connection: Connection, row: Waiting) -> bool:
-    """True if the mail of ROW has passed from another network: same sender, same recipient."""
-    query = select(triplet.c.passes).where(
-        triplet.c.triplet_key.between(*pair_keys(row.triplet_key)),
-        triplet.c.passes > 0,
-        triplet.c.sender == row.sender,
-        triplet.c.recipient == row.recipient,
+# How many pairs are asked for at once.
+PAIRS = 50
+
+
+@cache
+def _of_pairs() -> Select[Any]:
+    """Returns the query of senders and recipients that passed within PAIRS ranges of keys."""
+    column = triplet.c.triplet_key
+    ranges = (
+        and_(column >= bindparam(f"low{number}"), column <= bindparam(f"high{number}"))
+        for number in range(PAIRS)
     )
-    return connection.execute(query.limit(1)).first() is not None
+    return select(triplet.c.sender, triplet.c.recipient).where(triplet.c.passes > 0, or_(*ranges))
+
+
+def _passed(connection: Connection, rows: Sequence[Waiting]) -> set[tuple[str, str]]:
+    """Returns senders and recipients of ROWS whose mail has passed from another network."""
+    found: set[tuple[str, str]] = set()
+    # The keys of one pair stand together, but for the null sender's.
+    keys = sorted({pair_keys(bytes(row.triplet_key)) for row in rows if row.sender})
+    for start in range(0, len(keys), PAIRS):
+        chunk = keys[start : start + PAIRS]
+        chunk += chunk[-1:] * (PAIRS - len(chunk))
+        given: dict[str, bytes] = {}
+        for number, (low, high) in enumerate(chunk):
+            given |= {f"low{number}": low, f"high{number}": high}
+        found |= {(row[0], row[1]) for row in connection.execute(_of_pairs(), given)}
+    return found
 
 
 def _domain(address: str) -> str:
@@ -591,7 +614,7 @@ def read(engine: Engine, settings: Settings, first: int, last: int, now: int) ->
 
     Of each day they have what OF_A_DAY names, of recipients together. What tells of recipients,
     senders and networks is of all these days together, as day 0. What this host's spool has and the
-    store has not is in them.
+    store has not is in them, if this user may read it.
     """
     path = _spool(settings)
     for _try in range(TRIES - 1):
@@ -611,7 +634,7 @@ def _read_once(
     before = _identity(path)
     spooled: list[tuple[Path, Totals]] = []
     for each in (path, *_taken(path)):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, PermissionError):
             spooled.append((each, add_up(_lines(each), now)))
     totals: Totals = Counter()
     markers = set()

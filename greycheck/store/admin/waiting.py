@@ -17,11 +17,9 @@ from sqlalchemy import (
     Integer,
     RowMapping,
     Select,
-    and_,
     bindparam,
     func,
     literal_column,
-    or_,
     select,
     union_all,
     update,
@@ -36,7 +34,7 @@ from greycheck.settings import Settings
 from greycheck.store.admin import errors, rulebook
 from greycheck.store.admin.engine import reading
 from greycheck.store.admin.queries import FETCHED, PAGING
-from greycheck.store.base import DIGEST, PROVIDERS, packed_range, pair_keys
+from greycheck.store.base import DIGEST, PROVIDERS, packed_range
 from greycheck.store.schema.tables import (
     authorised,
     client,
@@ -55,7 +53,7 @@ READ = 100_000
 CLIENTS = 500_000
 
 # How many keys one query looks up, how many ranges, and how many rows of one pair are read.
-KEYS, RANGES, OF_PAIRS = 500, 100, 20_000
+KEYS, RANGES, OF_PAIR = 500, 100, 500
 
 # How much longer than by the settings a triplet may wait: another host's may be longer, in seconds.
 MARGIN = 3600
@@ -163,33 +161,51 @@ def released(connection: Connection, keys: Iterable[bytes], now: int) -> set[byt
 
 
 def uses_of_pairs(
-    connection: Connection, keys: Iterable[bytes]
+    connection: Connection, ranges_of_keys: Iterable[tuple[bytes, bytes]]
 ) -> dict[tuple[str, str], tuple[int, int]]:
     """Returns first and last use of the pairs that passed, by sender and recipient.
 
-    KEYS are of triplets; what they have in common with other pairs is found too.
+    RANGES_OF_KEYS are those of ``pair_keys``; of each OF_PAIR rows are read. What shares the
+    beginning of its keys with another pair is found too.
     """
     found: dict[tuple[str, str], tuple[int, int]] = {}
-    for some in _some((pair_keys(each) for each in keys), RANGES):
+    for some in _some(ranges_of_keys, RANGES):
         values = _numbered(("low", "high"), some)
-        for sender, recipient, first, last in connection.execute(_of_pairs(RANGES), values):
-            before = found.get((sender, recipient), (first, last))
-            found[sender, recipient] = min(before[0], first), max(before[1], last)
+        query = _of_pairs(RANGES, connection.dialect.name)
+        for sender, recipient, first, last in connection.execute(query, values):
+            if first is not None:
+                before = found.get((sender, recipient), (first, last))
+                found[sender, recipient] = min(before[0], first), max(before[1], last)
     return found
 
 
 @cache
-def _of_pairs(size: int) -> Select[Any]:
-    """Returns the query of the triplets that passed in SIZE ranges of keys, ``low`` to ``high``."""
+def _of_pairs(size: int, dialect: str) -> Executable:
+    """Returns the query of the triplets in SIZE ranges of keys, from ``low`` to before ``high``."""
     key = triplet.c.triplet_key
-    within = or_(
-        *(
-            and_(key >= bindparam(f"low_{number}"), key < bindparam(f"high_{number}"))
-            for number in range(size)
-        )
-    )
     columns = triplet.c.sender, triplet.c.recipient, triplet.c.passed_at, triplet.c.last_attempt
-    return select(*columns).where(within, triplet.c.passed_at.is_not(None)).limit(OF_PAIRS)
+    return _together(
+        [
+            select(*columns)
+            .where(key >= bindparam(f"low_{number}"), key < bindparam(f"high_{number}"))
+            .order_by(key)
+            .limit(OF_PAIR)
+            for number in range(size)
+        ],
+        dialect,
+    )
+
+
+def _together(parts: list[Select[Any]], dialect: str) -> Executable:
+    """Returns the query of what all PARTS find, each with an order and a limit of its own.
+
+    Each is so small that no database reads a table for it, whatever it knows of the parameters.
+    """
+    if dialect != "sqlite":
+        return union_all(*parts)
+    # It takes no brackets around a part; others would make a table for each of these.
+    named = (part.subquery(f"part_{number}") for number, part in enumerate(parts))
+    return union_all(*(select(*part.c) for part in named))
 
 
 def _numbered(names: Sequence[str], rows: Sequence[Sequence[object]]) -> dict[str, object]:
@@ -231,7 +247,8 @@ def ranges(
     found: dict[Within, tuple[str, str]] = {}
     for some in _some(wanted, RANGES):
         values = _numbered(("low", "at"), [each[:2] for each in some])
-        for number, last, source, name, expires in connection.execute(_ranges(RANGES), values):
+        query = _ranges(RANGES, connection.dialect.name)
+        for number, last, source, name, expires in connection.execute(query, values):
             each = some[number] if number < len(some) else some[0]
             if expires > now and bytes(last) >= each.least:
                 found[each] = source, name
@@ -239,7 +256,7 @@ def ranges(
 
 
 @cache
-def _ranges(size: int) -> Executable:
+def _ranges(size: int, dialect: str) -> Executable:
     """Returns the query of SIZE ranges: of each the last one with a key from ``low`` to ``at``.
 
     Ranges do not overlap: no other one can hold what is asked for.
@@ -251,10 +268,9 @@ def _ranges(size: int) -> Executable:
         .where(key <= bindparam(f"at_{number}"), key >= bindparam(f"low_{number}"))
         .order_by(key.desc())
         .limit(1)
-        .subquery(f"range_{number}")
         for number in range(size)
     ]
-    return union_all(*(select(*part.c) for part in parts))
+    return _together(parts, dialect)
 
 
 def has_providers(connection: Connection) -> bool:

@@ -274,20 +274,25 @@ def test_what_is_no_regular_file_is_taken_for_an_empty_one(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_what_may_not_be_taken_away_is_said(
+def test_what_may_not_be_taken_away_is_said_and_read_without(
     store: Engine, database: Database, told: Settings
 ) -> None:
-    spool(database, line())
+    spool(database, line()).chmod(0o600)
     database.directory.chmod(0o755)
-    child = os.fork()
-    if not child:
-        os.setuid(65534)
-        try:
-            collect(store, told, NOW, settled=0)
-        except PermissionError:
-            os._exit(7)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    for path in database.directory.glob("greycheck.db*"):
+        path.chmod(0o644)
+    with reading(store).connect() as open_before:
+        open_before.exec_driver_sql("SELECT 1")
+        child = os.fork()
+        if not child:
+            os.setuid(65534)
+            found = attempts(read(store, told, TODAY, TODAY, NOW))
+            try:
+                collect(store, told, NOW, settled=0)
+            except PermissionError:
+                os._exit(7 + found)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has rights to misuse")

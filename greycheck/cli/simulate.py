@@ -1,0 +1,326 @@
+"""``greycheck simulate``: what other settings would have made of the mail in a log."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from time import time
+
+import click
+
+from greycheck import log, settings
+from greycheck.cli import terminal
+from greycheck.cli.columns import facts, wrapped
+from greycheck.cli.common import foreseen, read_settings
+from greycheck.cli.output import console, print_json
+from greycheck.cli.rules import text_lines
+from greycheck.cli.terminal import Console, Table, Text
+from greycheck.rules.index import RuleIndex
+from greycheck.rules.rule import Rule, read_lines
+from greycheck.settings import Settings, duration_text
+from greycheck.simulation.figures import BANDS, Figures, Simulation
+from greycheck.simulation.history import Log
+from greycheck.simulation.replay import LOGGED, Way, simulate
+from greycheck.times import local_bare, span
+
+# The settings that decide about mail that a log tells of, each an option.
+OPTIONS = (
+    "delay",
+    "retry_window",
+    "lifetime",
+    "ipv4_prefix",
+    "ipv6_prefix",
+    "client_passes",
+    "domain_passes",
+    "pool_networks",
+    "identity",
+    "null_sender",
+    "strikes",
+    "strike_interval",
+    "strike_time",
+    "learn_outbound",
+    "network_limit",
+    "pending_limit",
+)
+
+# The names of what is compared, and the titles of their columns.
+CURRENT, OTHER = "current", "simulated"
+TITLES = {LOGGED: "as logged", CURRENT: "current settings", OTHER: "simulated"}
+
+FATES = {
+    "at_once": "passed at once",
+    "delayed": "passed after a wait",
+    "never": "never came again",
+    "refused": "refused",
+    "waits": "waited at the log's end",
+}
+
+# What a simulation cannot know, said below each.
+STOOD_IN = (
+    "Of {mails} mails the log ends before these settings let them pass: published schedules say"
+    " when their senders would have tried again. Such a sender is taken to try again, a spammer"
+    " too."
+)
+
+
+def setting_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds an option for each setting of OPTIONS to COMMAND, which takes them by its name."""
+    table = {setting.name: setting for setting in settings.TABLE}
+    for name in reversed(OPTIONS):
+        command = click.option(
+            f"--{name.replace('_', '-')}", name, metavar="VALUE", help=table[name].meaning
+        )(command)
+    return command
+
+
+@click.command("simulate")
+@click.option(
+    "--log",
+    "logs",
+    multiple=True,
+    metavar="FILE...",
+    help="A log, and any number of further ones; - is standard input.",
+)
+@click.argument("more", nargs=-1, metavar="")
+@setting_options
+@click.option(
+    "--rules",
+    "rules",
+    metavar="FILE",
+    help="Under the rules of FILE, as greycheck rules export writes it, and no others.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON, by day too.")
+def simulate_(
+    logs: tuple[str, ...],
+    more: tuple[str, ...],
+    rules: str | None,
+    as_json: bool,
+    **given: str | None,
+) -> None:
+    """Work out what other settings would have made of the mail that a log tells of.
+
+    FILE is a log with greycheck's own lines and their times, as multilog, syslog or journalctl
+    writes it; several are read in the order of their times. Each line is an attempt, on which the
+    check's own decision is made again: under the settings as they are now, and under those that are
+    given here. No store is opened.
+
+    \b
+        greycheck simulate --log /var/log/smtpd/@*.s --delay 15m
+
+    It is approximate. What passed in the log was not tried again: where the given settings would
+    defer it still, the published schedule of its sender stands in, and the figures say for how many
+    mails. Which networks may send for a domain is known as far as the log has identity=. Without
+    --rules those rules count that the log names. A mail is told by its sender and its recipient.
+    """  # noqa: D301
+    names = (*logs, *more)
+    if not names:
+        raise click.UsageError("name a log: greycheck simulate --log /var/log/smtpd/current")
+    now = int(time())
+    current = read_settings()
+    changed = {name: value for name, value in given.items() if value is not None}
+    ways = [Way(CURRENT, current)]
+    notes: list[str] = []
+    if changed or rules is not None:
+        index = None
+        if rules is not None:
+            index, notes = _read_rules(rules, now)
+        ways.append(Way(OTHER, _with(changed), index))
+    with foreseen(), ExitStack() as opened:
+        sources = [_log(name, opened) for name in names]
+        with _progress(sources) as progress:
+            found = simulate(sources, ways, current.lifetime, now, progress)
+    if found.first is None:
+        raise click.ClickException(_nothing(found))
+    different = [
+        (name, _shown(name, ways[0].settings), _shown(name, ways[-1].settings))
+        for name in OPTIONS
+        if _shown(name, ways[0].settings) != _shown(name, ways[-1].settings)
+    ]
+    if as_json:
+        print_json(
+            {
+                "settings": {
+                    name: {CURRENT: before, OTHER: after} for name, before, after in different
+                },
+                "rules": rules,
+                **found.as_data(),
+            }
+        )
+        return
+    for note in notes:
+        terminal.echo(f"Note: {note}", err=True)
+    show(console(), found, different, rules)
+
+
+# --- what it is given -----------------------------------------------------------------------------
+
+
+def _log(name: str, opened: ExitStack) -> Log:
+    """The log NAME; what can be read only once, as a pipe, is OPENED. Raises OSError."""
+    if name == "-":
+        return Log(stream=sys.stdin.buffer)
+    path = Path(name)
+    stream = path.open("rb")
+    if not path.is_file():
+        return Log(stream=opened.enter_context(stream))
+    stream.close()
+    return Log(path)
+
+
+def _with(changed: dict[str, str]) -> Settings:
+    """The settings of this process with those that are CHANGED. Raises UsageError."""
+    environ = dict(os.environb)
+    for name, value in changed.items():
+        environ[settings.PREFIX + name.upper().encode()] = os.fsencode(value)
+    found = settings.read(environ)
+    if found.problems:
+        words = "\n".join(log.quoted(problem)[1:-1] for problem in found.problems)
+        for name in changed:
+            option = f"--{name.replace('_', '-')}"
+            words = words.replace(f"GREYCHECK_{name.upper()}", option)
+        raise click.UsageError(words)
+    return found
+
+
+def _read_rules(path: str, now: int) -> tuple[RuleIndex, list[str]]:
+    """The rules in the file PATH, and what is to be said of them. Raises ClickException."""
+    read, notes, faults = read_lines(text_lines(path), now)
+    if faults:
+        raise click.ClickException("\n".join(f"{path}:{terminal.shown(fault)}" for fault in faults))
+    unknown = sum(rule.kind in ("name", "helo") for rule in read)
+    notes = [f"{path}:{note}" for note in notes]
+    if unknown:
+        notes.append(f"{path}: {unknown} rules by name or HELO match nothing: a log has neither")
+    return RuleIndex([_row(rule) for rule in read]), notes
+
+
+def _row(rule: Rule) -> tuple[bytes, str, str, str, int | None, int | None]:
+    return rule.match_key, rule.kind, rule.pattern, rule.action, rule.delay, rule.expires_at
+
+
+def _shown(name: str, of: Settings) -> str:
+    """The value of the setting NAME, as an operator writes it."""
+    table = {setting.name: setting for setting in settings.TABLE}
+    return str(table[name].show(getattr(of, name)))
+
+
+def _nothing(found: Simulation) -> str:
+    """Why nothing could be simulated."""
+    if found.unusable:
+        return (
+            f"none of {found.unusable} lines of checks has both a time and a client: let multilog"
+            " write times (t), or take the log of syslog or journalctl"
+        )
+    return f"no line of {found.lines} is one of a check of greycheck's"
+
+
+@contextmanager
+def _progress(logs: Sequence[Log]) -> Iterator[Callable[[int], None] | None]:
+    """Shows on a terminal how much of LOGS is read; yields whom to tell it, in bytes."""
+    screen = Console(stderr=True)
+    if not screen.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    files = [log.path.stat().st_size for log in logs if log.path is not None]
+    size = sum(files) if len(files) == len(logs) else None
+    columns = (TextColumn("reading"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+    with Progress(*columns, TimeRemainingColumn(), console=screen, transient=True) as bar:
+        task = bar.add_task("reading", total=size)
+        yield lambda done: bar.update(task, completed=done)
+
+
+# --- for people -----------------------------------------------------------------------------------
+
+
+def show(
+    screen: Console,
+    found: Simulation,
+    different: list[tuple[str, str, str]],
+    rules: str | None = None,
+) -> None:
+    """Prints what was FOUND to SCREEN, and the DIFFERENT settings: names, and both values."""
+    assert found.first is not None
+    assert found.last is not None
+    facts(screen, _about(found, different, rules), 9)
+    screen.print()
+    screen.print(_table(found))
+    if len(found.ways) > 2:
+        screen.print()
+        _show_changes(screen, found)
+    stood_in = found.total[-1].stood_in
+    if stood_in:
+        screen.print()
+        for line in wrapped(STOOD_IN.format(mails=stood_in), min(screen.width, 80)):
+            screen.print(Text(line, "dim"), soft_wrap=True)
+
+
+def _about(
+    found: Simulation, different: list[tuple[str, str, str]], rules: str | None
+) -> Iterator[tuple[str, str]]:
+    assert found.first is not None
+    assert found.last is not None
+    left_out = ""
+    if found.exempt or found.unusable:
+        left_out = f"; left out: {found.exempt} exempt, {found.unusable} without time or client"
+    yield "log", f"{local_bare(found.first)} to {local_bare(found.last)}"
+    yield "lines", f"{found.lines}, {found.checks} of them checks{left_out}"
+    if found.known:
+        yield "before", f"{found.known} clients, triplets and domains were known before it began"
+    for name, before, after in different:
+        yield "setting", f"{name}: {before or 'none'} now, {after or 'none'} simulated"
+    if rules is not None:
+        yield "rules", f"{rules}, instead of those that the log names"
+
+
+def _table(found: Simulation) -> Table:
+    """The figures of each way, and the difference between the last two."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column()
+    for _way in (*found.ways, "difference"):
+        table.add_column(justify="right")
+    heads = [*(TITLES[way] for way in found.ways), "difference"]
+    table.add_row("", *(Text(head, "bold") for head in heads))
+    for name, values, is_time in _lines(found.total):
+        difference = values[-1] - values[-2]
+        written = span if is_time else str
+        sign = "-" if difference < 0 else "+"
+        shown = f"{sign}{written(abs(difference))}" if difference else ""
+        table.add_row(name, *map(written, values), shown)
+    return table
+
+
+def _lines(total: list[Figures]) -> Iterator[tuple[str, list[int], bool]]:
+    """The name of each line of the table, its values in each way, and whether these are seconds.
+
+    What is 0 in each way is left out, but for the fates that each mail may have.
+    """
+    yield "mails", [figures.mails for figures in total], False
+    for fate, name in FATES.items():
+        values = [getattr(figures, fate) for figures in total]
+        if any(values) or fate not in ("refused", "waits"):
+            yield name, values, False
+        if fate == "delayed":
+            for place, band in enumerate((*BANDS, 0)):
+                values = [figures.bands[place] for figures in total]
+                if any(values):
+                    yield f"  within {duration_text(band)}" if band else "  later", values, False
+    yield "attempts deferred", [figures.deferrals for figures in total], False
+    values = [figures.stood_in for figures in total]
+    if any(values):
+        yield "by a schedule", values, False
+    yield "mean wait", [figures.mean for figures in total], True
+    yield "longest wait", [figures.longest for figures in total], True
+
+
+def _show_changes(screen: Console, found: Simulation) -> None:
+    """Prints how many mails fare otherwise than under the current settings."""
+    changed = [(pair, number) for pair, number in found.changes.items() if pair[0] != pair[1]]
+    if not changed:
+        screen.print("No mail fares otherwise than under the current settings, but for its wait.")
+        return
+    screen.print("Mails that fare otherwise than under the current settings", style="bold")
+    for (before, after), number in sorted(changed, key=lambda each: -each[1]):
+        screen.print(f"{number:>9}  {FATES[before]} -> {FATES[after]}")
