@@ -73,3 +73,14 @@ def test_the_library_is_loaded_only_where_it_is_asked_for(start: Start, given: s
     resident: Resident = start(options, metrics_listen=given)
     assert ("prometheus_client" in resident.log()) == bool(given)
     assert ("wsgiref" in resident.log()) == bool(given)
+
+
+def test_without_the_library_it_says_how_to_install_it_and_goes_on(start: Start) -> None:
+    program = (
+        "import sys; sys.modules['prometheus_client'] = None;"
+        " from greycheck.__main__ import main; main()"
+    )
+    resident = start({"program": ("-c", program)}, metrics_listen="127.0.0.1:0, [::1]:0")
+    assert resident.ask() == DEFERRED
+    [said] = resident.warnings()
+    assert said.startswith("metrics_listen: needs prometheus_client: ")
