@@ -40,7 +40,7 @@ FILES: tuple[tuple[str, set[str]], ...] = (
     ("store/*", {"check"}),
     ("rules/*", {"commands"}),
     ("statistics/*", {"commands"}),
-    ("digest/*", {"commands"}),
+    ("metrics/*", {"commands"}),
     ("cli/common.py", {"expire", "commands"}),
     ("cli/serve.py", {"serve"}),
     ("cli/expire.py", {"expire"}),

@@ -30,7 +30,7 @@ def upgrade() -> None:
             "kind",
             sa.String(8),
             nullable=False,
-            comment="verdict, hour, delay, never, sender, network, ever, waited or file",
+            comment="verdict, hour, delay, never, sender, network, ever, waited, file or expire",
         ),
         sa.Column(
             "verdict",

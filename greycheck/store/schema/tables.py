@@ -251,7 +251,7 @@ history = Table(
         "kind",
         String(8),
         nullable=False,
-        comment="verdict, hour, delay, never, sender, network, ever, waited or file",
+        comment="verdict, hour, delay, never, sender, network, ever, waited, file or expire",
     ),
     Column("verdict", String(8), nullable=False, comment="accept, defer, reject, observe or never"),
     Column("name", Shown, nullable=False, comment="of the reason, hour, delay, sender or network"),
