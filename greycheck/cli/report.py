@@ -1,12 +1,14 @@
 """``greycheck report``: what greylisting did, as text for mail and as a page with plots."""
 
+import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from time import time
+from typing import BinaryIO
 
 import click
 
@@ -17,6 +19,7 @@ from greycheck.cli.expire import no_store
 from greycheck.cli.output import console, is_empty
 from greycheck.cli.stats import a_day, aligned, days, figures_of
 from greycheck.settings import Settings
+from greycheck.simulation.figures import Simulation, from_data
 from greycheck.statistics import page, parts, text
 from greycheck.statistics.figures import Figures
 from greycheck.statistics.parts import Table
@@ -28,6 +31,11 @@ from greycheck.times import local
 # How many days are told of where none is named; and before and after a change, at most.
 MONTH = 30
 AROUND = 14
+
+# The most of a simulation that is read, in bytes: a hundred years by day.
+LARGEST = 1 << 26
+
+NO_SIMULATION = "is not what greycheck simulate --json prints"
 
 Changed = tuple[int, Figures, Figures]
 
@@ -48,7 +56,19 @@ Changed = tuple[int, Figures, Figures]
     metavar="DAY",
     help="Compare as many days before and after this one, on which something was changed.",
 )
-def report(file: str | None, first: int | None, last: int | None, change: int | None) -> None:
+@click.option(
+    "--simulation",
+    type=click.File("rb"),
+    metavar="FILE",
+    help="Tell too what greycheck simulate --json has printed into FILE; - is standard input.",
+)
+def report(
+    file: str | None,
+    first: int | None,
+    last: int | None,
+    change: int | None,
+    simulation: BinaryIO | None,
+) -> None:
     """Tell of the last 30 days, or of those that are named, as text for cron's mail.
 
     With --html as a page, one file that loads nothing from elsewhere: attempts, deferrals and
@@ -59,6 +79,8 @@ def report(file: str | None, first: int | None, last: int | None, change: int | 
     FILE is written beside its place and then renamed. Run by root, it is written as the store's
     owner: where only root may write, take --html - and the shell's >.
     """
+    # Before this process becomes the store's owner: the file is whoever's runs the command.
+    found = None if simulation is None else _simulation(simulation)
     settings, now = read_settings(), int(time())
     begin, end = _days(first, last, change, day_of(now))
     figures = figures_of(settings, begin, end, now)
@@ -68,9 +90,11 @@ def report(file: str | None, first: int | None, last: int | None, change: int | 
             terminal.echo(*no_store(settings))
         else:
             _print(figures, settings, changed)
+        if found is not None:
+            _print_tables([parts.simulated(found)])
         return
     try:
-        made = page.page(figures, settings, f"Made {local(now)}", changed)
+        made = page.page(figures, settings, f"Made {local(now)}", changed, found)
     except NoPlots:
         raise click.ClickException(
             "plots need matplotlib, which is not installed here:"
@@ -106,13 +130,29 @@ def _changed(figures: Figures, day: int) -> Changed:
     return day, before, after
 
 
+def _simulation(file: BinaryIO) -> Simulation:
+    """Returns the simulation in FILE. Raises ClickException."""
+    name = terminal.shown(str(file.name))
+    try:
+        content = file.read(LARGEST)
+        return from_data(json.loads(content))
+    except (OSError, ValueError, RecursionError) as error:
+        said = error.strerror if isinstance(error, OSError) else NO_SIMULATION
+        raise click.ClickException(f"{name}: {said}") from None
+
+
 # --- text -----------------------------------------------------------------------------------------
 
 
 def _print(figures: Figures, settings: Settings, changed: Changed | None) -> None:
     screen = console()
     facts(screen, text.summary(figures, settings), text.LABEL)
-    for table in _tables(figures, settings, changed):
+    _print_tables(_tables(figures, settings, changed))
+
+
+def _print_tables(tables: Iterable[Table]) -> None:
+    screen = console()
+    for table in tables:
         terminal.echo("", table.title)
         if not table.rows:
             terminal.echo(table.words)

@@ -18,10 +18,11 @@ from greycheck.cli.rules import text_lines
 from greycheck.cli.terminal import Console, Table, Text
 from greycheck.rules.index import RuleIndex
 from greycheck.rules.rule import Rule, read_lines
-from greycheck.settings import Settings, duration_text
-from greycheck.simulation.figures import BANDS, Figures, Simulation
+from greycheck.settings import Settings
+from greycheck.simulation.figures import CURRENT, OTHER, Simulation
 from greycheck.simulation.history import Log
-from greycheck.simulation.replay import LOGGED, Way, simulate
+from greycheck.simulation.replay import Way, simulate
+from greycheck.simulation.telling import FATES, TITLES, rows
 from greycheck.times import local_bare, span
 
 # The settings that decide about mail that a log tells of, each an option.
@@ -43,18 +44,6 @@ OPTIONS = (
     "network_limit",
     "pending_limit",
 )
-
-# The names of what is compared, and the titles of their columns.
-CURRENT, OTHER = "current", "simulated"
-TITLES = {LOGGED: "as logged", CURRENT: "current settings", OTHER: "simulated"}
-
-FATES = {
-    "at_once": "passed at once",
-    "delayed": "passed after a wait",
-    "never": "never came again",
-    "refused": "refused",
-    "waits": "waited at the log's end",
-}
 
 # What a simulation cannot know, said below each.
 STOOD_IN = (
@@ -283,36 +272,13 @@ def _table(found: Simulation) -> Table:
         table.add_column(justify="right")
     heads = [*(TITLES[way] for way in found.ways), "difference"]
     table.add_row("", *(Text(head, "bold") for head in heads))
-    for name, values, is_time in _lines(found.total):
+    for name, values, is_time in rows(found.total):
         difference = values[-1] - values[-2]
         written = span if is_time else str
         sign = "-" if difference < 0 else "+"
         shown = f"{sign}{written(abs(difference))}" if difference else ""
         table.add_row(name, *map(written, values), shown)
     return table
-
-
-def _lines(total: list[Figures]) -> Iterator[tuple[str, list[int], bool]]:
-    """The name of each line of the table, its values in each way, and whether these are seconds.
-
-    What is 0 in each way is left out, but for the fates that each mail may have.
-    """
-    yield "mails", [figures.mails for figures in total], False
-    for fate, name in FATES.items():
-        values = [getattr(figures, fate) for figures in total]
-        if any(values) or fate not in ("refused", "waits"):
-            yield name, values, False
-        if fate == "delayed":
-            for place, band in enumerate((*BANDS, 0)):
-                values = [figures.bands[place] for figures in total]
-                if any(values):
-                    yield f"  within {duration_text(band)}" if band else "  later", values, False
-    yield "attempts deferred", [figures.deferrals for figures in total], False
-    values = [figures.stood_in for figures in total]
-    if any(values):
-        yield "by a schedule", values, False
-    yield "mean wait", [figures.mean for figures in total], True
-    yield "longest wait", [figures.longest for figures in total], True
 
 
 def _show_changes(screen: Console, found: Simulation) -> None:

@@ -7,7 +7,14 @@ the ways that are compared.
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+# The name of what the log itself tells, beside the ways that are simulated.
+LOGGED = "logged"
+
+# The names of what is compared: under the settings as they are, and under those that are given.
+CURRENT, OTHER = "current", "simulated"
+WAYS = ([LOGGED, CURRENT], [LOGGED, CURRENT, OTHER])
 
 # What becomes of a mail: it passes at its first attempt, or later; it is refused; it is deferred at
 # each of its attempts; or it still waited when the log ended.
@@ -162,3 +169,51 @@ def figures_data(figures: Figures) -> dict[str, object]:
         ],
         "reasons": dict(sorted(figures.reasons.items())),
     }
+
+
+# More mails or seconds than any log tells of.
+_MOST = 10**15
+
+
+def from_data(data: object) -> Simulation:
+    """Returns the simulation in DATA, as ``Simulation.as_data`` made it, without its days.
+
+    Raises ValueError if it is none.
+    """
+    try:
+        assert isinstance(data, dict)
+        ways = data["ways"]
+        changes = {(each["from"], each["to"]): each["mails"] for each in data["changes"]}
+        found = Simulation(
+            list(ways),
+            [_figures(way) for way in ways.values()],
+            changes=Counter({pair: _number(number) for pair, number in changes.items()}),
+        )
+        for name in ("lines", "checks", "exempt", "unusable"):
+            setattr(found, name, _number(data[name]))
+        found.known = _number(data["known_before"])
+        found.first, found.last = _number(data["first"]), _number(data["last"])
+    except (AssertionError, AttributeError, KeyError, TypeError):
+        raise ValueError("is not what greycheck simulate --json prints") from None
+    if found.ways not in WAYS or not all(set(pair) <= set(FATES) for pair in found.changes):
+        raise ValueError("is not what greycheck simulate --json prints")
+    return found
+
+
+def _figures(data: dict[str, Any]) -> Figures:
+    found = Figures()
+    for name in ("mails", *FATES, "deferrals"):
+        setattr(found, name, _number(data[name]))
+    found.stood_in = _number(data["by_schedule"])
+    found.longest = _number(data["longest_wait"])
+    found.waited = _number(data["mean_wait"]) * found.delayed
+    bands = [_number(band["mails"]) for band in data["waits_up_to"]]
+    assert len(bands) == len(found.bands)
+    found.bands = bands
+    return found
+
+
+def _number(value: object) -> int:
+    assert isinstance(value, int)
+    assert 0 <= value < _MOST
+    return value

@@ -36,11 +36,18 @@ from greycheck.policy import (
 from greycheck.rules.index import RuleIndex
 from greycheck.settings import Settings
 from greycheck.simulation import figures, schedules
-from greycheck.simulation.figures import AT_ONCE, DELAYED, NEVER, REFUSED, WAITS, Fate, Simulation
+from greycheck.simulation.figures import (
+    AT_ONCE,
+    DELAYED,
+    LOGGED,
+    NEVER,
+    REFUSED,
+    WAITS,
+    Fate,
+    Simulation,
+)
 from greycheck.simulation.history import IDLE, Attempt, Log, Mail, Mails, Reader
 from greycheck.simulation.store import Store, Told, Wanted
-
-LOGGED = "logged"
 
 # The reasons by which a client, a triplet and a domain are known; and those that say nothing of
 # these, as they come before.

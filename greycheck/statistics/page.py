@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from html import escape
 
 from greycheck.settings import Settings
+from greycheck.simulation.figures import Simulation
 from greycheck.statistics import parts, plots, text
 from greycheck.statistics.figures import Figures
 from greycheck.statistics.parts import Table
@@ -81,13 +82,16 @@ def page(
     settings: Settings,
     made: str,
     changed: "tuple[int, Figures, Figures] | None" = None,
+    simulation: Simulation | None = None,
 ) -> str:
-    """Returns the page about FIGURES, MADE then, and about what CHANGED on a day.
+    """Returns the page about FIGURES, MADE then, about what CHANGED on a day, and a SIMULATION.
 
     Raises plots.NoPlots.
     """
     with plots.drawing():
         body = "".join(_sections(figures, settings, changed))
+        if simulation is not None:
+            body += _section(parts.simulated(simulation), plots.simulated(simulation))
     title = f"Greylisting, {text.period(figures)}"
     facts = "".join(
         f"<dt>{_shown(name)}</dt><dd>{_shown(words)}</dd>\n"

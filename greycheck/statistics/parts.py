@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from greycheck.settings import Settings
+from greycheck.simulation.figures import Simulation
+from greycheck.simulation.telling import TITLES, rows
 from greycheck.statistics.figures import RECIPIENT, Figures, Row, share
 from greycheck.store.admin.history import AGAIN, NETWORK, NEVER, ONCE, SENDER, date_of, number_of
 from greycheck.times import span
@@ -155,3 +157,21 @@ def change(day: int, before: Figures, after: Figures) -> Table:
     )
     rows = [list(row) for row in zip(names, column(before), column(after), strict=True)]
     return Table(f"Before and after {date_of(day).isoformat()}", ("", "before", "after"), rows)
+
+
+def simulated(found: Simulation) -> Table:
+    """Returns what a simulation FOUND: each way, and the last two's difference."""
+    columns = ("", *(TITLES[way] for way in found.ways), "difference")
+    cells = []
+    for name, values, is_time in rows(found.total):
+        written = span if is_time else str
+        difference = values[-1] - values[-2]
+        sign = "-" if difference < 0 else "+"
+        cells.append(
+            [
+                name.strip(),
+                *map(written, values),
+                f"{sign}{written(abs(difference))}" if difference else "",
+            ]
+        )
+    return Table("What other settings would have done", columns, cells)

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from greycheck.simulation.figures import BANDS, Simulation
+from greycheck.simulation.telling import TITLES
 from greycheck.statistics.figures import Figures, Row, share
 from greycheck.statistics.text import plain
 from greycheck.store.admin.history import STEPS, step
@@ -294,3 +296,27 @@ def change(before: Figures, after: Figures) -> str:
 
     words = f"Half of all within {p50(before)} before, within {p50(after)} after."
     return _drawn("change", "Delays before and after the change", words, draw)
+
+
+def simulated(found: Simulation) -> str:
+    """Returns the plot of how long mails wait in the last two ways of a simulation."""
+    last_two = list(zip(found.ways, found.total, strict=True))[-2:]
+    names = [f"to {span(band)}" for band in BANDS] + ["longer", "never came"]
+
+    def draw(axes: "Axes") -> None:
+        for place, ((way, figures), colour) in enumerate(
+            zip(last_two, ("attempts", "passed"), strict=True)
+        ):
+            at = [number + (place - 0.5) * 0.4 for number in range(len(names))]
+            heights = [*figures.bands, figures.never]
+            axes.bar(at, heights, width=0.4, label=TITLES[way], color=COLOURS[colour])
+        axes.set_xticks(range(len(names)), labels=names)
+        axes.set_ylabel("mails")
+
+    words = "; ".join(
+        f"{TITLES[way]}: {figures.delayed} of {figures.mails} mails wait, {span(figures.mean)} on"
+        f" average, {figures.never} never come"
+        for way, figures in last_two
+    )
+    title = f"How long mails wait: {' and '.join(TITLES[way] for way, _ in last_two)}"
+    return _drawn("simulated", title, f"{words}.", draw)

@@ -1,6 +1,7 @@
 """``greycheck report``: its text, its page, and how that looks in a browser."""
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,15 @@ from click.testing import CliRunner, Result
 
 from greycheck.cli import report as command
 from greycheck.cli.main import cli
+from greycheck.simulation.figures import (
+    DELAYED,
+    NEVER,
+    WAYS,
+    Fate,
+    Figures,
+    Simulation,
+    from_data,
+)
 from greycheck.statistics import plots
 from greycheck.store.admin import history
 from greycheck.store.admin.engine import open_engine
@@ -204,6 +214,55 @@ def test_one_delay_has_a_plot_too() -> None:
 
 
 # --- the file -------------------------------------------------------------------------------------
+
+
+def simulated() -> Simulation:
+    found = Simulation(list(WAYS[1]), [Figures(), Figures(), Figures()], lines=9, checks=8, known=1)
+    found.first, found.last = NOW - 86400, NOW
+    for figures, wait in zip(found.total, (600, 600, 900), strict=True):
+        figures.add(Fate(DELAYED, "retry", wait, 2), 5)
+        figures.add(Fate(NEVER, "early", deferrals=1), wait // 100)
+    found.changes[DELAYED, NEVER] = 3
+    return found
+
+
+def test_what_other_settings_would_have_done_is_told_too(
+    database: Database, tmp_path: Path
+) -> None:
+    made = simulated()
+    assert from_data(json.loads(json.dumps(made.as_data()))).as_data()["ways"] == {
+        name: {**way, "reasons": {}}
+        for name, way in made.as_data()["ways"].items()  # type: ignore[attr-defined]
+    }
+    (tmp_path / "simulation").write_text(json.dumps(made.as_data()))
+    database.make()
+    fill(database, 3)
+    told = run("--simulation", str(tmp_path / "simulation")).stdout
+    assert "What other settings would have done" in told
+    assert re.search(r"never came again +6 +6 +9 +\+3\n", told)
+    assert re.search(r"longest wait +10m +10m +15m +\+5m\n", told)
+    page = run("--html", "-", "--simulation", str(tmp_path / "simulation")).stdout
+    assert 'aria-labelledby="simulated-title simulated-desc"' in page
+    assert "5 of 14 mails wait, 15m on average, 9 never come." in page
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff", b"[]", b"{}", b"[" * 100_000, b'{"ways": {}}', b'{"ways": {"logged": {}}}'],
+)
+def test_what_is_no_simulation_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "simulation").write_bytes(content)
+    ran = run("--simulation", str(tmp_path / "simulation"), code=1)
+    assert ran.stderr.count("\n") == 1
+    assert "is not what greycheck simulate --json prints" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("first", "x"), ("lines", -1), ("lines", 1 << 70), ("changes", [{}])]
+)
+def test_a_wrong_value_in_a_simulation_is_refused(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match="is not what"):
+        from_data(simulated().as_data() | {name: value})
 
 
 def test_the_file_is_renamed_into_its_place(database: Database, tmp_path: Path) -> None:
