@@ -443,7 +443,7 @@ REFUSALS = {"smtpextfork": "454", "checkenv": "421", "rcptcheck": "421", "spp": 
 @pytest.mark.parametrize("hook", demo.HOOKS)
 def test_demo_shows_a_mail_deferred_then_accepted(hook: str) -> None:
     """In a terminal of 80 columns; the one test here that waits."""
-    command = [sys.executable, "-m", "greycheck", "demo", "--delay", "4", "--hook", hook]
+    command = [sys.executable, "-m", "greycheck", "demo", "--delay", "8", "--hook", hook]
     ran = subprocess.run(
         command,
         capture_output=True,
