@@ -126,6 +126,15 @@ def test_it_grows_no_further_than_its_limit(place: Path) -> None:
     assert os.stat(path).st_blocks == 0
 
 
+def test_no_line_is_written_of_what_is_not_counted_nor_where_none_can_be(place: Path) -> None:
+    accepted = Verdict("accept", "client")
+    history.note(settings(place, HISTORY="0"), envelope(), accepted, NOW)
+    history.note(settings(place), envelope(), Verdict("accept", "exempt"), NOW)
+    assert not spooled(place)
+    history.note(settings(place / "gone"), envelope(), accepted, NOW)
+    assert not (place / "gone").exists()
+
+
 def test_the_longest_line_is_short() -> None:
     long = b"\xff" * 1000
     verdict = Verdict("accept", "retry", delayed=10**8)

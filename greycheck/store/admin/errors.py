@@ -21,8 +21,9 @@ T = TypeVar("T")
 # libpq's text before the cause: it names the host, which messages name anyway.
 BEFORE = re.compile(r"connection to server (?:at|on) .{1,200}? failed: ")
 
-# How often a transaction is tried, and the longest pause before it is tried again, in seconds.
-TRIES = 5
+# How often a transaction is tried, and the longest pause before it is tried again, in seconds, for
+# each race that it has lost.
+TRIES = 12
 PAUSE = 0.1
 
 
@@ -58,14 +59,14 @@ def retry_on_conflict(attempt: Callable[[], T], rest: Callable[[float], None] = 
     """Runs ATTEMPT, a whole transaction, and returns its result.
 
     Runs it again if it loses a race, or inserts a row that was inserted meanwhile. Between two
-    tries it pauses for a random time (REST is called with seconds), so that the same two do not
-    collide again.
+    tries it pauses for a random time (REST is called with seconds), the longer the more it has
+    lost, so that the same do not collide again.
     """
-    for _try in range(TRIES - 1):
+    for lost in range(1, TRIES):
         try:
             return attempt()
         except DBAPIError as error:
             if not isinstance(error, IntegrityError) and not is_conflict(error):
                 raise
-        rest(uniform(0, PAUSE))
+        rest(uniform(0, PAUSE * lost))
     return attempt()
