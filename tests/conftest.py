@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -100,6 +101,20 @@ def is_spared(given: dict[str, object]) -> bool:
     on_server = given.get("database", "sqlite") != "sqlite" or "pair" in given
     hooks = ["SMTPEXTFORK"] if given.get("way") == "resident" else ["SMTPEXTFORK", "CHECKENV"]
     return on_server and given.get("hook", "SMTPEXTFORK") not in hooks
+
+
+@pytest.fixture
+def berlin() -> Iterator[None]:
+    """A host whose time is not UTC: one hour ahead of it in winter."""
+    before = os.environ.get("TZ")
+    os.environ["TZ"] = "CET-1"
+    time.tzset()
+    yield
+    if before is None:
+        del os.environ["TZ"]
+    else:
+        os.environ["TZ"] = before
+    time.tzset()
 
 
 @pytest.fixture

@@ -122,6 +122,15 @@ def tell_residents(connection: Connection) -> None:
         rulebook.change_generation(connection)
 
 
+def only_settings(monkeypatch: pytest.MonkeyPatch, given: Mapping[str, str] | None = None) -> None:
+    """Has commands in this process read no settings but the variables GIVEN."""
+    for name in list(os.environ):
+        if name.startswith("GREYCHECK"):
+            monkeypatch.delenv(name)
+    for name, value in {"GREYCHECK_CONFIG": "/dev/null", **(given or {})}.items():
+        monkeypatch.setenv(name, value)
+
+
 class Database(ABC):
     """A store for tests: ``url`` is where it is, and ``directory`` where checks may leave their
     marks.

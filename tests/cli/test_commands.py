@@ -17,16 +17,14 @@ from greycheck.cli import demo
 from greycheck.cli.main import SECTIONS, cli
 from greycheck.store.admin import expiry
 from greycheck.store.schema import migrate
+from tests.support import only_settings
 
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The path of a store that the commands find."""
     path = tmp_path / "greycheck.db"
-    for name in list(os.environ):
-        if name.startswith("GREYCHECK"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
+    only_settings(monkeypatch)
     monkeypatch.setenv("GREYCHECK_DATABASE", str(path))
     return path
 

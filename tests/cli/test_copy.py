@@ -27,7 +27,7 @@ from greycheck.store.schema import migrate
 from greycheck.store.schema.tables import triplet
 from tests import databases
 from tests.servers import PASSWORD, wait_until
-from tests.support import ROOT, ServerDatabase
+from tests.support import ROOT, ServerDatabase, only_settings
 
 ALIVE = 1 << 40
 ROWS = 2500
@@ -36,10 +36,7 @@ ROWS = 2500
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory, and no settings."""
-    for name in list(os.environ):
-        if name.startswith("GREYCHECK"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
+    only_settings(monkeypatch)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(tmp_path)
     return tmp_path

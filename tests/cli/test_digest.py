@@ -23,7 +23,15 @@ from greycheck.store.schema import migrate
 from greycheck.store.schema.tables import client, triplet
 from tests.digest.stores import HOUR, Waiting
 from tests.dns_servers import Nsd
-from tests.support import ACCEPTED, DEFERRED, ROOT, Child, Database, on_every_database
+from tests.support import (
+    ACCEPTED,
+    DEFERRED,
+    ROOT,
+    Child,
+    Database,
+    on_every_database,
+    only_settings,
+)
 
 HOSTILE = b'<script>alert("1")</script>\x1b[31m\xe2\x80\xae&amp;@known.example'
 LONG = b"order-" * 80 + b"@" + b"long-name." * 20 + b"known.example"
@@ -33,12 +41,7 @@ URL = "https://mx.example.net/greycheck-release.cgi"
 @pytest.fixture
 def store(database: Database, monkeypatch: pytest.MonkeyPatch) -> Waiting:
     """A store in which mail waits, and which the commands find."""
-    for name in list(os.environ):
-        if name.startswith("GREYCHECK"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
-    for name, value in database.environ.items():
-        monkeypatch.setenv(name, value)
+    only_settings(monkeypatch, database.environ)
     database.make()
     return filled(Waiting(database))
 

@@ -18,7 +18,7 @@ from greycheck.cli.main import cli
 from greycheck.doctor.finding import Finding
 from greycheck.store.schema import migrate
 from tests.doctor.name_server import name_server
-from tests.support import ROOT
+from tests.support import ROOT, only_settings
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 NOBODY = pwd.getpwnam("nobody")
@@ -27,10 +27,7 @@ NOBODY = pwd.getpwnam("nobody")
 @pytest.fixture
 def database(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store that the command finds, on a host where no qmail-smtpd runs."""
-    for name in list(os.environ):
-        if name.startswith("GREYCHECK"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
+    only_settings(monkeypatch)
     monkeypatch.setenv("GREYCHECK_DATABASE", str(place / "greycheck.db"))
     monkeypatch.setenv("GREYCHECK_RESOLVER", name_server())
     monkeypatch.setenv("COLUMNS", "80")

@@ -1,7 +1,6 @@
 """list, show and forget of senders' domains, as an operator runs them."""
 
 import json
-import os
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from greycheck.cli.main import cli
 from greycheck.store.base import domain_key, packed_range
 from greycheck.store.schema import migrate
 from tests import databases
-from tests.support import ACCEPTED, DEFERRED, Child
+from tests.support import ACCEPTED, DEFERRED, Child, only_settings
 
 DAY = 86400
 LONG = "news." + "a-long-name." * 5 + "example.org"
@@ -22,10 +21,7 @@ LONG = "news." + "a-long-name." * 5 + "example.org"
 @pytest.fixture
 def store(child: Child, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URL of the child's store, which the commands find."""
-    for name in list(os.environ):
-        if name.startswith("GREYCHECK"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
+    only_settings(monkeypatch)
     monkeypatch.setenv("GREYCHECK_DATABASE", str(child.database))
     monkeypatch.setenv("COLUMNS", "80")
     url = f"sqlite:///{child.database}"

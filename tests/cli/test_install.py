@@ -18,7 +18,7 @@ from greycheck.cli.main import cli
 from greycheck.hooks import every
 from greycheck.launchers import python, trial
 from tests.smtp.mailhost import wait_for
-from tests.support import ACCEPTED, DEFERRED, ROOT, Child
+from tests.support import ACCEPTED, DEFERRED, ROOT, Child, only_settings
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 NOBODY = pwd.getpwnam("nobody")
@@ -27,10 +27,7 @@ NOBODY = pwd.getpwnam("nobody")
 @pytest.fixture
 def qmail(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty bin directory; the store is beside it."""
-    for name in list(os.environ):
-        if name.startswith("GREYCHECK"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
+    only_settings(monkeypatch)
     monkeypatch.setenv("GREYCHECK_DATABASE", str(place / "store" / "greycheck.db"))
     (place / "bin").mkdir()
     (place / "store").mkdir()

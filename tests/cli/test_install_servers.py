@@ -22,7 +22,7 @@ from greycheck.store.schema import migrate
 from greycheck.store.url import parse_url
 from tests import servers
 from tests.servers import Postgres, free_port
-from tests.support import ROOT, ServerDatabase, on_every_server
+from tests.support import ROOT, ServerDatabase, on_every_server, only_settings
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -34,10 +34,7 @@ on_both = pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirec
 @pytest.fixture
 def qmail(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty bin directory; the state directory is to be made beside it."""
-    for name in list(os.environ):
-        if name.startswith("GREYCHECK"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
+    only_settings(monkeypatch)
     monkeypatch.setenv("GREYCHECK_STATE_DIRECTORY", str(place / "lib" / "state"))
     (place / "bin").mkdir()
     return place / "bin"

@@ -13,7 +13,15 @@ from click.testing import CliRunner, Result
 from greycheck.cli import learn as learning
 from greycheck.cli.main import cli
 from greycheck.mail_logs import lines
-from tests.support import ACCEPTED, DEFERRED, ROOT, Child, Database, on_every_database
+from tests.support import (
+    ACCEPTED,
+    DEFERRED,
+    ROOT,
+    Child,
+    Database,
+    on_every_database,
+    only_settings,
+)
 
 DAY = 86400
 LINE = (
@@ -26,10 +34,7 @@ USER, OUTSIDE = "joe@ours.example", "ann@there.example"
 @pytest.fixture
 def store(child: Child, database: Database, monkeypatch: pytest.MonkeyPatch) -> Child:
     """A store that the command finds, without a row."""
-    for name in list(os.environ):
-        if name.startswith("GREYCHECK"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
+    only_settings(monkeypatch)
     monkeypatch.setenv("GREYCHECK_LEARN_OUTBOUND", "60d")
     for name, value in database.environ.items():
         monkeypatch.setenv(name, value)

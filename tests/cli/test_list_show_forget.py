@@ -20,7 +20,7 @@ from greycheck.cli import forget as forgetting
 from greycheck.cli import list as listing
 from greycheck.cli.main import cli
 from greycheck.store.schema import migrate
-from tests.support import Child
+from tests.support import Child, only_settings
 
 WIDTH = 80
 DAY = 86400
@@ -30,10 +30,7 @@ ATTEMPT = ("192.0.2.1", "alice@example.org", "bob@example.net")
 @pytest.fixture
 def store(place: Path, launchers: Path, monkeypatch: pytest.MonkeyPatch) -> Child:
     """A store that the commands find, and the child that fills it."""
-    for name in list(os.environ):
-        if name.startswith("GREYCHECK"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
+    only_settings(monkeypatch)
     monkeypatch.setenv("GREYCHECK_DATABASE", str(place / "greycheck.db"))
     monkeypatch.setenv("COLUMNS", str(WIDTH))
     return Child(launchers, place / "greycheck.db")

@@ -24,7 +24,7 @@ from greycheck.store.admin.history import SUM, Total, step
 from greycheck.store.base import StoreError
 from greycheck.store.breaker import DOWN, Breaker
 from greycheck.store.schema.tables import provider, triplet
-from tests.support import Database, on_every_database
+from tests.support import Database, on_every_database, only_settings
 from tests.test_history import settings
 
 NOW = 1_800_000_000
@@ -50,10 +50,7 @@ def promtool(*arguments: str | Path, text: str = "") -> None:
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("GREYCHECK"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
+    only_settings(monkeypatch)
     monkeypatch.setattr(command, "time", lambda: NOW)
 
 

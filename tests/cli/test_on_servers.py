@@ -3,7 +3,6 @@ server does not.
 """
 
 import json
-import os
 from pathlib import Path
 from time import time
 
@@ -15,7 +14,7 @@ from greycheck.cli.main import cli
 from greycheck.store.schema import migrate, tables
 from tests import databases
 from tests.servers import PASSWORD, MariaDB, Postgres, Server, free_port
-from tests.support import Child, Database, on_every_server
+from tests.support import Child, Database, on_every_server, only_settings
 
 ATTEMPT = ("192.0.2.1", "alice@example.org", "bob@example.net")
 
@@ -40,10 +39,7 @@ COMMANDS = [
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("GREYCHECK"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
+    only_settings(monkeypatch)
     monkeypatch.setenv("COLUMNS", "80")
 
 

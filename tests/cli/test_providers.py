@@ -27,6 +27,7 @@ from tests.support import (
     both_ways,
     in_every_store,
     on_every_database,
+    only_settings,
 )
 
 A = "192.0.2.0/24"
@@ -72,12 +73,7 @@ def store(
     child: Child, database: Database, zones: Nsd, monkeypatch: pytest.MonkeyPatch
 ) -> Database:
     """A store that the commands find, with a name server."""
-    for name in list(os.environ):
-        if name.startswith("GREYCHECK"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
-    for name, value in database.environ.items():
-        monkeypatch.setenv(name, value)
+    only_settings(monkeypatch, database.environ)
     monkeypatch.setenv("GREYCHECK_RESOLVER", zones.address)
     monkeypatch.setenv("COLUMNS", "80")
     database.make()

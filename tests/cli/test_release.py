@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from greycheck.cli.main import cli
-from tests.support import ACCEPTED, DEFERRED, Child
+from tests.support import ACCEPTED, DEFERRED, Child, only_settings
 
 DAY = 86400
 MAIL = ("192.0.2.1", "alice@example.org", "bob@example.net")
@@ -21,10 +21,7 @@ ELSEWHERE = "198.51.100.1"
 @pytest.fixture
 def store(child: Child, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The store of the child, in which one mail waits, and which the commands find."""
-    for name in list(os.environ):
-        if name.startswith("GREYCHECK"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
+    only_settings(monkeypatch)
     monkeypatch.setenv("GREYCHECK_DATABASE", str(child.database))
     monkeypatch.setenv("COLUMNS", "80")
     assert child.smtpextfork().verdict == (DEFERRED, "new")

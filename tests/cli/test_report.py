@@ -30,7 +30,7 @@ from greycheck.statistics import plots
 from greycheck.store.admin import history
 from greycheck.store.admin.engine import open_engine
 from greycheck.store.admin.history import Total, date_of, day_of, step
-from tests.support import Database
+from tests.support import Database, only_settings
 from tests.test_history import settings
 
 # It needs more than Python: a library that is an extra, and a browser.
@@ -47,12 +47,7 @@ LIGHT, DARK = (0x23, 0x62, 0xA8), (0x7D, 0xB4, 0xF0)
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch, database: Database) -> None:
-    for name in list(os.environ):
-        if name.startswith("GREYCHECK"):
-            monkeypatch.delenv(name)
-    given = {"GREYCHECK_CONFIG": "/dev/null", "GREYCHECK_HISTORY_SENDERS": "yes"}
-    for name, value in (database.environ | given).items():
-        monkeypatch.setenv(name, value)
+    only_settings(monkeypatch, database.environ | {"GREYCHECK_HISTORY_SENDERS": "yes"})
     monkeypatch.setattr(command, "time", lambda: NOW)
 
 

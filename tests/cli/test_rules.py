@@ -3,7 +3,6 @@ them.
 """
 
 import json
-import os
 import sqlite3
 import time
 from pathlib import Path
@@ -15,16 +14,13 @@ from greycheck.cli.main import cli
 from greycheck.cli.rules import ends
 from greycheck.rules.rule import Rule
 from greycheck.store.schema import migrate
-from tests.support import ACCEPTED, DEFERRED, REJECTED, Child
+from tests.support import ACCEPTED, DEFERRED, REJECTED, Child, only_settings
 
 
 @pytest.fixture
 def store(child: Child, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The store of the child, which the commands find."""
-    for name in list(os.environ):
-        if name.startswith("GREYCHECK"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
+    only_settings(monkeypatch)
     monkeypatch.setenv("GREYCHECK_DATABASE", str(child.database))
     monkeypatch.setenv("COLUMNS", "80")
     migrate.upgrade(f"sqlite:///{child.database}")

@@ -15,17 +15,14 @@ from click.testing import CliRunner, Result
 from greycheck.cli.main import cli
 from tests.simulation.synthetic import Synthetic, written
 from tests.simulation.test_replay import EARLY, NEW, RETRY, line
-from tests.support import ROOT
+from tests.support import ROOT, only_settings
 from tests.test_schedules import NOW
 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
     """Default settings, and a store that nobody can open: none is wanted."""
-    for name in list(os.environ):
-        if name.startswith("GREYCHECK"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
+    only_settings(monkeypatch)
     monkeypatch.setenv("GREYCHECK_DATABASE", str(place / "none" / "greycheck.db"))
     monkeypatch.setenv("TZ", "UTC")
 

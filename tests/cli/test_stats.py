@@ -1,7 +1,6 @@
 """``greycheck stats``: a year whose true figures are known, and what is said without one."""
 
 import json
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from greycheck.cli.main import cli
 from greycheck.store.admin.engine import open_engine
 from greycheck.store.admin.history import date_of, day_of
 from tests.statistics.year import DAY, Truth, Year
-from tests.support import Database, SQLiteFile, on_every_database
+from tests.support import Database, SQLiteFile, on_every_database, only_settings
 from tests.test_history import settings
 
 BEGIN = 1_800_000_000 - 1_800_000_000 % DAY + DAY // 2
@@ -53,10 +52,7 @@ def played(database: Database, number: int) -> Truth:
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("GREYCHECK"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
+    only_settings(monkeypatch)
     monkeypatch.setattr(command, "time", lambda: NOW)
 
 

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -23,18 +23,9 @@ HOSTILE = "\\x1b[31mred\\x07@example.org"
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = os.environ.get("TZ")
-    os.environ["TZ"] = "CET-1"
-    time.tzset()
+def _clean(berlin: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
     monkeypatch.delenv("COLUMNS", raising=False)
-    yield
-    if before is None:
-        del os.environ["TZ"]
-    else:
-        os.environ["TZ"] = before
-    time.tzset()
 
 
 @dataclass

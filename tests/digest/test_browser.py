@@ -1,7 +1,6 @@
 """A recipient opens the digest in a real browser, follows a link, and lets a mail in."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from greycheck.cli.main import cli
 from tests.digest.browser import Browser
 from tests.digest.stores import Waiting
 from tests.digest.web import Web
-from tests.support import Database
+from tests.support import Database, only_settings
 
 # Whether anything is wider than the window, and the least contrast of all text with what is behind
 # it (WCAG 2.2, 1.4.3).
@@ -39,12 +38,7 @@ CONTRAST = """(() => {
 def test_a_recipient_lets_a_mail_in_by_his_browser(
     database: Database, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in list(os.environ):
-        if name.startswith("GREYCHECK"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
-    for name, value in database.environ.items():
-        monkeypatch.setenv(name, value)
+    only_settings(monkeypatch, database.environ)
     place.chmod(0o700)
     database.make()
     store = Waiting(database)

@@ -19,7 +19,7 @@ from greycheck.digest import links
 from greycheck.store.schema.tables import triplet
 from tests.digest.stores import HOUR, Waiting
 from tests.digest.web import PATH, PROGRAM, Web
-from tests.support import Database
+from tests.support import Database, only_settings
 
 HOSTILE = b'"><script>alert(1)</script><form action=//evil.example>&lt;@h.example'
 
@@ -27,12 +27,7 @@ HOSTILE = b'"><script>alert(1)</script><form action=//evil.example>&lt;@h.exampl
 @pytest.fixture
 def store(database: Database, monkeypatch: pytest.MonkeyPatch) -> Waiting:
     """A store in which two mails wait, and which the commands find."""
-    for name in list(os.environ):
-        if name.startswith("GREYCHECK"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
-    for name, value in database.environ.items():
-        monkeypatch.setenv(name, value)
+    only_settings(monkeypatch, database.environ)
     database.directory.chmod(0o700)
     database.make()
     store = Waiting(database)

@@ -22,7 +22,7 @@ from greycheck.store.admin.engine import open_engine
 from greycheck.store.base import StoreError
 from greycheck.store.schema.tables import triplet
 from tests.digest.stores import DAY, HOUR, Waiting, asked_for
-from tests.support import ACCEPTED, DEFERRED, Child, Database, on_every_database
+from tests.support import ACCEPTED, DEFERRED, Child, Database, on_every_database, only_settings
 
 SECRET, NOW = bytes(range(32)), 1_800_000_000
 TOKEN = Token(b"k" * 16, NOW - HOUR, NOW + HOUR)
@@ -160,12 +160,7 @@ def test_the_key_of_another_user_is_refused_and_root_writes_nowhere_else(place: 
 @pytest.fixture
 def store(database: Database, monkeypatch: pytest.MonkeyPatch) -> Waiting:
     """A store in which a mail waits, and which the commands find."""
-    for name in list(os.environ):
-        if name.startswith("GREYCHECK"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
-    for name, value in database.environ.items():
-        monkeypatch.setenv(name, value)
+    only_settings(monkeypatch, database.environ)
     database.make()
     database.directory.chmod(0o700)
     store = Waiting(database)

@@ -1,9 +1,6 @@
 """Who wrote to whom, by the logs of mail servers; and what in a log can mislead nobody."""
 
-import os
 import random
-import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -16,18 +13,7 @@ from greycheck.policy import Verdict
 NOW = 1_796_000_000  # 2026-11-30 00:53:20 UTC
 
 
-@pytest.fixture(autouse=True)
-def berlin() -> Iterator[None]:
-    """A host whose time is not UTC: one hour ahead of it in winter."""
-    before = os.environ.get("TZ")
-    os.environ["TZ"] = "CET-1"
-    time.tzset()
-    yield
-    if before is None:
-        del os.environ["TZ"]
-    else:
-        os.environ["TZ"] = before
-    time.tzset()
+pytestmark = pytest.mark.usefixtures("berlin")
 
 
 def read(*texts: bytes) -> list[Pair]:

@@ -1,9 +1,6 @@
 """Attempts are read from logs of any logger, in the order of their times."""
 
 import io
-import os
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,17 +21,7 @@ SAYS = verdict_line(
 )
 
 
-@pytest.fixture(autouse=True)
-def berlin() -> Iterator[None]:
-    before = os.environ.get("TZ")
-    os.environ["TZ"] = "CET-1"
-    time.tzset()
-    yield
-    if before is None:
-        del os.environ["TZ"]
-    else:
-        os.environ["TZ"] = before
-    time.tzset()
+pytestmark = pytest.mark.usefixtures("berlin")
 
 
 def read(*logs: bytes | Path, now: int = NOW) -> tuple[list[Attempt], Reader]:
