@@ -25,7 +25,9 @@ MARK = "# A launcher of greycheck"
 # What older kernels take of a first line, in bytes, and what they do from 5.1 on.
 SHEBANG, LONGER_SHEBANG = 127, 255
 
-# Where drivers are comes last, so that nothing else is looked for there first.
+# Where drivers are comes last, so that nothing else is looked for there first. The last resort is
+# compiled only where it is needed, as that takes longer than reading a room; where not even that
+# can be done, mail is accepted.
 LAUNCHER = """\
 {mark} {version}, written by `greycheck install`: run that again rather than edit this.
 try:
@@ -36,19 +38,28 @@ try:
     from greycheck.child import main
     main({operator!r})
 except BaseException as error:
-    import posix, _signal
-    defer = posix.environ.get(b'GREYCHECK_ON_ERROR', b'').strip().lower() == b'defer'
-    code, verdict, words = ({code}, 'defer', {words!r}) if defer else ({accepts}, 'accept', {no_words!r})
     try:
-        _signal.signal(_signal.SIGALRM, lambda number, frame: posix._exit(code))
-        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [_signal.SIGALRM])
-        _signal.alarm(1)
-        if words:
-            posix.write(1, words)
-        text = ascii('%s: %s' % (type(error).__name__, error))
-        posix.write(2, ('greycheck: %s reason=error error=%s\\n' % (verdict, text)).encode())
+        exec(r'''
+{last_resort}''')
     finally:
-        posix._exit(code)
+        import posix
+        posix._exit({accepts})
+"""
+
+LAST_RESORT = """\
+import posix, _signal
+defer = posix.environ.get(b'GREYCHECK_ON_ERROR', b'').strip().lower() == b'defer'
+code, verdict, words = ({code}, 'defer', {words!r}) if defer else ({accepts}, 'accept', {no_words!r})
+try:
+    _signal.signal(_signal.SIGALRM, lambda number, frame: posix._exit(code))
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [_signal.SIGALRM])
+    _signal.alarm(1)
+    if words:
+        posix.write(1, words)
+    text = ascii('%s: %s' % (type(error).__name__, error))
+    posix.write(2, ('greycheck: %s reason=error error=%s\\n' % (verdict, text)).encode())
+finally:
+    posix._exit(code)
 """  # noqa: E501
 
 
@@ -75,12 +86,7 @@ def driver_directories() -> list[str]:
 
 
 def launcher(program: str = PROGRAMS[0]) -> str:
-    """Returns the text of the launcher PROGRAM for the moment in which one in C takes its place.
-
-    None if there is none. Python opens the file that it runs more than once, by its name, and may
-    meet one of each. Started by this one it opens the launcher BEHIND alone, once. An interpreter
-    that began with the one before finds the same program in it.
-    """
+    """Returns the text of the launcher PROGRAM, which the interpreter that runs this starts."""
     python = interpreter()
     first = f"#!{python} -IS\n"
     if len(first) > SHEBANG or not set(python).isdisjoint(" \t"):
@@ -94,10 +100,8 @@ def launcher(program: str = PROGRAMS[0]) -> str:
         package=str(package().parent),
         drivers=driver_directories(),
         operator=(sys.executable, "-I", "-m", "greycheck"),
-        code=code,
-        words=words,
         accepts=accepts,
-        no_words=no_words,
+        last_resort=LAST_RESORT.format(code=code, words=words, accepts=accepts, no_words=no_words),
     )
 
 
