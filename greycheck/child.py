@@ -204,15 +204,17 @@ class Check:
         Records OPENING, if there is one, which lets later recipients of its message pass. The mail
         server asks about the next recipient only when this process has ended.
         """
-        if opening is not None:
-            from greycheck.check import remember
-            from greycheck.store.base import StoreError
+        try:
+            if opening is not None:
+                from greycheck.check import remember
 
-            try:
                 remember(store, opening, int(time()))
-            except StoreError:
-                pass  # later recipients wait, as those of other hooks do
-        store.tidy()
+        except Exception:
+            pass  # later recipients wait, as those of other hooks do
+        try:
+            store.tidy()
+        except Exception:
+            pass  # the server notices, or the next check writes the log back
 
     def count(self, verdict: Verdict, now: int) -> None:
         """Notes VERDICT, given at NOW, for ``greycheck stats``, if that can be done."""

@@ -133,12 +133,13 @@ def _detach() -> None:
 def record(found: Letter, settings: "Settings") -> None:
     """Records what was FOUND in the store of SETTINGS, if there is one. Nobody is told of faults.
 
-    For a server it waits as long as a check would: a host is marked after as long as that.
+    For a server it waits as long as a check would, but ends before this process is ended: a host
+    that does not answer is marked.
     """
     from greycheck.store import connect
     from greycheck.store.base import STORE_SHARE, StoreError
 
-    patience = LOCK if settings.database.path else settings.deadline * STORE_SHARE
+    patience = LOCK if settings.database.path else min(settings.deadline * STORE_SHARE, SECONDS - 1)
     try:
         store = connect(settings, patience)
         store.learn([found])

@@ -34,7 +34,7 @@ from greycheck.resident import batch_store, together
 from greycheck.settings import Settings, read
 from greycheck.store import base, connect, drivers
 from greycheck.store.admin import rulebook
-from greycheck.store.base import Asked
+from greycheck.store.base import Again, Asked
 from greycheck.store.schema import migrate
 from greycheck.store.schema.tables import (
     authorised,
@@ -381,15 +381,22 @@ class ServerDatabase(Database):
 
 
 class Together(together.Store):
-    """The resident's connection to DATABASE as a check has one: all that it asks is a batch."""
+    """The resident's connection to DATABASE as a check has one: all that it asks is a batch, but
+    for a check that lost a race.
+    """
 
     def __init__(self, database: ServerDatabase, patience: float) -> None:
         environ = {"GREYCHECK_CONFIG": "/dev/null", **database.environ}
         found = read({os.fsencode(name): os.fsencode(value) for name, value in environ.items()})
         super().__init__(found, patience, together.Shared())
 
+    def lock(self, asked: Asked) -> None:
+        self._is_batch = False
+        self._wait_for_locks(self._lock_patience())
+        super().lock(asked)
+
     def lookup(self, asked: Asked, now: int) -> Rows:
-        found = self.look_up([asked], [now])
+        found = None if self._session.in_transaction else self.look_up([asked], [now])
         return super().lookup(asked, now) if found is None else found[0]
 
     def waiting(self, asked: Asked, since: int, now: int, settings: Settings) -> Pending:
@@ -408,7 +415,7 @@ class Together(together.Store):
         one.changes = [(base.statement(each), base.parameters(asked, each)) for each in changes]
         try:
             self.save_all([one])
-        except together.Lost:
+        except Again:
             return False
         return True
 

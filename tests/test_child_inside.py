@@ -311,6 +311,28 @@ def test_a_message_that_cannot_be_remembered_is_forgotten(
     check.leave(store, check.decision)
 
 
+def test_whatever_fails_after_the_verdict_changes_nothing(
+    environ: dict[bytes, bytes], capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Broken:
+        tidied = False
+
+        def lookup(self, *_given: object) -> NoReturn:
+            raise ZeroDivisionError
+
+        def tidy(self) -> NoReturn:
+            self.tidied = True
+            raise MemoryError
+
+    environ |= OF_SPP | {b"TCPREMOTEPORT": b"25025"}
+    check = child.Check(spp, ("/nonexistent",))
+    check.read([b"greycheck-spp"])
+    store = Broken()
+    check.leave(store, check.decision)  # type: ignore[arg-type]
+    assert store.tidied
+    assert capfd.readouterr().err == ""
+
+
 # --- time -----------------------------------------------------------------------------------------
 
 

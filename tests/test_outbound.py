@@ -391,3 +391,25 @@ def test_a_write_that_hangs_ends_by_itself(learner: Child, monkeypatch: pytest.M
         outbound.record(None, settings)  # type: ignore[arg-type]
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGALRM
+
+
+def test_a_server_that_is_silent_is_marked_before_the_process_is_ended(
+    on_postgresql: ServerDatabase, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long a check may wait for it."""
+    monkeypatch.setattr(outbound, "SECONDS", 3)
+    on_postgresql.make()
+    store = on_postgresql.seen_from(place)
+    found = settings_of(store)
+    found.deadline = 60
+    on_postgresql.server.freeze()
+    try:
+        pid = os.fork()
+        if pid == 0:
+            outbound._detach()
+            outbound.record(outbound.Letter(OUTSIDE, USER, NOW, DAY), found)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        on_postgresql.server.thaw()
+    assert [path.name[:5] for path in place.iterdir()] == ["down-"]

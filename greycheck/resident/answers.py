@@ -48,7 +48,6 @@ class Answers:
             self.numbers.add(verdict)
             lines = self._writer.lines(question, verdict, notes)
             self._journal.add(lines)
-            self.counting.add(question.settings, question.envelope, verdict, question.decision.now)
             peer.question = None
             if not peer.is_closed:
                 peer.ends = question.hook is not None
@@ -56,6 +55,11 @@ class Answers:
         except Exception as error:
             self.complain(error)
             self._connections.drop(peer)
+            return
+        try:
+            self.counting.add(question.settings, question.envelope, verdict, question.decision.now)
+        except Exception as error:
+            self.complain(error)
 
     def fail(self, question: Question, fault: str) -> None:
         """Answers QUESTION by ``on_error`` because of FAULT."""

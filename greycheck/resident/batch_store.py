@@ -22,7 +22,8 @@ from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import Any
 
-from greycheck.policy import Change, ClientRow, Identity, Rows, TripletRow
+from greycheck.policy import Change, ClientRow, Identity, Pending, Rows, TripletRow
+from greycheck.resident.newcomers import Newcomers, Rooms, begins_to_wait
 from greycheck.rules.index import RuleIndex
 from greycheck.settings import Settings
 from greycheck.store import compiled_sqlite as compiled
@@ -76,10 +77,6 @@ REREAD, TIMES = 0.05, 20
 # An estimate of all that waits counts for this long, in seconds; after a write by another process
 # for TIMES as long as counting took, if that is less.
 ESTIMATE = 1.0
-
-# What waits in a network is counted once for each UNCOUNTED-th part of its limit that is let in,
-# and that is remembered for so many NETWORKS.
-UNCOUNTED, NETWORKS = 64, 10_000
 
 # Bytes by which the write-ahead log may grow before it is written back.
 LOG_STEP = 4 << 20
@@ -169,9 +166,8 @@ class Store(sqlite.Store):
         self._total = self._counted_for = 0
         # The time for which the estimate was found to count in this transaction.
         self._estimated_for = -1
-        # How many new triplets of a network may come before its waiting ones are counted again.
-        # By its limit too: a client may have one of its own.
-        self._room: dict[tuple[str, int], int] = {}
+        # What this transaction let in, which is in none of its counts.
+        self._newcomers = Newcomers(Rooms())
         # What was looked up ahead in this transaction, each to be taken once.
         self._rows: dict[Asked, Found] = {}
         self._identities: dict[Asked, Found] = {}
@@ -214,7 +210,7 @@ class Store(sqlite.Store):
         """
         # What is decided again looks into the tables: rows and rules may have changed.
         self._rules_in_memory = False
-        self._forget_ahead()
+        self._forget_ahead(is_writing=True)
         try:
             if self._connection.in_transaction:
                 self._run(compiled.TAKE_LOCK[0])
@@ -326,28 +322,27 @@ class Store(sqlite.Store):
         values = [value for each in asked for value in (each.key, each.triplet.client)]
         return self._connection.execute(ROWS[len(asked)], values).fetchall()
 
-    def _forget_ahead(self) -> None:
-        """Forgets what counts for one transaction."""
+    def _forget_ahead(self, is_writing: bool = False) -> None:
+        """Forgets what counts for one transaction; the next one IS_WRITING, or looks up."""
+        self._newcomers.begin(are_written=is_writing)
         self._rows.clear()
         self._identities.clear()
         self._alone.clear()
         self._estimated_for = -1
 
-    def _crowd(self, network: str, limit: int, now: int) -> int:
-        """Returns how many triplets of NETWORK wait, counted up to LIMIT.
+    def waiting(self, asked: Asked, since: int, now: int, settings: Settings) -> Pending:
+        """Returns what waits besides, with what this transaction has let in."""
+        found = super().waiting(asked, since, now, settings)
+        found.total += self._newcomers.besides(asked)
+        return found
 
-        It counts once in so many calls, and returns 0 in between.
-        """
-        of_network = network, limit
-        room = self._room.get(of_network, limit // UNCOUNTED)
-        crowd = 0
-        if room <= 0:
-            crowd = super()._crowd(network, limit, now)
-            room = min(limit // UNCOUNTED, limit - crowd)
-        if len(self._room) >= NETWORKS:
-            self._room.clear()
-        self._room[of_network] = room - 1
-        return crowd
+    def announce(self, asked: Asked, changes: Sequence[Change]) -> None:
+        """CHANGES of what is ASKED are to be written: what waits is counted with them."""
+        self._newcomers.add(asked, changes)
+
+    def _crowd(self, asked: Asked, limit: int, now: int) -> int:
+        count = super()._crowd
+        return self._newcomers.crowd(asked, limit, lambda: count(asked, limit, now))
 
     def _estimate(self, limit: int, now: int) -> int:
         """Returns about how many triplets wait: as counted a moment ago, and changed here since."""
@@ -393,7 +388,7 @@ class Store(sqlite.Store):
         for asked, change in changes:
             kind, values = triplet_values(asked, change)
             kinds[kind].append(values)
-            waiting += _begins_to_wait(change)
+            waiting += begins_to_wait(change)
         for kind, rows in kinds.items():
             if not rows:
                 continue
@@ -413,7 +408,7 @@ class Store(sqlite.Store):
         values = parameters(asked, change)
         done = is_done(kind, self._run(sql, [values[name] for name in names]).rowcount)
         if done:
-            self._total += _begins_to_wait(change)
+            self._total += begins_to_wait(change)
         return done
 
     def _require_revision(self) -> None:
@@ -476,16 +471,6 @@ def triplet_values(asked: Asked, change: Change) -> tuple[str, tuple[object, ...
         change.expires,
         *was,
     )
-
-
-def _begins_to_wait(change: Change) -> int:
-    """Returns how many more triplets wait after CHANGE: 1, 0 or -1."""
-    old, new = change.old, change.new
-    if not isinstance(new, TripletRow):
-        return 0
-    # A triplet that begins anew had expired, and was not counted.
-    waited = isinstance(old, TripletRow) and not old.passes and old.first == new.first
-    return (not new.passes) - waited
 
 
 def _identity_values(asked: Asked, settings: Settings) -> tuple[object, ...]:

@@ -21,10 +21,10 @@ def start(addresses: tuple[tuple[str, int], ...], counted: "Counted", journal: J
             from greycheck.metrics import listener
 
             listener.listen((host, port), counted)
-        except ModuleNotFoundError:
+        except ImportError as error:
             from greycheck.store.admin.engine import installing_library
 
-            said = f"needs prometheus_client: {installing_library('prometheus_client')}"
+            said = f"needs prometheus_client ({error}): {installing_library('prometheus_client')}"
             journal.add(log.line(f"warning metrics_listen: {said}"))
             return
         except (OSError, OverflowError, RuntimeError) as error:

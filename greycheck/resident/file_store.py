@@ -166,6 +166,7 @@ class FileStore:
             self._tell(question, question.failed(_said(error)))
             return
         if decision.changes or (question.hook and decision.opens_message):
+            store.announce(asked, decision.changes)
             self._unwritten.append(each)
             may_be_answered = self._last_write_worked and len(self._unwritten) < AHEAD
             if not (may_be_answered and decision.is_final_before_write):
@@ -488,11 +489,13 @@ class WriteBack:
         """Starts the thread if the log is long, once nothing is asked or enough time is over."""
         if not self._is_due(store) or (self._thread is not None and self._thread.is_alive()):
             return
+        thread = threading.Thread(target=batch_store.write_back, args=(self._path,), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            return  # no thread can be made just now
+        self._thread = thread
         self.changes, self._size, self._first_change = 0, store.log_size(), monotonic()
-        self._thread = threading.Thread(
-            target=batch_store.write_back, args=(self._path,), daemon=True
-        )
-        self._thread.start()
 
     def _is_due(self, store: Store) -> bool:
         now = monotonic()

@@ -6,7 +6,7 @@ from greycheck.check import check, remember
 from greycheck.resident.messages import Messages
 from greycheck.resident.questions import Question
 from greycheck.store import connect
-from greycheck.store.base import STORE_SHARE, NoSchema, StoreError
+from greycheck.store.base import STORE_SHARE, NoSchema
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,10 +63,11 @@ class KeptStore:
             self._drop()
             raise
         if decision.opens_message and question.hook:
-            try:  # noqa: SIM105
+            try:
                 remember(store, decision, question.attempt)
-            except StoreError:
-                pass  # later recipients wait, as those of other hooks do
+            except Exception:
+                # Later recipients wait, as those of other hooks do.
+                self._drop()
         return decision.verdict()
 
     def _connected(self, limit: float) -> "Kept":

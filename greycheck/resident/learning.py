@@ -84,12 +84,13 @@ class Learner:
             if len(self._queue) >= QUEUE:
                 self._lost += 1
                 return
-            self._queue[pair] = letter
-            self._changed.notify()
             if self._worker is None:
                 _thread.stack_size(STACK)
-                self._worker = threading.Thread(target=self._work, daemon=True)
-                self._worker.start()
+                worker = threading.Thread(target=self._work, daemon=True)
+                worker.start()
+                self._worker = worker
+            self._queue[pair] = letter
+            self._changed.notify()
 
     def use(self, settings: Settings) -> None:
         """Writes to the store of SETTINGS from now on."""

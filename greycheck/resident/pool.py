@@ -205,7 +205,7 @@ class Pool:
             notes: list[str] = []
             if store is not None:
                 store.overdue()
-                notes, store.notes = store.notes, []
+                notes = _notes_of(store)
             late = question.failed(f"no answer within {question.settings.deadline}s")
             self._tell(question, None if question.peer.has_left() else late, notes)
         if questions:
@@ -321,7 +321,7 @@ class Pool:
                     f"warning decided one by one, not together: {type(error).__name__}: {error}"
                 )
                 is_sound = False
-            self._said.extend(store.notes)
+            self._said.extend(_notes_of(store))
         with self._lock:
             again = [question for question in lost if question not in self._again]
             self._again.difference_update(questions)
@@ -345,7 +345,7 @@ class Pool:
             except Exception as error:
                 self._decide(question, question.failed(f"{type(error).__name__}: {error}"))
                 return False
-            self._decided.append((question, verdict, store.notes))
+            self._decided.append((question, verdict, _notes_of(store)))
         return True
 
     def _decide(self, question: Question, verdict: Verdict | None) -> None:
@@ -404,9 +404,18 @@ class Pool:
         store.begin(self._time_left(question) * STORE_SHARE)
         decision = check.check(store, question.decision, self._messages.first_passed)
         if decision.opens_message and question.hook:
-            with suppress(StoreError):  # later recipients wait, as those of other hooks do
+            try:
                 check.remember(store, decision, question.attempt)
+            except Exception:
+                # Later recipients wait, as those of other hooks do.
+                store.tidy()
         return decision.verdict()
+
+
+def _notes_of(store: Store) -> list[str]:
+    """Takes the notes of STORE for the log: each is said once."""
+    notes, store.notes = store.notes, []
+    return notes
 
 
 def import_driver(settings: Settings) -> None:

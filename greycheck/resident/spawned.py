@@ -215,9 +215,17 @@ class Spawned:
         else:
             verdict = question.decision.verdict()
         self._tell(question, verdict)
-        history.note(question.settings, question.envelope, verdict, question.decision.now)
-        self._learn(question, verdict)
-        self._store.tidy()
+        settings, envelope, now = question.settings, question.envelope, question.decision.now
+        self._try(lambda: history.note(settings, envelope, verdict, now))
+        self._try(lambda: self._learn(question, verdict))
+        self._try(self._store.tidy)
+
+    def _try(self, act: "Callable[[], None]") -> None:
+        """Does what may wait until the answer is given, and changes no answer if it fails."""
+        try:
+            act()
+        except Exception as error:
+            self._warn(f"after an answer: {type(error).__name__}: {error}")
 
     def _learn(self, question: Question, verdict: "Verdict") -> None:
         """Learns from outbound mail, which has its answer, where a setting says so."""

@@ -5,9 +5,10 @@ transaction: three round trips for a batch where each question alone would take 
 
 This is the way of fair weather. Whatever does not go as it should (a lost race, a lock, a
 connection that breaks, a row that cannot be read) undoes the batch's transaction and gives its
-questions back: to be tried again together where only a race was lost, else one by one, as a child
-would (``check.check``), with all that is done there about faults. So nothing here decides what a
-fault means, and one bad question costs the others a second look.
+questions back: to be tried again together where a race was lost, or the connection as it wrote,
+else one by one, as a child would (``check.check``), with all that is done there about faults. So a
+lock that a batch waited for in vain marks no host, a race that it lost is not waited for, and one
+bad question costs the others a second look.
 
 Two questions that would write the same row are not in one transaction: the later one is given back.
 
@@ -25,7 +26,6 @@ from greycheck import check
 from greycheck.policy import (
     IDENTITY,
     PENDING,
-    Change,
     ClientRow,
     Decision,
     Identity,
@@ -34,6 +34,7 @@ from greycheck.policy import (
     TripletRow,
     Verdict,
 )
+from greycheck.resident.newcomers import Newcomers, Rooms
 from greycheck.resident.questions import Question
 from greycheck.resident.wide import List, Ranges, Table, union
 from greycheck.rules.index import RuleIndex
@@ -45,9 +46,11 @@ from greycheck.store.base import (
     NO_SCHEMA,
     PAIR,
     PROVIDERS,
+    Again,
     Asked,
     StoreError,
     check_revision,
+    crowd_parameters,
     identity,
     identity_parameters,
     is_done,
@@ -59,7 +62,8 @@ from greycheck.store.base import (
     total,
 )
 from greycheck.store.breaker import DOWN, STUCK
-from greycheck.store.server import WRITING_FREE, WRITING_HELD
+from greycheck.store.drivers.faults import CONFLICT, LOCKED, Fault
+from greycheck.store.server import READING, WRITING_FREE, WRITING_HELD
 
 # After a change to the rules they are read again once they are REREAD seconds old, or TIMES as old
 # as reading them took. A program of an earlier release says nothing of its changes: OLD.
@@ -67,10 +71,6 @@ REREAD, TIMES, OLD = 0.05, 20, 10.0
 
 # An estimate of all that waits counts for so long, in seconds.
 ESTIMATE = 1.0
-
-# What waits in a network is counted once for each UNCOUNTED-th part of its limit that is let in,
-# and that is remembered for so many NETWORKS.
-UNCOUNTED, NETWORKS = 64, 10_000
 
 # How long a batch waits for a lock, in seconds: its questions are tried one by one then. MySQL's
 # dialect counts whole seconds.
@@ -110,10 +110,9 @@ class Shared:
         self._index: RuleIndex | None = None
         self._rows: list[object] = []
         self._read, self._took = float("-inf"), 0.0
-        # How many new triplets of a network, by its limit, may come before those that wait are
-        # counted again; how many wait in all, by the limit, when that was counted (``monotonic``),
-        # and for which time (seconds since 1970: a clock can be set).
-        self.room: dict[tuple[str, int], int] = {}
+        self.rooms = Rooms()
+        # How many wait in all, by the limit, when that was counted (``monotonic``), and for which
+        # time (seconds since 1970: a clock can be set).
         self.waiting: dict[int, tuple[int, float, int]] = {}
 
     def index(self, generation: int) -> RuleIndex | None:
@@ -147,10 +146,6 @@ class Shared:
         self._generation, self._read = None, float("-inf")
 
 
-class Lost(Exception):
-    """Another was quicker to change a row of the batch."""
-
-
 class _One:
     """A QUESTION of a batch, with what it ASKED of the store.
 
@@ -177,6 +172,9 @@ class Store(server.Store):
     def __init__(self, settings: Settings, patience: float, shared: Shared) -> None:
         super().__init__(settings, patience)
         self._shared = shared
+        self.newcomers = Newcomers(shared.rooms)
+        # Whether it decides a batch, or one question.
+        self._is_batch = False
         compiled = self._compiled
         self._found = List(compiled.FOUND)
         self._many = {kind: Table(getattr(compiled, name)) for kind, name in MANY.items()}
@@ -199,6 +197,11 @@ class Store(server.Store):
         marked = self._hosts.breaker.since
         return host is not None and any(marked(host, kind) is not None for kind in (DOWN, STUCK))
 
+    def begin(self, patience: float) -> None:
+        """As it is inherited. The first look-up says whether it is for a batch."""
+        self._is_batch = False
+        super().begin(patience)
+
     # --- looking up -------------------------------------------------------------------------------
 
     def look_up(self, batch: Sequence[Asked], nows: Sequence[int]) -> list[Rows] | None:
@@ -206,6 +209,9 @@ class Store(server.Store):
 
         None where the rules in memory are old, and cannot be read again yet.
         """
+        self._is_batch = True
+        self.newcomers.begin()
+        self._wait_for_locks(LOCK[self._server.dialect])
         triplets: dict[bytes, TripletRow] = {}
         clients: dict[str, ClientRow] = {}
         revision, generation = None, 0
@@ -249,10 +255,10 @@ class Store(server.Store):
     def what_waits(self, batch: Sequence[_One]) -> list[tuple[bool, Identity]]:
         """Returns for each of BATCH whether others may have its pair, and its identity."""
         given = []
-        for one in batch:
+        for place, one in enumerate(batch):
             asked, now = one.asked, one.decision.now
             values = identity_parameters(asked, now, one.decision.settings)
-            values["triplet_key"] = asked.key
+            values["place"], values["triplet_key"] = place, asked.key
             low, high = pair_keys(asked.key) if asked.triplet.sender else (b"", b"")
             values["pair_low"], values["pair_high"] = low, high
             given.append(values)
@@ -262,8 +268,8 @@ class Store(server.Store):
             names = self._waits.names
             flat = [values[name] for values in given for name in names]
             rows = self._run(self._waits.sql(len(given)), flat)
-            by_key = {bytes(row[0]): (bool(row[1]), row[2:]) for row in rows}
-            found = [by_key[one.asked.key] for one in batch]
+            by_place = {row[0]: (bool(row[1]), row[2:]) for row in rows}
+            found = [by_place[place] for place in range(len(batch))]
         return [
             (others, identity(known, one.asked, one.decision.now))
             for one, (others, known) in zip(batch, found, strict=True)
@@ -347,31 +353,28 @@ class Store(server.Store):
 
     def pending(self, one: _One, others: bool, known: Identity) -> Pending:
         """Returns what waits besides ONE, whose identity is KNOWN; OTHERS may have its pair."""
-        decision, asked = one.decision, one.asked
+        decision, asked, newcomers = one.decision, one.asked, self.newcomers
         settings, now = decision.settings, decision.now
+        crowded, full = settings.network_limit, settings.pending_limit
         if others:
-            return self.waiting(asked, decision.since, now, settings)
+            found = self.waiting(asked, decision.since, now, settings)
+            found.total += newcomers.besides(asked)
+            if crowded:
+                found.crowd = newcomers.counted(asked, crowded, found.crowd)
+            return found
         crowd = in_all = 0
-        if settings.network_limit:
-            crowd = self._crowd(asked.triplet.network, settings.network_limit, now)
-        if settings.pending_limit:
-            in_all = self._estimate(settings.pending_limit, now)
+        if crowded:
+            crowd = newcomers.crowd(asked, crowded, lambda: self._crowd(asked, now, settings))
+        if full:
+            in_all = newcomers.total(asked, full, lambda: self._estimate(full, now))
         return Pending(0, None, None, None, crowd, in_all, None, known)
 
-    def _crowd(self, network: str, limit: int, now: int) -> int:
-        """Returns how many triplets of NETWORK wait, counted up to LIMIT; 0 in between."""
-        rooms = self._shared.room
-        room = rooms.get((network, limit), limit // UNCOUNTED)
-        crowd = 0
-        if room <= 0:
-            sql, names = self._compiled.CROWD
-            values = {"network": network, "network_limit": limit, "now": now}
-            crowd = self._run(sql, [values[name] for name in names])[0][0]
-            room = min(limit // UNCOUNTED, limit - crowd)
-        if len(rooms) >= NETWORKS:
-            rooms.clear()
-        rooms[network, limit] = room - 1
-        return crowd
+    def _crowd(self, asked: Asked, now: int, settings: Settings) -> int:
+        """Returns how many triplets of the network of ASKED wait, counted up to its limit."""
+        sql, names = self._compiled.CROWD
+        values = crowd_parameters(asked, now, settings)
+        found: int = self._run(sql, [values[name] for name in names])[0][0]
+        return found
 
     def _estimate(self, limit: int, now: int) -> int:
         """Returns about how many triplets wait in all; where LIMIT is not small, a moment ago."""
@@ -391,13 +394,12 @@ class Store(server.Store):
     # --- writing ----------------------------------------------------------------------------------
 
     def save_all(self, batch: Sequence[_One]) -> None:
-        """Writes the changes of BATCH and commits. Raises Lost, having written none."""
+        """Writes the changes of BATCH and commits. Raises Again, having written none."""
         kinds: dict[str, list[dict[str, Any]]] = {}
         for one in batch:
             for kind, values in one.changes:
                 kinds.setdefault(kind, []).append(values)
         self._claim_writes(patient=True)
-        self._wait_for_locks(LOCK[self._server.dialect])
         self._phase, self._patient = WRITING_HELD, True
         self._begin()
         for kind in ORDER:
@@ -407,7 +409,7 @@ class Store(server.Store):
             self._phase = WRITING_FREE if kind == "INSERT_TRIPLET" else WRITING_HELD
             if not all(self._changed(kind, given)):
                 self._end("ROLLBACK", False)
-                raise Lost
+                raise Again("another was quicker to change a row of the batch")
         self._phase = WRITING_FREE
         self._end("COMMIT", True)
         self._answered(STUCK)
@@ -417,9 +419,9 @@ class Store(server.Store):
 
     def _changed(self, kind: str, given: "list[dict[str, Any]]") -> Iterable[bool]:
         """Makes all changes GIVEN of one KIND; yields whether what was to be done is done."""
+        given.sort(key=_row)
         table = self._many.get(kind)
         if table is not None:
-            given.sort(key=_row)
             flat = [values[name] for values in given for name in table.names]
             yield self._change(table.sql(len(given)), flat) == len(given)
             return
@@ -427,16 +429,22 @@ class Store(server.Store):
         for values in given:
             yield is_done(kind, self._change(sql, [values[name] for name in names]))
 
-    def lock(self, asked: Asked) -> None:
-        """As it is inherited, with all patience for another's lock."""
-        self._wait_for_locks(self._lock_patience())
-        super().lock(asked)
+    # --- locks ------------------------------------------------------------------------------------
 
-    def save(self, asked: Asked, changes: list[Change], patient: bool) -> bool:
-        """As it is inherited, with all patience for another's lock."""
-        if changes:
+    def lookup(self, asked: Asked, now: int) -> Rows:
+        """As it is inherited; for one question alone, with all patience for others' locks."""
+        if not self._is_batch:
             self._wait_for_locks(self._lock_patience())
-        return super().save(asked, changes, patient)
+        return super().lookup(asked, now)
+
+    def _after(self, fault: Fault) -> StoreError:
+        """As it is inherited, but for what keeps a batch from its rows: that is no host's fault."""
+        if not self._is_batch or fault.kind not in (LOCKED, CONFLICT):
+            return super()._after(fault)
+        self._phase = READING
+        self._roll_back()
+        said = f"{self._session.host}: {fault}"
+        return Again(said) if fault.kind == CONFLICT else StoreError(said)
 
     def _wait_for_locks(self, seconds: float) -> None:
         """From now on the connection waits SECONDS for a lock; a new one has all patience."""
@@ -470,8 +478,9 @@ def decide(
     """Decides those of REST that can be decided together, which leave it then.
 
     TELL is called with each verdict as soon as it stands. FIRST_PASSED is that of ``check.check``.
-    Returns those of REST that only lost a race. Raises StoreError, and whatever a row that cannot
-    be read makes of itself: all of REST is undecided then.
+    Returns those of REST that lost a race, or their connection as they were written. Raises
+    StoreError, and whatever a row that cannot be read makes of itself: all of REST is undecided
+    then.
     """
     batch = [_One(question) for question in rest]
     rows = store.look_up([one.asked for one in batch], [one.decision.now for one in batch])
@@ -479,19 +488,22 @@ def decide(
         return []
     for one, found in zip(batch, rows, strict=True):
         one.decision.take_rows(found)
-    asking = batch
-    while asking := [one for one in asking if _needs_more(store, one, first_passed)]:
+    asking = [one for one in batch if _needs_more(store, one, first_passed)]
+    while asking:
+        still_asking: list[_One] = []
         for one, (others, known) in zip(asking, store.what_waits(asking), strict=True):
             if one.need == PENDING:
                 one.decision.take_pending(store.pending(one, others, known))
             else:
                 one.decision.take_identity(known)
+            if _needs_more(store, one, first_passed):
+                still_asking.append(one)
+        asking = still_asking
     lost: list[Question] = []
     changing: list[_One] = []
     taken: set[tuple[str, bytes | str]] = set()
     for one in batch:
         decision, question = one.decision, one.question
-        check.finish(one.asked, decision)
         if decision.opens_message and question.hook:
             continue  # another row is to be written after its own
         if not decision.changes:
@@ -509,7 +521,7 @@ def decide(
     if changing:
         try:
             store.save_all(changing)
-        except Lost:
+        except Again:
             return lost + [one.question for one in changing]
         for one in changing:
             del rest[one.question]
@@ -518,11 +530,16 @@ def decide(
 
 
 def _needs_more(store: Store, one: _One, first_passed: "check.FirstPassed") -> bool:
-    """Goes on with the decision of ONE as far as it can alone; whether it needs what waits."""
+    """Goes on with the decision of ONE as far as it can alone; whether it needs what waits.
+
+    Where it is made, what waits is counted with it from now on.
+    """
     decision = one.decision
     while need := decision.advance():
         if need in (PENDING, IDENTITY):
             one.need = need
             return True
         check.answer(store, one.asked, decision, need, first_passed)
+    check.finish(one.asked, decision)
+    store.newcomers.add(one.asked, decision.changes)
     return False

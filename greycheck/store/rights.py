@@ -84,9 +84,10 @@ def author(settings: "Settings") -> "tuple[int, str]":
 
 
 def become_owner_of(paths: "list[str]", shared: bool) -> None:
-    """As root, becomes the owner of the store of SETTINGS for good, unless that is root alone.
+    """As root, becomes the one user whose all the SQLite files PATHS are, for good.
 
-    MARKS as for ``owner_of``. Raises StoreError if it is not clear whose the store is.
+    SHARED as for ``owner_of_store``. Raises StoreError if they are several users', or it is not
+    clear whose they are.
     """
     if posix.geteuid() != 0:
         return
@@ -217,9 +218,9 @@ def _check_file(path: str, directory: "posix.stat_result", shared: bool) -> None
 
 
 def owner(path: str) -> int:
-    """Returns the user who may write a file of SETTINGS besides root, and that file; 0 for nobody.
+    """The user besides root who may change what PATH is, there or not; 0 for nobody.
 
-    Raises StoreError if there are several.
+    Raises StoreError where several may.
     """
     user, status, there = _walk(path)
     if status is not None and status.st_mode & TYPE == DIRECTORY:
@@ -228,9 +229,9 @@ def owner(path: str) -> int:
 
 
 def only_roots(path: str) -> None:
-    """Raises StoreError if others than the owner may write PATH.
+    """Raises StoreError where others than root may change what PATH is, or write it.
 
-    A PARENT of a path may be a sticky directory, as /tmp is.
+    What is not there is nobody's.
     """
     _user, status, there = _walk(path, only_root=True)
     if status is not None and status.st_mode & TYPE != DEVICE:

@@ -129,11 +129,7 @@ class Store:
             others, oldest, newest, gap, of_domain = self._execute(
                 sql, names, pool_parameters(asked, since, now, settings)
             ).fetchone()
-        crowd = (
-            self._crowd(asked.triplet.network, settings.network_limit, now)
-            if settings.network_limit
-            else 0
-        )
+        crowd = self._crowd(asked, settings.network_limit, now) if settings.network_limit else 0
         in_all = self._estimate(settings.pending_limit, now) if settings.pending_limit else 0
         known = self.identity(asked, now, settings)
         return Pending(others, oldest, newest, gap, crowd, in_all, of_domain, known)
@@ -159,9 +155,10 @@ class Store:
         pair_low, pair_high = pair_keys(asked.key)
         return self._run(compiled.OTHERS[0], (pair_low, pair_high, asked.key)).fetchone() is None
 
-    def _crowd(self, network: str, limit: int, now: int) -> int:
-        """How many of NETWORK wait, up to LIMIT."""
-        crowd: int = self._run(compiled.CROWD[0], (network, now, limit)).fetchone()[0]
+    def _crowd(self, asked: Asked, limit: int, now: int) -> int:
+        """How many of the network of ASKED wait, up to LIMIT."""
+        values = (asked.triplet.network, now, limit)
+        crowd: int = self._run(compiled.CROWD[0], values).fetchone()[0]
         return crowd
 
     def _estimate(self, limit: int, now: int) -> int:

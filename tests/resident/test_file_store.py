@@ -516,6 +516,30 @@ def test_a_log_that_somebody_reads_is_written_back_later(alone: Resident) -> Non
         assert other.execute("SELECT count(*) FROM triplet").fetchone() == (number + 1,)
 
 
+def test_where_no_thread_can_be_made_the_log_is_written_back_later(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "greycheck.db"
+    shutil.copy(empty_store, path)
+    store = batch_store.Store(str(path))
+    found = file_store.WriteBack(str(path))
+    found.count(file_store.CHANGES + 1)
+    found.last_decision -= 1
+
+    def refuse(_thread: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as few:
+        few.setattr(file_store.threading.Thread, "start", refuse)
+        found.start_if_due(store)
+    found.join()
+    assert found.changes > file_store.CHANGES
+    found.start_if_due(store)
+    found.join()
+    assert found.changes == 0
+    store.close()
+
+
 def test_at_its_end_the_resident_leaves_no_log(start: Start) -> None:
     resident = start()
     resident.ask()

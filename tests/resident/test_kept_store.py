@@ -141,11 +141,12 @@ def test_what_nobody_foresaw_is_an_error_of_one_check(
     assert b' error="ZeroDivisionError: by zero" ' in asked.log.read()
 
 
+@pytest.mark.parametrize("error", [StoreError("disk full"), ZeroDivisionError("by zero")], ids=repr)
 def test_what_cannot_be_remembered_of_a_message_does_not_change_its_verdict(
-    asked: Asked, monkeypatch: pytest.MonkeyPatch
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*_arguments: object) -> NoReturn:
-        raise StoreError("disk full")
+        raise error
 
     monkeypatch.setattr(kept_store, "remember", fail)
     more = {
@@ -159,6 +160,37 @@ def test_what_cannot_be_remembered_of_a_message_does_not_change_its_verdict(
         os.write(asked.to, request(**more))
         asked.spawned._answer(asked.spawned._next() or b"")
         assert reason in os.read(asked.of, 4000)
+
+
+def test_what_fails_after_an_answer_costs_nothing_but_a_line(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the requests after it, nor what else is to be done then."""
+    faults = [MemoryError("no more"), BrokenPipeError("of the database")]
+
+    def fail(*_arguments: object) -> NoReturn:
+        raise faults[0]
+
+    done: list[str] = []
+    monkeypatch.setattr(spawned.history, "note", fail)
+    monkeypatch.setattr(asked.spawned, "_learn", lambda *_given: done.append("learnt"))
+    monkeypatch.setattr(asked.spawned._store, "tidy", lambda: done.append("tidied"))
+    for _ in range(2):
+        os.write(asked.to, request())
+        asked.spawned._answer(asked.spawned._next() or b"")
+        assert os.read(asked.of, 1000).startswith(b"action=DEFER_IF_PERMIT ")
+    assert done == ["learnt", "tidied"] * 2
+    monkeypatch.setattr(asked.spawned._store, "tidy", fail)
+    faults.reverse()
+    os.write(asked.to, request())
+    asked.spawned._answer(asked.spawned._next() or b"")
+    asked.log.seek(0)
+    said = [line.rstrip() for line in asked.log if b" warning " in line]
+    assert (
+        said
+        == [b"greycheck: warning after an answer: MemoryError: no more"] * 2
+        + [b"greycheck: warning after an answer: BrokenPipeError: of the database"] * 2
+    )
 
 
 # --- the deadline ---------------------------------------------------------------------------------

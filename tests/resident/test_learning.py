@@ -226,6 +226,29 @@ def test_a_known_correspondent_is_not_looked_up(
     learner.close()
 
 
+def test_where_no_thread_can_be_made_the_next_mail_tries_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.make()
+    found = settings_of(database)
+    learner, ended = Learner(found), Learner(found)
+
+    def refuse(_thread: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as few:
+        few.setattr(learning.threading.Thread, "start", refuse)
+        for each in (learner, ended):
+            each.add(question(1, found), EXEMPT)
+    ended.close()
+    assert learner.notes() == [
+        "warning mails from which nothing was learnt: 1: RuntimeError: can't start new thread"
+    ]
+    learner.add(question(2, found), EXEMPT)
+    wait_until_learnt(database, ("2@there.example", USER))
+    learner.close()
+
+
 def test_what_cannot_be_read_is_no_fault_of_the_mail(database: Database) -> None:
     learner = Learner(settings_of(database))
     wrong = question(1, settings_of(database))

@@ -75,12 +75,23 @@ def test_the_library_is_loaded_only_where_it_is_asked_for(start: Start, given: s
     assert ("wsgiref" in resident.log()) == bool(given)
 
 
-def test_without_the_library_it_says_how_to_install_it_and_goes_on(start: Start) -> None:
+@pytest.mark.parametrize(
+    ("library", "cause"),
+    [
+        ("None", "import of prometheus_client halted; None in sys.modules"),
+        ("type(sys)('prometheus_client')", "cannot import name 'CollectorRegistry' from"),
+    ],
+    ids=["missing", "another"],
+)
+def test_without_the_library_it_says_how_to_install_it_and_goes_on(
+    start: Start, library: str, cause: str
+) -> None:
     program = (
-        "import sys; sys.modules['prometheus_client'] = None;"
+        f"import sys; sys.modules['prometheus_client'] = {library};"
         " from greycheck.__main__ import main; main()"
     )
     resident = start({"program": ("-c", program)}, metrics_listen="127.0.0.1:0, [::1]:0")
     assert resident.ask() == DEFERRED
     [said] = resident.warnings()
-    assert said.startswith("metrics_listen: needs prometheus_client: ")
+    assert said.startswith(f"metrics_listen: needs prometheus_client ({cause}")
+    assert " install " in said

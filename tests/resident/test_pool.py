@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -19,13 +20,15 @@ from greycheck.envelope import Envelope
 from greycheck.policy import Verdict
 from greycheck.resident import together
 from greycheck.resident.messages import Messages
-from greycheck.resident.pool import Pool
+from greycheck.resident.pool import LONG, Pool
 from greycheck.resident.questions import Question
 from greycheck.store import drivers
+from greycheck.store.breaker import DOWN, Breaker
 from greycheck.store.drivers import faults
 from greycheck.store.url import parse_url
 from tests.resident.conftest import Start
 from tests.resident.resident import ACCEPTED, DEFERRED, Resident, request
+from tests.resident.test_unforeseen import faulty
 from tests.servers import PASSWORD, USER, Postgres, Server, wait_until
 from tests.support import CLIENT, Child, Database, ServerDatabase, SQLiteFile, on_every_server
 
@@ -118,6 +121,20 @@ def test_a_first_recipient_that_a_mail_server_tells_of_vouches_too(
     assert resident.ask(instance="two", recipient="carol@example.net") == ACCEPTED
     assert resident.ask(instance="three", recipient="carol@example.net") == DEFERRED
     assert resident.reasons() == ["new", "retry", "message", "new"]
+
+
+@each_kind
+def test_what_cannot_be_remembered_of_a_message_does_not_change_its_verdict(
+    start: Start, database: ServerDatabase
+) -> None:
+    broken = faulty("greycheck.check", "remember", "True")
+    resident = start({"store": database, **broken}, client_passes="0", on_error="defer")
+    count = {"SMTPRCPTCOUNT": "0", "SMTPRCPTCOUNTALL": "1", "TCPREMOTEPORT": "1"}
+    assert "E451" in resident.ask_as("spp", **count)["say"]
+    resident.age(300)
+    assert "say" not in resident.ask_as("spp", **count)
+    assert resident.reasons() == ["new", "retry"]
+    assert resident.ask(sender="after@example.org") == DEFERRED
 
 
 @each_kind
@@ -616,6 +633,47 @@ def test_a_fault_that_nobody_foresaw_is_told_and_the_worker_goes_on(
         assert pool.pending == 0
     finally:
         pool.close()
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_note_is_said_once(database: ServerDatabase) -> None:
+    """And not again by who finds nothing to decide: its client has gone."""
+    environ = {"GREYCHECK_CONFIG": "/dev/null", "GREYCHECK_POOL_SIZE": "1", **database.environ}
+    found = settings.read({name.encode(): value.encode() for name, value in environ.items()})
+    parsed = found.database.server
+    assert parsed is not None
+    Breaker(str(database.directory), parsed).set(parsed.hosts[0], DOWN)
+    make_due(database)
+    reasons: list[str] = []
+    said: list[str] = []
+
+    def answer(question: Question, verdict: Verdict | None, notes: list[str]) -> None:
+        question.answered = True
+        reasons.append(verdict.reason if verdict else "")
+        said.extend(notes)
+
+    pool = Pool(found, answer, Messages())
+    try:
+        for number, has_left in enumerate((False, True, False)):
+            peer: Any = SimpleNamespace(has_left=lambda has_left=has_left: has_left)
+            envelope = Envelope("policy", CLIENT, b"%d@example.org" % number, b"b@example.net")
+            question = Question(peer, envelope, found, None, [])
+            question.decision.advance()
+            if has_left:
+                question.started -= 1.5 * LONG
+            pool.decide([question])
+
+            def is_answered(number: int = number) -> bool:
+                pool.tick()
+                return len(reasons) > number
+
+            wait_until(is_answered, "it is answered")
+    finally:
+        pool.close()
+    assert reasons == ["new", "", "new"]
+    assert [note.partition(" after ")[0] for note in said] == [
+        f"note {parsed.hosts[0]} answers again"
+    ]
 
 
 # --- drivers in threads ---------------------------------------------------------------------------

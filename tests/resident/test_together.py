@@ -14,7 +14,7 @@ from sqlalchemy import func, insert, select, update
 
 from greycheck import check, rule_keys, settings
 from greycheck.envelope import Envelope
-from greycheck.policy import Verdict
+from greycheck.policy import Identity, Verdict
 from greycheck.resident import together
 from greycheck.resident.messages import Messages
 from greycheck.resident.pool import Pool
@@ -23,12 +23,13 @@ from greycheck.resident.together import Shared, Store
 from greycheck.resident.wide import List, Ranges, Table
 from greycheck.rules import patterns
 from greycheck.settings import Settings
-from greycheck.store import base, compiled_mysql, compiled_postgresql
+from greycheck.store import base, compiled_mysql, compiled_postgresql, server
 from greycheck.store.admin import rulebook
 from greycheck.store.admin.engine import open_engine
+from greycheck.store.drivers import faults
 from greycheck.store.schema import tables
 from greycheck.store.schema.tables import client, triplet
-from tests.resident.test_pool import each_kind
+from tests.resident.test_pool import each_kind, marks
 from tests.servers import Postgres, wait_until
 from tests.support import RECIPIENT, Database, ServerDatabase, on_every_server
 from tests.test_identity import authorise
@@ -200,6 +201,106 @@ def test_a_batch_decides_as_one_after_the_other_would(database: ServerDatabase, 
 
 
 @each_kind
+def test_clients_of_one_network_in_a_batch_have_each_an_identity_of_its_own(
+    database: ServerDatabase,
+) -> None:
+    """Their triplet is the same, down to its key."""
+    given = settings_of(database, learn_outbound="60d")
+    domain = "held.example"
+    authorise(database, "192.0.2.20/32", "192.0.2.64/26", domain=domain)
+    authorise(database, "192.0.2.30/32", domain="big.example", source="provider", state="")
+    batches, alone = Batches(given), database.connect(20)
+    hosts = [10, 20, 30, 70, 200]
+    envelopes = [
+        Envelope("policy", f"192.0.2.{host}", b"one@held.example", RECIPIENT) for host in hosts
+    ]
+    questions = questions_of(given, [*envelopes, *reversed(envelopes)], NOW)
+    ones = [together._One(question) for question in questions]
+    assert len({one.asked.key for one in ones}) == 1
+    found = [known for _others, known in batches.store.what_waits(ones)]
+    assert [(known.source, known.provider) for known in found[: len(hosts)]] == [
+        ("", ""),
+        ("spf", ""),
+        ("", "big.example"),
+        ("spf", ""),
+        ("", ""),
+    ]
+    expected = [alone.identity(one.asked, NOW, given) for one in ones]
+    assert list(map(vars_of, found)) == list(map(vars_of, expected))
+    batches.store.close()
+    alone.tidy()
+
+
+def vars_of(known: Identity) -> list[object]:
+    return [getattr(known, name) for name in known.__slots__]
+
+
+class Counting(Store):
+    """Says how often it has counted what waits: in a network, and in all."""
+
+    def __init__(self, found: Settings) -> None:
+        super().__init__(found, 20, Shared())
+        self.counted = [0, 0]
+
+    def _crowd(self, *given: Any) -> int:
+        self.counted[0] += 1
+        return super()._crowd(*given)
+
+    def _estimate(self, *given: Any) -> int:
+        self.counted[1] += 1
+        return super()._estimate(*given)
+
+
+@each_kind
+def test_the_limit_of_a_network_holds_in_a_batch_and_is_counted_once_in_it(
+    database: ServerDatabase,
+) -> None:
+    given = settings_of(database, network_limit=3, pending_limit=0)
+    batches = Batches(given, store := Counting(given))
+    many = [mail(number, network=7) for number in range(20)]
+    others = [mail(number, network=8) for number in range(20, 24)]
+    assert batches.ask(many + others, NOW) == ["new"] * 3 + ["crowded"] * 17 + ["new"] * 3 + [
+        "crowded"
+    ]
+    assert store.counted == [2, 0]
+    # Who waits already is no newcomer.
+    assert batches.ask(many, NOW + 10) == ["early"] * 3 + ["crowded"] * 17
+    assert store.counted == [3, 0]
+    assert batches.ask([*others[1:], *many[3:]], NOW + 20) == ["early"] * 2 + ["crowded"] * 18
+    assert database.rows("SELECT count(*) FROM triplet") == [(6,)]
+
+
+@each_kind
+def test_the_same_mail_twice_is_no_crowd(database: ServerDatabase) -> None:
+    given = settings_of(database, network_limit=1)
+    batches = Batches(given)
+    questions = questions_of(given, [mail(1), mail(2, network=1), mail(1)], NOW)
+    verdicts, lost = batches.decide(questions)
+    assert [verdict and verdict.reason for verdict in verdicts] == ["new", "crowded", None]
+    assert lost == questions[2:]
+
+
+@each_kind
+def test_who_waits_elsewhere_too_meets_the_same_limit(database: ServerDatabase) -> None:
+    given = settings_of(database, network_limit=2)
+    batches = Batches(given)
+    elsewhere = [Envelope("policy", "203.0.113.1", mail(n).sender, RECIPIENT) for n in (0, 3)]
+    assert batches.ask(elsewhere, NOW) == ["new"] * 2
+    many = [mail(number, network=7) for number in range(4)]
+    assert batches.ask(many, NOW + 10) == ["new"] * 2 + ["crowded"] * 2
+
+
+@each_kind
+def test_the_limit_of_all_that_waits_holds_in_a_batch(database: ServerDatabase) -> None:
+    given = settings_of(database, network_limit=0, pending_limit=3)
+    batches = Batches(given, store := Counting(given))
+    many = [mail(number) for number in range(20)]
+    assert batches.ask(many, NOW) == ["new"] * 3 + ["full"] * 17
+    assert batches.ask(many, NOW + 10) == ["early"] * 3 + ["full"] * 17
+    assert store.counted == [0, 2]
+
+
+@each_kind
 def test_a_pair_of_whom_very_many_wait_is_asked_about_by_itself(database: ServerDatabase) -> None:
     """The query of pairs ends at a number of rows, which hides nobody else's."""
     given = settings_of(database, pool_networks=4, network_limit=0)
@@ -292,6 +393,89 @@ def test_two_attempts_of_one_mail_in_a_batch_are_two(database: ServerDatabase) -
         assert batches.decide(lost[:1])[0][0]
         lost = lost[1:]
         assert database.rows("SELECT sum(early_attempts) FROM triplet") == [(counted,)]
+
+
+def fail_once(kind: str) -> Callable[[Store], None]:
+    """Has the next statement of a store fail with a fault of KIND."""
+
+    def meddle(store: Store) -> None:
+        connection: Any = store._session.connection
+
+        def failing(*_given: object) -> None:
+            del connection.run
+            raise faults.Fault(kind, "as the server says")
+
+        connection.run = failing
+
+    return meddle
+
+
+@pytest.fixture
+def sleepless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that a server's store does may sleep."""
+    monkeypatch.setattr(server, "sleep", lambda _seconds: pytest.fail("it sleeps"))
+
+
+@each_kind
+@pytest.mark.usefixtures("sleepless")
+def test_a_conflict_is_a_lost_race(database: ServerDatabase) -> None:
+    """With Galera the commit may say so, of what another node has changed."""
+    given = settings_of(database)
+    envelopes = [mail(number) for number in range(MANY)]
+    batches = Batches(given, Meddled(given, fail_once(faults.CONFLICT), late=True))
+    questions = questions_of(given, envelopes, NOW)
+    verdicts, lost = batches.decide(questions)
+    assert verdicts == [None] * MANY
+    assert lost == questions
+    assert batches.ask(envelopes, NOW) == ["new"] * MANY
+    assert database.rows("SELECT count(*), sum(early_attempts) FROM triplet") == [(MANY, 0)]
+
+
+@each_kind
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.usefixtures("sleepless")
+def test_a_lock_that_a_batch_waits_for_in_vain_is_no_fault_of_the_host(
+    database: ServerDatabase, late: bool
+) -> None:
+    """With as little time as is left to the last one of a long queue too."""
+    given = settings_of(database)
+    batches = Batches(given, Meddled(given, fail_once(faults.LOCKED), late))
+    questions = questions_of(given, [mail(number) for number in range(MANY)], NOW)
+    rest = dict.fromkeys(questions)
+    batches.store.begin(2)
+    with pytest.raises(base.StoreError, match="as the server says") as raised:
+        together.decide(batches.store, rest, Messages().first_passed, lambda *_given: None)
+    assert not isinstance(raised.value, base.Again)
+    assert list(rest) == questions
+    assert not marks(database)
+    assert not batches.store.notes
+    assert batches.ask([question.envelope for question in questions], NOW) == ["new"] * MANY
+
+
+@each_kind
+def test_only_a_batch_has_little_patience_for_a_lock(database: ServerDatabase) -> None:
+    """And whoever is decided alone after it has all that a check has."""
+    batches = Batches(settings_of(database))
+    store = batches.store
+    is_postgresql = isinstance(database.server, Postgres)
+    query = (
+        "SELECT setting FROM pg_settings WHERE name = 'lock_timeout'"
+        if is_postgresql
+        else "SELECT @@innodb_lock_wait_timeout"
+    )
+    little, much = (200, 5000) if is_postgresql else (1, 5)
+
+    def patience() -> int:
+        return int(store._run(query)[0][0])
+
+    for number in range(2):
+        assert batches.ask([mail(number)], NOW) == ["new"]
+        assert patience() == little
+        [question] = questions_of(batches.settings, [mail(number)], NOW + 10)
+        store.begin(20)
+        store.lookup(base.Asked(question.envelope, question.decision.triplet), NOW + 10)
+        assert patience() == much
+    store.close()
 
 
 def end_connection(database: ServerDatabase, store: Store) -> None:
@@ -506,6 +690,33 @@ def test_an_expectation_is_used_once(database: ServerDatabase) -> None:
     assert batches.ask([mail(1), mail(2)], NOW) == ["expected", ""]
     assert batches.ask([mail(2)], NOW) == ["new"]
     engine.dispose()
+
+
+@each_kind
+def test_rows_are_locked_in_the_order_of_their_keys(database: ServerDatabase) -> None:
+    """Those too whose changes are made one by one: nobody waits in a circle."""
+    deleted: list[bytes] = []
+
+    class Noted(Store):
+        def _change(self, sql: str, values: Sequence[Any]) -> int:
+            if sql == self._compiled.DELETE_RULE[0]:
+                deleted.append(bytes(values[0]))
+            return super()._change(sql, values)
+
+    given = settings_of(database)
+    batches = Batches(given, Noted(given, 20, Shared()))
+    engine = open_engine(database.url)
+    for number in range(12):
+        expected = patterns.expectation(f"to:{number}@example.net")
+        rulebook.put(engine, expected, rule_keys.ALLOW, None, "", None, NOW)
+    engine.dispose()
+    envelopes = [
+        Envelope("policy", f"198.51.{number}.1", b"a@example.org", b"%d@example.net" % number)
+        for number in range(12)
+    ]
+    assert batches.ask(envelopes, NOW) == ["expected"] * 12
+    assert len(deleted) == 12
+    assert deleted == sorted(deleted)
 
 
 # --- statements -----------------------------------------------------------------------------------

@@ -132,6 +132,16 @@ def test_who_cannot_be_answered_is_left(start: Start, fault: str) -> None:
     assert complaints(resident)[0] == "unforeseen: ZeroDivisionError: the moon is wrong"
 
 
+def test_who_cannot_be_counted_is_answered(start: Start) -> None:
+    of_sender = "arguments[2].sender == b'boom@example.org'"
+    resident = start(faulty("greycheck.resident.counting", "Counting.add", of_sender))
+    with resident.peer() as peer:
+        assert ask_for_trouble(peer) == DEFERRED
+        assert peer.ask() == DEFERRED
+    assert resident.reasons() == ["new"] * 2
+    assert complaints(resident) == ["unforeseen: ZeroDivisionError: the moon is wrong"]
+
+
 def test_who_cannot_be_read_when_he_is_taken_is_left(start: Start) -> None:
     peeked = "socket.socket(fileno=os.dup(arguments[0].descriptor)).recv(9999, socket.MSG_PEEK)"
     resident = start(faulty("greycheck.resident.peers", "Peer.read", f"b'boom' in {peeked}"))

@@ -539,12 +539,14 @@ def found() -> CompoundSelect[tuple[object, ...]]:
 def waits() -> Select[tuple[object, ...]]:
     """Returns the query of whether the pair waits elsewhere too, and of IDENTITY, for PostgreSQL.
 
-    Its first column is the triplet's key, its second one true where another triplet has the pair;
-    only then POOL is needed.
+    Its first column is the question's place among all, as rows come in any order; its second one is
+    true where another triplet has the pair: only then POOL is needed. No key tells questions apart:
+    clients of one network have the same triplet, each with an identity of its own.
     """
     of_pair = ("triplet_key", "pair_low", "pair_high", "pair_key")
     of_client = ("domain_key", "origin", "provider_key", "provider_origin")
-    asked = _asked("postgresql", dict.fromkeys((*of_pair, *of_client), Origin))
+    types: dict[str, TypeEngine[Any]] = {"place": BigInteger()}
+    asked = _asked("postgresql", types | dict.fromkeys((*of_pair, *of_client), Origin))
     own = _range_before(asked.c.origin, asked.c.domain_key).lateral("own")
     of_provider = _range_before(asked.c.provider_origin, asked.c.provider_key).lateral(
         "of_provider"
@@ -555,7 +557,7 @@ def waits() -> Select[tuple[object, ...]]:
     joined = joined.outerjoin(correspondent, correspondent.c.pair_key == asked.c.pair_key)
     others = _others(asked.c.triplet_key, asked.c.pair_low, asked.c.pair_high)
     columns = [
-        asked.c.triplet_key,
+        asked.c.place,
         others.label("others"),
         *_identity_columns(own, of_provider),
     ]
