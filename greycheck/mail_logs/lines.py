@@ -80,7 +80,10 @@ def bounded(source: BinaryIO) -> Iterator[bytes]:
     """Yields the lines of SOURCE without their ends; of one that is longer than LINE, nothing."""
     read, longest = source.readline, LINE
     while text := read(longest):
-        is_whole = text.endswith(b"\n") or len(text) < longest
+        if text.endswith(b"\n"):  # most lines
+            yield text.rstrip(b"\r\n")
+            continue
+        is_whole = len(text) < longest
         while not text.endswith(b"\n") and (rest := read(longest)):
             text = rest
         yield text.rstrip(b"\r\n") if is_whole else b""

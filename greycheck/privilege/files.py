@@ -5,8 +5,9 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-# Where a shell names what this process has open already, as the pipe of ``<(zcat log.gz)``.
-GIVEN = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
+# What nobody else can put in a file's place: nothing, and what this process has open already, as
+# the pipe of a shell's ``<(zcat log.gz)``.
+GIVEN = ("/dev/null", "/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 
 
 def read(path: Path, most: int) -> bytes:
