@@ -377,7 +377,7 @@ TABLE = (
         _whole(0, 1000000),
         "1",
         "After how many passed triplets all mail of a client address passes; 0 never.",
-        "check, commands",
+        "check, expire, commands",
     ),
     Setting(
         "null_sender",
@@ -416,14 +416,14 @@ TABLE = (
         _choice("yes", "observe", "no"),
         "yes",
         "Whether a sender's domain stands for the networks it sends from: yes, observe or no.",
-        "check, commands",
+        "check, expire, commands",
     ),
     Setting(
         "domain_passes",
         _whole(0, 1000000),
         "1",
         "After how many passed triplets all mail of a domain passes from its networks; 0 never.",
-        "check, commands",
+        "check, expire, commands",
     ),
     Setting(
         "trust_spfresult",

@@ -1,6 +1,7 @@
 """``greycheck expire``: removes what has expired, run by cron."""
 
 import os
+from contextlib import suppress
 from time import time
 
 import click
@@ -62,6 +63,9 @@ def expire(verbose: bool, dry_run: bool, as_json: bool, yes: bool) -> None:
             if dry_run:
                 removed = expiry.count(engine, now)
             else:
+                # It settles while rows are removed. Where it cannot be taken, collect says so.
+                with suppress(OSError):
+                    history.take(settings)
                 try:
                     for table, rows in expiry.expire(engine, now, settings=settings):
                         removed[table] += rows

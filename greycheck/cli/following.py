@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from greycheck.mail_logs import lines
+from greycheck.privilege import files
 
 # How often a log is looked at that says nothing new, in seconds.
 PAUSE = 0.25
@@ -59,7 +60,7 @@ def follow_file(path: Path, back: int, pause: Callable[[], None]) -> Iterator[by
     Then it yields None, once, and then the lines that come, for ever. PAUSE is called where there
     is nothing new, and returns after a moment. Raises OSError.
     """
-    stream: BinaryIO = path.open("rb")
+    stream: BinaryIO = files.opened(path)
     try:
         found = Lines()
         if _go_back(stream.fileno(), back):
@@ -158,6 +159,6 @@ def _another(path: Path, descriptor: int) -> BinaryIO | None:
         here = os.fstat(descriptor)
         if (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino):
             return None
-        return path.open("rb")
+        return files.opened(path)
     except OSError:
         return None

@@ -17,6 +17,7 @@ from greycheck.mail_logs import lines
 from greycheck.mail_logs.mails import Mails
 from greycheck.normalise import host_name
 from greycheck.outbound import Letter
+from greycheck.privilege import files
 from greycheck.settings import Settings
 from greycheck.store import connect
 from greycheck.store.schema import migrate
@@ -119,7 +120,7 @@ def _open(name: str) -> BinaryIO:
     """Opens the log NAME. Raises OSError."""
     if name == "-":
         return sys.stdin.buffer
-    return Path(name).open("rb")
+    return files.opened(Path(name))
 
 
 def _letters(

@@ -89,6 +89,9 @@ RIGHTS_TEXT = (
     " says that it shares the store); settings that a third user wrote: root becomes whoever wrote"
     " them."
     " The message ends in the command that mends it.",
+    "A file that is named to be read, as a log or a list of rules, must be a regular one for root:"
+    " on a pipe in its place root would wait for whoever put it there. What the shell has opened it"
+    " reads, as - and <(zcat log.gz).",
 )
 
 # Commands, as the synopsis has them, with what they do as root before they become the store's
@@ -102,7 +105,8 @@ RIGHTS = (
     ),
     (
         "expire, report, stats",
-        "Read the settings. All else is the owner's, the page that report writes too. With a server"
+        "Read the settings, and report the file that --simulation names. All else is the owner's,"
+        " the page that report writes too. With a server"
         " database that is the owner of state_directory, where checks count.",
     ),
     (

@@ -3,21 +3,22 @@
 import json
 import os
 import stat
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from time import time
-from typing import BinaryIO
 
 import click
 
 from greycheck.cli import terminal
-from greycheck.cli.columns import Rows, facts
+from greycheck.cli.columns import Rows, facts, wrapped
 from greycheck.cli.common import foreseen, read_settings
 from greycheck.cli.expire import no_store
 from greycheck.cli.output import console, is_empty
 from greycheck.cli.stats import a_day, aligned, days, figures_of
+from greycheck.privilege import files
 from greycheck.settings import Settings
 from greycheck.simulation.figures import Simulation, from_data
 from greycheck.statistics import page, parts, text
@@ -35,7 +36,8 @@ AROUND = 14
 # The most of a simulation that is read, in bytes: a hundred years by day.
 LARGEST = 1 << 26
 
-NO_SIMULATION = "is not what greycheck simulate --json prints"
+# How wide sentences are, in columns, whatever the terminal's width.
+WIDTH = 80
 
 Changed = tuple[int, Figures, Figures]
 
@@ -58,7 +60,6 @@ Changed = tuple[int, Figures, Figures]
 )
 @click.option(
     "--simulation",
-    type=click.File("rb"),
     metavar="FILE",
     help="Tell too what greycheck simulate --json has printed into FILE; - is standard input.",
 )
@@ -67,7 +68,7 @@ def report(
     first: int | None,
     last: int | None,
     change: int | None,
-    simulation: BinaryIO | None,
+    simulation: str | None,
 ) -> None:
     """Tell of the last 30 days, or of those that are named, as text for cron's mail.
 
@@ -82,9 +83,10 @@ def report(
     # Before this process becomes the store's owner: the file is whoever's runs the command.
     found = None if simulation is None else _simulation(simulation)
     settings, now = read_settings(), int(time())
-    begin, end = _days(first, last, change, day_of(now))
+    today = day_of(now)
+    begin, end = _days(first, last, change, today)
     figures = figures_of(settings, begin, end, now)
-    changed = None if change is None else _changed(figures, change)
+    changed = None if change is None else _changed(figures, change, today)
     if file is None:
         if is_empty(settings):
             terminal.echo(*no_store(settings))
@@ -110,35 +112,41 @@ def report(
 def _days(first: int | None, last: int | None, change: int | None, today: int) -> tuple[int, int]:
     """Returns the first and the last day to tell of. Raises UsageError."""
     if change is not None and first is None and last is None:
-        around = min(AROUND, today - change)
+        around = min(AROUND, today - 1 - change)
         if around < 1:
-            raise click.UsageError(f"{date_of(change)}: there is no day after it yet")
+            raise click.UsageError(f"{date_of(change)}: there is no whole day after it yet")
         return max(1, change - around), change + around
     begin, end = days(first, last, today, MONTH)
-    if change is not None and not begin < change < end:
+    whole = min(end, today - 1)
+    if change is not None and not begin < change < whole:
         raise click.UsageError(
-            f"{date_of(change)}: needs a day before and after it from {date_of(begin)} to"
-            f" {date_of(end)}"
+            f"{date_of(change)}: needs a whole day before and after it from {date_of(begin)} to"
+            f" {date_of(whole)}"
         )
     return begin, end
 
 
-def _changed(figures: Figures, day: int) -> Changed:
-    """Returns DAY with the figures of as many days before as after it."""
-    number = min(day - figures.first, figures.last - day)
+def _changed(figures: Figures, day: int, today: int) -> Changed:
+    """Returns DAY with the figures of as many days before as after it, all before TODAY."""
+    number = min(day - figures.first, min(figures.last, today - 1) - day)
     before, after = figures.split([(day - number, day - 1), (day + 1, day + number)])
     return day, before, after
 
 
-def _simulation(file: BinaryIO) -> Simulation:
-    """Returns the simulation in FILE. Raises ClickException."""
-    name = terminal.shown(str(file.name))
+def _simulation(name: str) -> Simulation:
+    """Returns the simulation in the file NAME. Raises ClickException."""
+    with foreseen():
+        if name == "-":
+            content = sys.stdin.buffer.read(LARGEST)
+        else:
+            with files.opened(Path(name)) as file:
+                content = file.read(LARGEST)
     try:
-        content = file.read(LARGEST)
         return from_data(json.loads(content))
-    except (OSError, ValueError, RecursionError) as error:
-        said = error.strerror if isinstance(error, OSError) else NO_SIMULATION
-        raise click.ClickException(f"{name}: {said}") from None
+    except (ValueError, RecursionError):
+        raise click.ClickException(
+            f"{terminal.shown(name)}: is not what greycheck simulate --json prints"
+        ) from None
 
 
 # --- text -----------------------------------------------------------------------------------------
@@ -154,11 +162,14 @@ def _print_tables(tables: Iterable[Table]) -> None:
     screen = console()
     for table in tables:
         terminal.echo("", table.title)
+        facts(screen, table.about, text.LABEL)
         if not table.rows:
             terminal.echo(table.words)
             continue
         titles, rows = aligned(list(table.columns), table.rows, left=1)
         Rows(screen, 0, alone=False).print(rows, [titles])
+        if table.note:
+            terminal.echo(*wrapped(table.note, min(screen.width, WIDTH)))
 
 
 def _tables(figures: Figures, settings: Settings, changed: Changed | None) -> Iterator[Table]:

@@ -18,6 +18,7 @@ from greycheck.cli import completing, output, terminal
 from greycheck.cli.columns import Rows, wrapped
 from greycheck.cli.common import open_store, read_settings
 from greycheck.cli.terminal import Console
+from greycheck.privilege import files
 from greycheck.rules import patterns, postgrey
 from greycheck.rules.findings import Finding, check_rules, line_of, remarks, rule_before_expectation
 from greycheck.rules.patterns import Pattern
@@ -493,9 +494,13 @@ def text_lines(path: str) -> list[str]:
     Bytes that are not UTF-8 become surrogates.
     """
     try:
-        content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        if path == "-":
+            content = sys.stdin.buffer.read()
+        else:
+            with files.opened(Path(path)) as file:
+                content = file.read()
     except OSError as error:
-        raise click.ClickException(f"{path}: {error.strerror}") from None
+        raise click.ClickException(terminal.shown(files.cause(error))) from None
     return content.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape").split("\n")
 
 

@@ -1,6 +1,7 @@
 """``greycheck simulate``: what other settings would have made of the mail in a log."""
 
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,14 +17,17 @@ from greycheck.cli.common import foreseen, read_settings
 from greycheck.cli.output import console, print_json
 from greycheck.cli.rules import text_lines
 from greycheck.cli.terminal import Console, Table, Text
+from greycheck.privilege import files
 from greycheck.rules.index import RuleIndex
 from greycheck.rules.rule import Rule, read_lines
 from greycheck.settings import Settings
+from greycheck.simulation import telling
 from greycheck.simulation.figures import CURRENT, OTHER, Simulation
 from greycheck.simulation.history import Log
 from greycheck.simulation.replay import Way, simulate
-from greycheck.simulation.telling import FATES, TITLES, rows
-from greycheck.times import local_bare, span
+
+# The width of the names of what was simulated, in columns.
+LABEL = 9
 
 # The settings that decide about mail that a log tells of, each an option.
 OPTIONS = (
@@ -43,13 +47,6 @@ OPTIONS = (
     "learn_outbound",
     "network_limit",
     "pending_limit",
-)
-
-# What a simulation cannot know, said below each.
-STOOD_IN = (
-    "Of {mails} mails the log ends before these settings let them pass: published schedules say"
-    " when their senders would have tried again. Such a sender is taken to try again, a spammer"
-    " too."
 )
 
 
@@ -121,25 +118,18 @@ def simulate_(
             found = simulate(sources, ways, current.lifetime, now, progress)
     if found.first is None:
         raise click.ClickException(_nothing(found))
-    different = [
+    found.settings = [
         (name, _shown(name, ways[0].settings), _shown(name, ways[-1].settings))
         for name in OPTIONS
         if _shown(name, ways[0].settings) != _shown(name, ways[-1].settings)
     ]
+    found.rules = rules
     if as_json:
-        print_json(
-            {
-                "settings": {
-                    name: {CURRENT: before, OTHER: after} for name, before, after in different
-                },
-                "rules": rules,
-                **found.as_data(),
-            }
-        )
+        print_json(found.as_data())
         return
     for note in notes:
         terminal.echo(f"Note: {note}", err=True)
-    show(console(), found, different, rules)
+    show(console(), found)
 
 
 # --- what it is given -----------------------------------------------------------------------------
@@ -150,8 +140,8 @@ def _log(name: str, opened: ExitStack) -> Log:
     if name == "-":
         return Log(stream=sys.stdin.buffer)
     path = Path(name)
-    stream = path.open("rb")
-    if not path.is_file():
+    stream = files.opened(path)
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
         return Log(stream=opened.enter_context(stream))
     stream.close()
     return Log(path)
@@ -213,8 +203,8 @@ def _progress(logs: Sequence[Log]) -> Iterator[Callable[[int], None] | None]:
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    files = [log.path.stat().st_size for log in logs if log.path is not None]
-    size = sum(files) if len(files) == len(logs) else None
+    sizes = [log.path.stat().st_size for log in logs if log.path is not None]
+    size = sum(sizes) if len(sizes) == len(logs) else None
     columns = (TextColumn("reading"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
     with Progress(*columns, TimeRemainingColumn(), console=screen, transient=True) as bar:
         task = bar.add_task("reading", total=size)
@@ -224,60 +214,29 @@ def _progress(logs: Sequence[Log]) -> Iterator[Callable[[int], None] | None]:
 # --- for people -----------------------------------------------------------------------------------
 
 
-def show(
-    screen: Console,
-    found: Simulation,
-    different: list[tuple[str, str, str]],
-    rules: str | None = None,
-) -> None:
-    """Prints what was FOUND to SCREEN, and the DIFFERENT settings: names, and both values."""
-    assert found.first is not None
-    assert found.last is not None
-    facts(screen, _about(found, different, rules), 9)
+def show(screen: Console, found: Simulation) -> None:
+    """Prints what was FOUND to SCREEN."""
+    facts(screen, telling.about(found), LABEL)
     screen.print()
     screen.print(_table(found))
     if len(found.ways) > 2:
         screen.print()
         _show_changes(screen, found)
-    stood_in = found.total[-1].stood_in
-    if stood_in:
+    if note := telling.stood_in(found):
         screen.print()
-        for line in wrapped(STOOD_IN.format(mails=stood_in), min(screen.width, 80)):
+        for line in wrapped(note, min(screen.width, 80)):
             screen.print(Text(line, "dim"), soft_wrap=True)
 
 
-def _about(
-    found: Simulation, different: list[tuple[str, str, str]], rules: str | None
-) -> Iterator[tuple[str, str]]:
-    assert found.first is not None
-    assert found.last is not None
-    left_out = ""
-    if found.exempt or found.unusable:
-        left_out = f"; left out: {found.exempt} exempt, {found.unusable} without time or client"
-    yield "log", f"{local_bare(found.first)} to {local_bare(found.last)}"
-    yield "lines", f"{found.lines}, {found.checks} of them checks{left_out}"
-    if found.known:
-        yield "before", f"{found.known} clients, triplets and domains were known before it began"
-    for name, before, after in different:
-        yield "setting", f"{name}: {before or 'none'} now, {after or 'none'} simulated"
-    if rules is not None:
-        yield "rules", f"{rules}, instead of those that the log names"
-
-
 def _table(found: Simulation) -> Table:
-    """The figures of each way, and the difference between the last two."""
+    titles, rows = telling.table(found)
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column()
-    for _way in (*found.ways, "difference"):
+    for _title in titles[1:]:
         table.add_column(justify="right")
-    heads = [*(TITLES[way] for way in found.ways), "difference"]
-    table.add_row("", *(Text(head, "bold") for head in heads))
-    for name, values, is_time in rows(found.total):
-        difference = values[-1] - values[-2]
-        written = span if is_time else str
-        sign = "-" if difference < 0 else "+"
-        shown = f"{sign}{written(abs(difference))}" if difference else ""
-        table.add_row(name, *map(written, values), shown)
+    table.add_row(*(Text(title, "bold") for title in titles))
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
@@ -289,4 +248,4 @@ def _show_changes(screen: Console, found: Simulation) -> None:
         return
     screen.print("Mails that fare otherwise than under the current settings", style="bold")
     for (before, after), number in sorted(changed, key=lambda each: -each[1]):
-        screen.print(f"{number:>9}  {FATES[before]} -> {FATES[after]}")
+        screen.print(f"{number:>9}  {telling.FATES[before]} -> {telling.FATES[after]}")

@@ -62,7 +62,9 @@ def figures_of(settings: Settings, first: int, last: int, now: int) -> Figures:
     if not is_empty(settings):
         with open_store(settings, marks=True) as engine:
             totals = history.read(engine, settings, first, last, now)
-    return Figures(totals, first, last, day_of(now - settings.retry_window) - 1)
+    # What expired after that is not counted yet.
+    known = min(now, history.last_expired(totals)) - settings.retry_window
+    return Figures(totals, first, last, day_of(known) - 1 if known > 0 else 0)
 
 
 @click.command()
@@ -96,7 +98,8 @@ def stats(
     expired (docs/statistics.rst). Those of other hosts are as of their last greycheck expire.
 
     Delays are counted in steps, each 9 % longer than the one before: p95 is the longest of the step
-    within which 95 of 100 passed. What never came back is known when the retry window is over.
+    within which 95 of 100 passed. What never came back is known when the retry window is over, and
+    greycheck expire has run since.
     """
     settings, now = read_settings(), int(time())
     if day is not None and (first is not None or last is not None):

@@ -15,7 +15,7 @@ from typing import BinaryIO
 # The longest line that is read, in bytes.
 LINE = 16384
 
-# How far in the future a time without a year may be, in seconds: clocks differ.
+# How far in the future a time may be, in seconds: clocks differ.
 AHEAD = 86400
 
 # The label of 1970 in TAI64 as multilog has it (ten leap seconds, and none since).
@@ -41,9 +41,10 @@ _PROGRAM = re.compile(rb"[^\s:]+ ([^\s:\[]{1,64})(?:\[\d{1,10}\])?: ")
 
 
 class Line:
-    """What a line SAYS; WHEN, in seconds since 1970 (None where it has no time); and PROGRAM.
+    """What a line SAYS; WHEN, in seconds since 1970; and PROGRAM.
 
-    The program is empty where no syslog names it.
+    When is None where it has no time, or one before 1970 or more than AHEAD in the future. The
+    program is empty where no syslog names it.
     """
 
     __slots__ = ("program", "says", "when")
@@ -56,8 +57,10 @@ class Line:
 
 def read(text: bytes, now: int) -> Line:
     """Returns the line TEXT, which has no end, as it is read at NOW (seconds since 1970)."""
+    when: int | None
     if found := _TAI64N.match(text):
-        return Line(text[found.end() :], int(found[1], 16) - _TAI)
+        when = int(found[1], 16) - _TAI
+        return Line(text[found.end() :], when if 0 <= when <= now + AHEAD else None)
     is_bsd = False
     if found := _ISO.match(text):
         when = _iso(*found.groups())
@@ -65,6 +68,8 @@ def read(text: bytes, now: int) -> Line:
         when, is_bsd = _without_year(now, *found.groups()), True
     else:
         return Line(text)
+    if when is not None and not 0 <= when <= now + AHEAD:
+        when = None
     rest = text[found.end() :]
     if (is_bsd or text[10:11] == b"T") and (program := _PROGRAM.match(rest)):
         return Line(rest[program.end() :], when, program[1])
@@ -75,7 +80,10 @@ def bounded(source: BinaryIO) -> Iterator[bytes]:
     """Yields the lines of SOURCE without their ends; of one that is longer than LINE, nothing."""
     read, longest = source.readline, LINE
     while text := read(longest):
-        is_whole = text.endswith(b"\n") or len(text) < longest
+        if text.endswith(b"\n"):  # most lines
+            yield text.rstrip(b"\r\n")
+            continue
+        is_whole = len(text) < longest
         while not text.endswith(b"\n") and (rest := read(longest)):
             text = rest
         yield text.rstrip(b"\r\n") if is_whole else b""

@@ -108,7 +108,10 @@ class Simulation:
     ``total`` and each day of ``days`` have their figures in that order. ``changes`` counts mails by
     their fate in the second to last and the last of these ways. LINES were read in all, CHECKS of
     them by greycheck; EXEMPT (users' own) and UNUSABLE (no time, no client) are not simulated.
-    ``known`` is how many clients, triplets and domains the log shows as known before it begins.
+    ``known`` is how many clients, triplets and domains the log shows as known before it begins, and
+    FIRST and LAST are the times of its attempts. ``settings`` are those that differ in the last two
+    ways: name and both values, as an operator writes them. RULES is the file whose rules the last
+    way has, None where it has those that the log names.
     """
 
     ways: list[str]
@@ -122,10 +125,16 @@ class Simulation:
     known: int = 0
     first: int | None = None
     last: int | None = None
+    settings: list[tuple[str, str, str]] = field(default_factory=list)
+    rules: str | None = None
 
     def as_data(self) -> dict[str, object]:
         """Returns all of it for JSON: times in seconds since 1970, bands by their upper ends."""
         return {
+            "settings": {
+                name: {CURRENT: before, OTHER: after} for name, before, after in self.settings
+            },
+            "rules": self.rules,
             "lines": self.lines,
             "checks": self.checks,
             "exempt": self.exempt,
@@ -171,36 +180,40 @@ def figures_data(figures: Figures) -> dict[str, object]:
     }
 
 
-# More mails or seconds than any log tells of.
-_MOST = 10**15
+# More mails or seconds than any log tells of; the last second of the year 9999; and more characters
+# than a setting or the name of a file has.
+_MOST, _LAST, _LONGEST = 10**15, 253402300799, 10_000
 
 
-def from_data(data: object) -> Simulation:
-    """Returns the simulation in DATA, as ``Simulation.as_data`` made it, without its days.
+def from_data(data: Any) -> Simulation:
+    """Returns the simulation in DATA, as ``Simulation.as_data`` made it.
 
-    Raises ValueError if it is none.
+    Its days, changes and reasons are left out. Raises ValueError if it is none.
     """
     try:
-        assert isinstance(data, dict)
         ways = data["ways"]
-        changes = {(each["from"], each["to"]): each["mails"] for each in data["changes"]}
         found = Simulation(
             list(ways),
             [_figures(way) for way in ways.values()],
-            changes=Counter({pair: _number(number) for pair, number in changes.items()}),
+            settings=[
+                (_text(name), _text(values[CURRENT]), _text(values[OTHER]))
+                for name, values in data["settings"].items()
+            ],
+            rules=None if data["rules"] is None else _text(data["rules"]),
         )
         for name in ("lines", "checks", "exempt", "unusable"):
             setattr(found, name, _number(data[name]))
         found.known = _number(data["known_before"])
-        found.first, found.last = _number(data["first"]), _number(data["last"])
-    except (AssertionError, AttributeError, KeyError, TypeError):
-        raise ValueError("is not what greycheck simulate --json prints") from None
-    if found.ways not in WAYS or not all(set(pair) <= set(FATES) for pair in found.changes):
+        found.first, found.last = _number(data["first"], _LAST), _number(data["last"], _LAST)
+        is_one = found.ways in WAYS
+    except (AttributeError, KeyError, TypeError):
+        is_one = False
+    if not is_one:
         raise ValueError("is not what greycheck simulate --json prints")
     return found
 
 
-def _figures(data: dict[str, Any]) -> Figures:
+def _figures(data: Any) -> Figures:
     found = Figures()
     for name in ("mails", *FATES, "deferrals"):
         setattr(found, name, _number(data[name]))
@@ -208,12 +221,19 @@ def _figures(data: dict[str, Any]) -> Figures:
     found.longest = _number(data["longest_wait"])
     found.waited = _number(data["mean_wait"]) * found.delayed
     bands = [_number(band["mails"]) for band in data["waits_up_to"]]
-    assert len(bands) == len(found.bands)
+    if len(bands) != len(found.bands):
+        raise TypeError
     found.bands = bands
     return found
 
 
-def _number(value: object) -> int:
-    assert isinstance(value, int)
-    assert 0 <= value < _MOST
+def _number(value: object, most: int = _MOST) -> int:
+    if not isinstance(value, int) or not 0 <= value <= most:
+        raise TypeError
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or len(value) > _LONGEST:
+        raise TypeError
     return value

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from heapq import heappop, heappush
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from greycheck import normalise
 from greycheck.envelope import Envelope, Triplet
 from greycheck.mail_logs import checks, lines
 from greycheck.outbound import USERS
 from greycheck.policy import RuleRow
+from greycheck.privilege import files
 from greycheck.simulation.store import around
 
 # How long after its last attempt a mail is over, and after its first, in seconds: the slowest known
@@ -39,6 +40,9 @@ BY_SETTING = b"null_sender"
 OF_MESSAGES = (b"spp", b"policy")
 MESSAGE = b"logged"
 
+
+# What the reason of a verdict begins with that was only observed.
+OBSERVED = "observed "
 
 # What a line may say that counts here, beside its first words.
 _SAYS_MORE = re.compile(rb"\b(?:by|observed|delayed|identity|provider|rule)=|hook=(?:spp|policy)\b")
@@ -124,7 +128,7 @@ class Mail:
         self.deferrals = 0
         self.retries: list[int] = []
         self.clients: list[tuple[int, str]] = []
-        self.ways: list[object] = []
+        self.ways: list[Any] = []
 
     def take(self, attempt: Attempt) -> None:
         """Takes the ATTEMPT that comes next."""
@@ -231,7 +235,7 @@ class Reader:
     def _take_pairs(self, attempt: Attempt, pairs: dict[str, bytes]) -> None:
         if "observed" in pairs:
             # What was only observed was accepted, and not tried again.
-            attempt.reason = f"observed {attempt.reason}"
+            attempt.reason = f"{OBSERVED}{attempt.reason}"
         if "delayed" in pairs:
             attempt.delayed = _number(pairs["delayed"])
         if "identity" in pairs:
@@ -248,7 +252,7 @@ class Reader:
     def _rule(self, attempt: Attempt, pairs: dict[str, bytes]) -> RuleRow:
         """The rule that a line names: it decided, or greylists."""
         pattern = pairs["rule"].decode("utf-8", "replace").replace(",", " ")
-        if attempt.reason.removeprefix("observed ") == "rule":
+        if attempt.reason.removeprefix(OBSERVED) == "rule":
             action = pairs.get("observed", attempt.action.encode()).decode("ascii", "replace")
             named = {"accept": "allow", "reject": "reject"}.get(action, "defer")
             return RuleRow(b"", "recipient", pattern, named, None)
@@ -273,7 +277,7 @@ class Log:
         if self.stream is not None:
             return self.stream
         assert self.path is not None
-        return self.path.open("rb")
+        return files.opened(self.path)
 
 
 # The time of a line, and what greycheck says by it.

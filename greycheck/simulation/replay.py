@@ -10,11 +10,12 @@ would look as if the store were empty.
 """
 
 import gc
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from heapq import heappop, heappush
+from itertools import takewhile
 from time import localtime, strftime
 
 from greycheck import check, outbound
@@ -24,8 +25,7 @@ from greycheck.policy import (
     ACCEPT,
     DEFER,
     EARLIER,
-    PENDING,
-    ROWS,
+    STEPS,
     Change,
     ClientRow,
     Decision,
@@ -35,7 +35,7 @@ from greycheck.policy import (
 )
 from greycheck.rules.index import RuleIndex
 from greycheck.settings import Settings
-from greycheck.simulation import figures, schedules
+from greycheck.simulation import schedules
 from greycheck.simulation.figures import (
     AT_ONCE,
     DELAYED,
@@ -43,16 +43,18 @@ from greycheck.simulation.figures import (
     NEVER,
     REFUSED,
     WAITS,
+    Day,
     Fate,
+    Figures,
     Simulation,
 )
-from greycheck.simulation.history import IDLE, Attempt, Log, Mail, Mails, Reader
+from greycheck.simulation.history import IDLE, OBSERVED, Attempt, Log, Mail, Mails, Reader
 from greycheck.simulation.store import Store, Told, Wanted
 
 # The reasons by which a client, a triplet and a domain are known; and those that say nothing of
 # these, as they come before.
 CLIENT, TRIPLET, DOMAIN = "client", "known", "domain"
-BEFORE = ("rule", "strikes", "exempt", "error")
+BEFORE = {step.reason for step in takewhile(lambda step: step.name != CLIENT, STEPS)} | {"error"}
 
 
 class Way:
@@ -120,12 +122,7 @@ class _Run:
         store.rules = attempt.rules
         decision, asked = Decision(envelope, self.settings, now, of), Wanted(envelope, of)
         while need := decision.advance():
-            if need == ROWS:
-                decision.take_rows(store.lookup(asked, now))
-            elif need == PENDING:
-                pending = store.waiting(asked, decision.since, now, self.settings)
-                decision.take_pending(pending)
-            elif need == EARLIER:  # there are no rows of an earlier release
+            if need == EARLIER:  # there are no rows of an earlier release
                 decision.take_earlier(None)
             else:
                 check.answer(store, asked, decision, need)
@@ -150,15 +147,15 @@ class Replay:
         self._passes = [
             max(1, getattr(ways[0].settings, name)) for name in ("client_passes", "domain_passes")
         ]
-        # How many mails of each day had which fate, in each way.
-        self._days: defaultdict[str, list[Counter[Fate]]] = defaultdict(
-            lambda: [Counter() for _ in range(len(ways) + 1)]
+        # The figures of each day, in each way.
+        self._days: defaultdict[str, list[Figures]] = defaultdict(
+            lambda: [Figures() for _ in range(len(ways) + 1)]
         )
-        # And how many passed at their first attempt in each way: by the quarter of an hour, and by
-        # the reasons.
-        self._at_once: defaultdict[int, dict[tuple[str, ...], int]] = defaultdict(dict)
+        # And how many of today passed at their first attempt in each way, by the reasons.
+        self._today = ""
+        self._at_once: dict[tuple[str, ...], int] = {}
         names = [LOGGED, *(way.name for way in ways)]
-        self.result = Simulation(names, [figures.Figures() for _ in names])
+        self.result = Simulation(names, [Figures() for _ in names])
 
     def take(self, attempt: Attempt) -> None:
         """Takes the ATTEMPT that comes next. Its time must not be before the last one's."""
@@ -191,12 +188,10 @@ class Replay:
                 if decision.action == ACCEPT:
                     reasons.append(decision.reason)
             if len(reasons) > len(decisions):  # most of all mail
-                at_once, passed = self._at_once[now // 900], tuple(reasons)
-                at_once[passed] = at_once.get(passed, 0) + 1
+                self._passed_at_once(_day(now // 900), tuple(reasons))
                 return
         mail = self._begin(attempt, mail)
         for number, (run, course) in enumerate(zip(self._runs, mail.ways, strict=True)):
-            assert isinstance(course, _Course)
             if course.fate is None:
                 decision = decisions[number] if decisions else run.decide(attempt, client, now)
                 self._fare(run, course, mail, decision)
@@ -230,9 +225,8 @@ class Replay:
         for mail in self._mails.rest():
             self._end(mail, WAITS if last - mail.latest.when <= IDLE else NEVER)
         self._include_at_once()
-        for day, tallies in sorted(self._days.items()):
-            ways = [_figures(tally) for tally in tallies]
-            self.result.days.append(figures.Day(day, ways))
+        for day, ways in sorted(self._days.items()):
+            self.result.days.append(Day(day, ways))
             for total, of_day in zip(self.result.total, ways, strict=True):
                 total.include(of_day)
         return self.result
@@ -272,7 +266,6 @@ class Replay:
             while run.coming and (until is None or run.coming[0][0] < until):
                 now, _number, mail = heappop(run.coming)
                 course = mail.ways[number]
-                assert isinstance(course, _Course)
                 clients = mail.clients
                 client = clients[course.deferrals % len(clients)][1]
                 self._fare(run, course, mail, run.decide(mail.latest, client, now))
@@ -287,7 +280,6 @@ class Replay:
 
     def _end(self, mail: Mail, what: str) -> None:
         for course in mail.ways:
-            assert isinstance(course, _Course)
             if course.fate is None:
                 course.fate = _fate(course, what, 0)
         self._count(mail, Fate(what, mail.latest.reason, 0, mail.deferrals))
@@ -295,7 +287,6 @@ class Replay:
     def _settle(self, mail: Mail) -> None:
         """Counts MAIL, which the log has ended, if its fate is settled in each way."""
         for course in mail.ways:
-            assert isinstance(course, _Course)
             if course.fate is None:
                 return
         waited = mail.latest.when - mail.first
@@ -306,19 +297,23 @@ class Replay:
         self._count(mail, Fate(what, mail.latest.reason, waited, mail.deferrals))
 
     def _count(self, mail: Mail, logged: Fate) -> None:
-        fates = (logged, *(course.fate for course in mail.ways))  # type: ignore[attr-defined]
-        tally = self._days[_day(mail.first // 900)]
-        for number, fate in enumerate(fates):
-            tally[number][fate] += 1
+        fates = (logged, *(course.fate for course in mail.ways))
+        for figures, fate in zip(self._days[_day(mail.first // 900)], fates, strict=True):
+            figures.add(fate)
         self.result.changes[fates[-2].what, fates[-1].what] += 1
 
+    def _passed_at_once(self, day: str, reasons: tuple[str, ...]) -> None:
+        if day != self._today:
+            self._include_at_once()
+            self._today = day
+        self._at_once[reasons] = self._at_once.get(reasons, 0) + 1
+
     def _include_at_once(self) -> None:
-        for quarter, counted in self._at_once.items():
-            tally = self._days[_day(quarter)]
-            for reasons, mails in counted.items():
-                for number, reason in enumerate(reasons):
-                    tally[number][Fate(AT_ONCE, reason)] += mails
-                self.result.changes[AT_ONCE, AT_ONCE] += mails
+        for reasons, mails in self._at_once.items():
+            for figures, reason in zip(self._days[self._today], reasons, strict=True):
+                figures.add(Fate(AT_ONCE, reason), mails)
+            self.result.changes[AT_ONCE, AT_ONCE] += mails
+        self._at_once.clear()
 
     # --- what the log tells -----------------------------------------------------------------------
 
@@ -358,7 +353,7 @@ class Replay:
         The log BEGAN then. What was known counts as last used at that time.
         """
         reason = attempt.reason
-        if reason in BEFORE:
+        if reason.removeprefix(OBSERVED) in BEFORE:
             return
         self._know(
             attempt,
@@ -404,13 +399,6 @@ class Replay:
 @lru_cache(256)
 def _day(quarter: int) -> str:
     return strftime("%Y-%m-%d", localtime(quarter * 900))
-
-
-def _figures(tally: "Counter[Fate]") -> figures.Figures:
-    found = figures.Figures()
-    for fate, mails in tally.items():
-        found.add(fate, mails)
-    return found
 
 
 def _fate(course: _Course, what: str, waited: int) -> Fate:

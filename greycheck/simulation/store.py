@@ -107,16 +107,15 @@ def around(client: str) -> str:
 
 
 class _Kept:
-    """A row with the time when it EXPIRES; of a triplet, who it was made for, and by what."""
+    """A row with the time when it EXPIRES; of a triplet, for which CLIENT it was made."""
 
-    __slots__ = ("authorised", "client", "expires", "row")
+    __slots__ = ("client", "expires", "row")
     row: Any
 
-    def __init__(self, row: Any, expires: int, client: str = "", authorised: int = 0) -> None:
+    def __init__(self, row: Any, expires: int, client: str = "") -> None:
         self.row = row
         self.expires = expires
         self.client = client
-        self.authorised = authorised
 
 
 def _near(pair: dict[str, _Kept], since: int) -> list[tuple[str, _Kept]]:
@@ -187,7 +186,7 @@ class Store:
         held = [
             kept.row.first
             for network, kept in near
-            if kept.authorised or self._authority(domain, kept.client, network, now)
+            if self._authority(domain, kept.client, network, now)
         ]
         return Pending(
             len(others),
@@ -211,6 +210,9 @@ class Store:
             row = self._domains.get(domain)
             source = self._authority(domain, of.client, of.network, now)
             state = "found" if told.since(domain) is not None else ""
+            # What the domain itself says counts more than what was seen.
+            if source == "pool" and state == "found":
+                source = ""
         if self._letters and (letter := self._letters.get((of.sender, of.recipient))):
             written = letter.row if letter.expires > now else None
         provider = told.provider(of.client)
@@ -256,10 +258,6 @@ class Store:
         key = letter.outside, letter.user
         self._put(self._letters, key, letter.written, letter.expires)
 
-    def has(self, of: Triplet) -> bool:
-        """Whether there is a row of the triplet OF."""
-        return (of.network, of.sender, of.recipient) in self._triplets
-
     # --- its rows ---------------------------------------------------------------------------------
 
     def _authority(self, domain: bytes, client: str, network: str, now: int) -> str:
@@ -281,7 +279,7 @@ class Store:
         key = of.network, of.sender, of.recipient
         kept = self._triplets.get(key)
         if kept is None:
-            kept = _Kept(row, expires, of.client, asked.authorised)
+            kept = _Kept(row, expires, of.client)
             self._triplets[key] = kept
             self._ends_at(expires, self._triplets, key)
             waited = False

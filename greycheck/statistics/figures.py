@@ -25,17 +25,18 @@ from greycheck.store.admin.history import (
     longest,
 )
 
-# What let mail in at its first attempt, in words, and its reasons.
-LET_IN = (
-    ("known clients", ("client",)),
-    ("known triplets", ("known",)),
-    ("domains", ("domain",)),
-    ("pools", ("pool",)),
-    ("providers", ("provider",)),
-    ("correspondents", ("correspondent",)),
-    ("rules", ("rule", "expected")),
-    ("same message", ("message",)),
-)
+# What let mail in that did not wait itself, in words, by the reason. By those of ``history.WAITED``
+# mail passes after its own wait.
+LET_IN = {
+    "client": "known clients",
+    "known": "known triplets",
+    "domain": "domains",
+    "provider": "providers",
+    "correspondent": "correspondents",
+    "rule": "rules",
+    "message": "same message",
+    "full": "full table",
+}
 
 # The percentiles that are told of delays.
 PERCENTILES = (50, 95, 99)
@@ -109,17 +110,13 @@ def share(part: int, whole: int) -> str:
 class Figures:
     """What TOTALS say about the days FIRST to LAST.
 
-    Of days up to COMPLETE it is known what never came back.
+    Of days up to COMPLETE it is known what never came back, as expire has run since.
     """
 
     def __init__(self, totals: Totals, first: int, last: int, complete: int) -> None:
         self.first, self.last, self.complete = first, last, min(complete, last)
         self._days = [(total, number) for total, number in totals.items() if total.day]
         self._names = [(total, number) for total, number in totals.items() if not total.day]
-
-    def within(self, first: int, last: int) -> "Figures":
-        """Returns the figures of the days FIRST to LAST of these; without names."""
-        return self.split([(first, last)])[0]
 
     def split(self, ranges: Sequence[tuple[int, int]]) -> list["Figures"]:
         """Returns the figures of each of RANGES of days, which do not overlap; without names."""
@@ -224,10 +221,7 @@ class Figures:
     @property
     def let_in(self) -> dict[str, int]:
         """How many attempts were accepted for each of LET_IN."""
-        return {
-            name: sum(self.reasons[ACCEPT, reason] for reason in reasons)
-            for name, reasons in LET_IN
-        }
+        return {name: self.reasons[ACCEPT, reason] for reason, name in LET_IN.items()}
 
     def by_day(self) -> list[Row]:
         """Returns a row for each day, those without mail too."""

@@ -1,6 +1,6 @@
 """A report as one HTML file, which loads nothing: no script, no font, no picture from elsewhere."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from html import escape
 
 from greycheck.settings import Settings
@@ -51,6 +51,11 @@ def _shown(words: str) -> str:
     return escape(text.plain(words))
 
 
+def _facts(facts: Iterable[tuple[str, str]]) -> str:
+    rows = (f"<dt>{_shown(name)}</dt><dd>{_shown(words)}</dd>\n" for name, words in facts)
+    return f"<dl>\n{''.join(rows)}</dl>\n"
+
+
 def _table(table: Table, caption: bool) -> str:
     if not table.rows:
         return f"<p>{_shown(table.words or 'Nothing.')}</p>"
@@ -70,11 +75,13 @@ def _table(table: Table, caption: bool) -> str:
 
 def _section(table: Table, svg: str = "", is_long: bool = False) -> str:
     """Returns a section of the page: a plot, and its numbers as TABLE, folded if they are many."""
+    about = _facts(table.about) if table.about else ""
+    note = f"\n<p>{_shown(table.note)}</p>" if table.note else ""
     numbers = _table(table, bool(svg))
     if svg and is_long and table.rows:
         numbers = f"<details><summary>The numbers</summary>{numbers}</details>"
     plot = f'<div class="wide">{svg}</div>\n' if svg else ""
-    return f"<section><h2>{_shown(table.title)}</h2>\n{plot}{numbers}\n</section>\n"
+    return f"<section><h2>{_shown(table.title)}</h2>\n{about}{plot}{numbers}{note}\n</section>\n"
 
 
 def page(
@@ -93,10 +100,7 @@ def page(
         if simulation is not None:
             body += _section(parts.simulated(simulation), plots.simulated(simulation))
     title = f"Greylisting, {text.period(figures)}"
-    facts = "".join(
-        f"<dt>{_shown(name)}</dt><dd>{_shown(words)}</dd>\n"
-        for name, words in text.summary(figures, settings)
-    )
+    summary = _facts(text.summary(figures, settings))
     return (
         "<!DOCTYPE html>\n"
         '<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -105,7 +109,7 @@ def page(
         '<meta name="referrer" content="no-referrer">\n'
         f"<title>{_shown(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
         f'<body>\n<header><h1>{_shown(title)}</h1>\n<p class="period">{_shown(made)}</p></header>\n'
-        f"<main>\n<section><h2>Summary</h2>\n<dl>\n{facts}</dl></section>\n{body}</main>\n"
+        f"<main>\n<section><h2>Summary</h2>\n{summary}</section>\n{body}</main>\n"
         "</body>\n</html>\n"
     )
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from greycheck.settings import Settings
+from greycheck.simulation import telling
 from greycheck.simulation.figures import Simulation
-from greycheck.simulation.telling import TITLES, rows
 from greycheck.statistics.figures import RECIPIENT, Figures, Row, share
 from greycheck.store.admin.history import AGAIN, NETWORK, NEVER, ONCE, SENDER, date_of, number_of
 from greycheck.times import span
@@ -20,12 +20,17 @@ NAMES = 10
 
 @dataclass
 class Table:
-    """A TITLE, names of columns and rows of text; or WORDS, where there is none."""
+    """A TITLE, names of columns and rows of text; or WORDS, where there is none.
+
+    ``about`` is what it is about, as names and texts; ``note`` is to be said below it.
+    """
 
     title: str
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     words: str = ""
+    about: Sequence[tuple[str, str]] = ()
+    note: str = ""
 
 
 @dataclass
@@ -161,17 +166,6 @@ def change(day: int, before: Figures, after: Figures) -> Table:
 
 def simulated(found: Simulation) -> Table:
     """Returns what a simulation FOUND: each way, and the last two's difference."""
-    columns = ("", *(TITLES[way] for way in found.ways), "difference")
-    cells = []
-    for name, values, is_time in rows(found.total):
-        written = span if is_time else str
-        difference = values[-1] - values[-2]
-        sign = "-" if difference < 0 else "+"
-        cells.append(
-            [
-                name.strip(),
-                *map(written, values),
-                f"{sign}{written(abs(difference))}" if difference else "",
-            ]
-        )
-    return Table("What other settings would have done", columns, cells)
+    columns, rows = telling.table(found)
+    about, note = list(telling.about(found)), telling.stood_in(found)
+    return Table("What other settings would have done", columns, rows, about=about, note=note)

@@ -61,7 +61,7 @@ def summary(figures: Figures, settings: Settings) -> Iterator[tuple[str, str]]:
 def _never(figures: Figures) -> str:
     never, number = figures.never, sum(figures.never.values())
     if figures.complete < figures.first:
-        known = f"not known before the retry window is over; {number} so far"
+        known = f"not known before the retry window is over and expire has run; {number} so far"
     else:
         known = f"{number}"
         if of_new := share(figures.never_complete, figures.new_complete):

@@ -30,6 +30,7 @@ from greycheck.statistics import plots
 from greycheck.store.admin import history
 from greycheck.store.admin.engine import open_engine
 from greycheck.store.admin.history import Total, date_of, day_of, step
+from greycheck.times import local_bare
 from tests.support import Database, only_settings
 from tests.test_history import settings
 
@@ -128,16 +129,21 @@ def test_the_text_has_80_columns(database: Database, monkeypatch: pytest.MonkeyP
 def test_before_and_after_a_change_are_as_many_days(database: Database) -> None:
     database.make()
     fill(database, 40)
+    # Today is not whole.
     said = run("--change", date_of(TODAY - 5).isoformat()).stdout
-    assert re.search(r"\ndays +5 +5\n", said)
+    assert re.search(r"\ndays +4 +4\n", said)
+    assert re.search(r"\nattempts a day +[6-9]\d\.", said)
     first = ("--from", date_of(TODAY - 30).isoformat())
     assert re.search(r"\ndays +14 +14\n", run("--change", date_of(TODAY - 16).isoformat()).stdout)
     assert re.search(
-        r"\ndays +10 +10\n", run("--change", date_of(TODAY - 10).isoformat(), *first).stdout
+        r"\ndays +9 +9\n", run("--change", date_of(TODAY - 10).isoformat(), *first).stdout
     )
-    assert "no day after it yet" in run("--change", date_of(TODAY).isoformat(), code=2).output
-    early = date_of(TODAY - 90).isoformat()
-    assert "needs a day before and after it" in run("--change", early, *first, code=2).output
+    for day in (TODAY, TODAY - 1):
+        said = run("--change", date_of(day).isoformat(), code=2).output
+        assert "no whole day after it yet" in said
+    for day in (TODAY - 90, TODAY - 1):
+        said = run("--change", date_of(day).isoformat(), *first, code=2).output
+        assert "needs a whole day before and after it" in said
 
 
 def test_without_senders_and_without_mail_it_says_so(
@@ -217,7 +223,9 @@ def simulated() -> Simulation:
     for figures, wait in zip(found.total, (600, 600, 900), strict=True):
         figures.add(Fate(DELAYED, "retry", wait, 2), 5)
         figures.add(Fate(NEVER, "early", deferrals=1), wait // 100)
-    found.changes[DELAYED, NEVER] = 3
+    found.total[-1].stood_in = 7
+    found.settings = [("delay", "5m", "15m")]
+    found.rules = "/etc/<rules>"
     return found
 
 
@@ -236,9 +244,16 @@ def test_what_other_settings_would_have_done_is_told_too(
     assert "What other settings would have done" in told
     assert re.search(r"never came again +6 +6 +9 +\+3\n", told)
     assert re.search(r"longest wait +10m +10m +15m +\+5m\n", told)
+    assert f"log         {local_bare(NOW - 86400)} to {local_bare(NOW)}\n" in told
+    assert "setting     delay: 5m now, 15m simulated\n" in told
+    assert "rules       /etc/<rules>, instead of" in told
+    assert "Of 7 mails the log ends before these settings let them pass" in " ".join(told.split())
     page = run("--html", "-", "--simulation", str(tmp_path / "simulation")).stdout
     assert 'aria-labelledby="simulated-title simulated-desc"' in page
     assert "5 of 14 mails wait, 15m on average, 9 never come." in page
+    assert "<dt>setting</dt><dd>delay: 5m now, 15m simulated</dd>" in page
+    assert "<dd>/etc/&lt;rules&gt;, instead of" in page
+    assert "<p>Of 7 mails the log ends before" in page
 
 
 @pytest.mark.parametrize(
@@ -253,11 +268,33 @@ def test_what_is_no_simulation_is_refused(tmp_path: Path, content: bytes) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("first", "x"), ("lines", -1), ("lines", 1 << 70), ("changes", [{}])]
+    ("name", "value"),
+    [
+        ("first", "x"),
+        ("last", 10**12),
+        ("lines", -1),
+        ("lines", 1 << 70),
+        ("ways", {"logged": {}}),
+        ("ways", []),
+        ("settings", {"delay": {"current": "5m"}}),
+        ("settings", {"delay": {"current": "5m", "simulated": 5}}),
+        ("rules", "x" * 100_000),
+    ],
 )
 def test_a_wrong_value_in_a_simulation_is_refused(name: str, value: object) -> None:
     with pytest.raises(ValueError, match="is not what"):
         from_data(simulated().as_data() | {name: value})
+
+
+def test_a_wrong_value_is_refused_without_assertions_too() -> None:
+    """As python -O leaves them out."""
+    script = (
+        "import sys; from greycheck.simulation.figures import Simulation, from_data\n"
+        "try: from_data(Simulation(['logged', 'current'], []).as_data() | {'lines': -1})\n"
+        "except ValueError: sys.exit(7)"
+    )
+    ran = subprocess.run([sys.executable, "-O", "-c", script], check=False)
+    assert ran.returncode == 7
 
 
 def test_the_file_is_renamed_into_its_place(database: Database, tmp_path: Path) -> None:

@@ -362,6 +362,31 @@ def test_the_stores_owner_gains_nothing_by_a_command_of_roots(
         assert ran.code, ran.printed
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("learn", "{pipe}"),
+        ("report", "--simulation", "{pipe}"),
+        ("rules", "import", "{pipe}"),
+        ("rules", "import-postgrey", "--clients", "{pipe}"),
+        ("simulate", "--log", "{pipe}"),
+        ("simulate", "--log", "-", "--rules", "{pipe}"),
+        ("watch", "{pipe}"),
+    ],
+    ids=" ".join,
+)
+def test_root_waits_for_no_pipe_in_the_place_of_a_file_that_it_names(
+    site: Site, empty_store: Path, arguments: tuple[str, ...]
+) -> None:
+    site.make(empty_store)
+    site.environ["GREYCHECK_LEARN_OUTBOUND"] = "60d"
+    pipe = site.directory / "named"
+    os.mkfifo(pipe, 0o666)
+    ran = run(site, *(argument.format(pipe=pipe) for argument in arguments))
+    assert ran.code == 1
+    assert f"{pipe}: not a regular file" in ran.words
+
+
 @pytest.mark.parametrize("name", sorted(WITHOUT))
 def test_what_asks_no_store_is_not_hindered_by_one(
     site: Site, empty_store: Path, name: str

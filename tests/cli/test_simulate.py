@@ -7,11 +7,11 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from time import time
 
 import pytest
 from click.testing import CliRunner, Result
 
+from greycheck.cli import simulate
 from greycheck.cli.main import cli
 from tests.simulation.synthetic import Synthetic, written
 from tests.simulation.test_replay import EARLY, NEW, RETRY, line
@@ -25,6 +25,8 @@ def clean(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
     only_settings(monkeypatch)
     monkeypatch.setenv("GREYCHECK_DATABASE", str(place / "none" / "greycheck.db"))
     monkeypatch.setenv("TZ", "UTC")
+    # The logs here are of that time.
+    monkeypatch.setattr(simulate, "time", lambda: NOW + 400 * 86400)
 
 
 @pytest.fixture
@@ -184,7 +186,7 @@ def test_memory_is_bounded_by_what_waits_and_is_known(place: Path) -> None:
         """The most memory that so many DAYS take, in KiB."""
         text = b"".join(
             line(
-                day * 86400 + 40 * number,
+                (day - 400) * 86400 + 40 * number,
                 NEW,
                 f"{40 + day % 100}.{number >> 8}.{number & 255}.1",
                 f"spam{number}@host{day}.example",
@@ -216,7 +218,9 @@ def test_memory_is_bounded_by_what_waits_and_is_known(place: Path) -> None:
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_a_bar_tells_a_person_how_far_it_is_and_nobody_else(log: Path, is_terminal: bool) -> None:
+def test_a_bar_tells_a_person_how_far_it_is_and_nobody_else(place: Path, is_terminal: bool) -> None:
+    log = place / "of-last-year"
+    log.write_text(line(-400 * 86400, NEW))
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "greycheck", "simulate", "--log", str(log)],
@@ -237,7 +241,7 @@ def test_a_bar_tells_a_person_how_far_it_is_and_nobody_else(log: Path, is_termin
 
 def test_a_time_without_a_year_is_the_last_such_time(place: Path) -> None:
     """As syslog has it."""
-    day = "Nov 30 01:53:20 host greycheck[7]: "
+    day = "Jan 15 01:53:20 host greycheck[7]: "
     text = day + line(0, NEW).partition("greycheck: ")[2]
     found = json.loads(run("--log", "-", "--json", text=text).stdout)
-    assert time() - 366 * 86400 <= found["first"] <= time() + 86400
+    assert found["first"] == NOW + 31_514_000

@@ -13,7 +13,9 @@ from click.testing import CliRunner, Result
 
 from greycheck import history as spooling
 from greycheck.cli import stats as command
+from greycheck.cli.common import read_settings
 from greycheck.cli.main import cli
+from greycheck.store.admin import history
 from greycheck.store.admin.engine import open_engine
 from greycheck.store.admin.history import date_of, day_of
 from tests.statistics.year import DAY, Truth, Year
@@ -222,6 +224,23 @@ def test_what_is_not_yet_known_is_said(
     assert "not known before the retry window is over" in run("--day", "yesterday").stdout
     said = " ".join(run().stdout.split())
     assert f"complete to {date_of(day_of(BEGIN + 97 * DAY))}" in said
+
+
+def test_days_after_the_last_expire_are_not_complete(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What expired since is not counted yet, however long ago the retry window was over."""
+    database.make()
+    use(monkeypatch, database)
+    days = ("--from", date_of(day_of(NOW) - 20).isoformat(), "--json")
+    assert data(*days)["never"]["complete_to"] is None
+    engine = open_engine(database.url)
+    for moment in (NOW - 9 * DAY, NOW + 9 * DAY):
+        history.note_expired(engine, moment)
+        window = read_settings().retry_window
+        last = day_of(min(moment, NOW) - window) - 1
+        assert data(*days)["never"]["complete_to"] == date_of(last).isoformat()
+    engine.dispose()
 
 
 def test_the_spool_of_this_host_is_told_too(

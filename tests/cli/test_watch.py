@@ -16,7 +16,8 @@ from greycheck.cli.following import Lines, follow_file
 from greycheck.cli.main import cli
 from greycheck.cli.watch import is_below, is_like
 from greycheck.log import line as other_line
-from tests.simulation.test_replay import EARLY, NEW, RETRY, line
+from tests.simulation import test_replay
+from tests.simulation.test_replay import EARLY, NEW, RETRY
 from tests.support import ROOT
 
 HOSTILE = "\\x1b[31mred\\x07@example.org"
@@ -26,6 +27,11 @@ HOSTILE = "\\x1b[31mred\\x07@example.org"
 def _clean(berlin: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GREYCHECK_CONFIG", "/dev/null")
     monkeypatch.delenv("COLUMNS", raising=False)
+
+
+def line(when: int, *more: str, **named: str) -> str:
+    """A line of multilog's WHEN seconds after 2026-01-15 09:00:00: a day that is over."""
+    return test_replay.line(when - 365 * 86400, *more, **named)
 
 
 @dataclass
@@ -66,7 +72,7 @@ def run(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
 LOG = (
     line(0, NEW, more=" wait=300")
     + line(60, EARLY, more=" wait=240")
-    + "@400000006b49d2280000000 somebody: defer reason=new\n"
+    + "@4000000069689ea80000000 somebody: defer reason=new\n"
     + line(400, RETRY, "2001:db8::7", more=" delayed=400 identity=there.example")
     + line(500, "reject reason=rule", sender="", more=" rule=to:bob@example.net")
     + line(600, "accept reason=new", sender="x@sub.y.example", more=" wait=300 observed=defer")
@@ -75,15 +81,15 @@ LOG = (
 
 def test_each_check_is_a_line_where_there_is_room(run: Run) -> None:
     assert run("-", text=LOG).lines == [
-        "2027-01-15 09:00:00  defer   new            192.0.2.1  ann@there.example ->"
+        "2026-01-15 09:00:00  defer   new            192.0.2.1  ann@there.example ->"
         " bob@example.net  wait 5m",
-        "2027-01-15 09:01:00  defer   early          192.0.2.1  ann@there.example ->"
+        "2026-01-15 09:01:00  defer   early          192.0.2.1  ann@there.example ->"
         " bob@example.net  wait 4m",
-        "2027-01-15 09:06:40  accept  retry          2001:db8::7  ann@there.example ->"
+        "2026-01-15 09:06:40  accept  retry          2001:db8::7  ann@there.example ->"
         " bob@example.net  waited 6m 40s  identity=there.example",
-        "2027-01-15 09:08:20  reject  rule           192.0.2.1  <> -> bob@example.net "
+        "2026-01-15 09:08:20  reject  rule           192.0.2.1  <> -> bob@example.net "
         " rule=to:bob@example.net",
-        "2027-01-15 09:10:00  accept  new            192.0.2.1  x@sub.y.example ->"
+        "2026-01-15 09:10:00  accept  new            192.0.2.1  x@sub.y.example ->"
         " bob@example.net  wait 5m  observed=defer",
     ]
 
@@ -97,7 +103,7 @@ def test_on_80_columns_who_and_whom_have_a_line_of_their_own(run: Run) -> None:
     text += line(60, RETRY, wide, LONG, LONG, more=" delayed=90061")
     said = run("-", text=text, columns=80).lines
     assert said[:3] == [
-        "2027-01-15",
+        "2026-01-15",
         "09:00:00  defer   new            192.0.2.1  wait 5m",
         "          ann@there.example -> bob@example.net",
     ]
@@ -160,14 +166,14 @@ def test_warnings_and_notes_are_shown_whatever_the_filter(run: Run) -> None:
     text = line(0, NEW).split(" ")[0].encode() + b" " + other_line("warning the disk is \x1b[31m")
     text += other_line("note listening on /run/greycheck/socket")
     said = run("-", "--reason", "retry", text=text).lines
-    assert said[0] == "2027-01-15 09:00:00  warning the disk is \\x1b[31m"
+    assert said[0] == "2026-01-15 09:00:00  warning the disk is \\x1b[31m"
     assert said[1] == "-         note listening on /run/greycheck/socket"
 
 
 def test_nothing_of_a_log_reaches_the_terminal_unescaped(run: Run) -> None:
     text = line(0, NEW, sender=HOSTILE).encode()
     text += line(1, NEW, sender="\x1b[31m@x.example", more=' error="\x1b[2J\u202e"').encode()
-    text += b"@400000006b49d20a00000000 greycheck: warning \x1b[2J\xff\n"
+    text += b"@4000000069689e8a00000000 greycheck: warning \x1b[2J\xff\n"
     for columns in (0, 80):
         result = run("-", text=text, columns=columns)
         assert all(each.isprintable() for each in result.lines)
@@ -243,7 +249,7 @@ def test_filters_count_before_the_last_lines_are_taken(place: Path) -> None:
 
 def test_a_log_that_is_renamed_is_read_to_its_end_and_then_the_new_one(place: Path) -> None:
     """As multilog and logrotate do it: the writer goes on in the old file for a while."""
-    log, old = place / "current", place / "@400000006b49d20a00000000.s"
+    log, old = place / "current", place / "@4000000069689e8a00000000.s"
     add(log, 1)
     watch = Watch(log, "-n", "1")
     assert watch.times(1) == ["00:01"]

@@ -53,6 +53,22 @@ def test_the_time_of_a_line(before: bytes, when: int | None) -> None:
 @pytest.mark.parametrize(
     "text",
     [
+        b"@ffffffffffffffff00000000 it says so",
+        b"@3ffffffff000000a00000000 it says so",
+        b"@400000006b0e1a9500000000 it says so",
+        b"1969-12-31 01:00:00 it says so",
+        b"2026-12-01T01:53:22+01:00 it says so",
+        b"9998-01-01T00:00:00Z it says so",
+    ],
+)
+def test_a_time_before_1970_or_in_the_future_is_none(text: bytes) -> None:
+    found = lines.read(text, NOW)
+    assert (found.says, found.when) == (b"it says so", None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         b"@ffffffffffffffffffffffff x",
         b"@40000000 x",
         b"0000-99-99 99:99:99 x",

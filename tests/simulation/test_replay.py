@@ -1,6 +1,7 @@
 """What a log tells is decided again as it was, and under other settings as arithmetic says."""
 
 import io
+import pickle
 from collections.abc import Iterable
 from random import Random
 
@@ -11,8 +12,8 @@ from greycheck.rules.index import RuleIndex
 from greycheck.rules.rule import read_lines
 from greycheck.settings import Settings
 from greycheck.simulation.figures import Figures, Simulation
-from greycheck.simulation.history import IDLE, Log
-from greycheck.simulation.replay import Way, simulate
+from greycheck.simulation.history import IDLE, Log, Reader
+from greycheck.simulation.replay import Replay, Way, simulate
 from greycheck.simulation.schedules import SCHEDULES
 from tests.simulation.synthetic import Synthetic, Truth, written
 from tests.test_schedules import COLUMNS, FIRST, NOW, TABLE, settings
@@ -358,6 +359,35 @@ def test_what_waited_when_the_log_began_goes_on_from_then() -> None:
     found = simulated(text, settings(), settings(delay="10m"), settings(delay="15m"))
     assert [figures.waited for figures in found.total][:3] == [700, 700, 700]
     assert found.total[3].waited >= 900
+
+
+def test_a_rule_that_was_only_observed_says_nothing_of_what_was_known() -> None:
+    """It comes before: the client, which the log shows next, was known."""
+    text = [line(0, "accept reason=rule", more=" observed=defer rule=192.0.2.0/24")]
+    text += [line(9, "accept reason=client", recipient="eve@example.net")]
+    assert simulated(text, settings()).known == 1
+
+
+def test_memory_does_not_grow_with_the_mails_of_a_day() -> None:
+    """However different their waits are."""
+
+    def held(mails: int) -> int:
+        replay = Replay([Way("way", settings())], LIFETIME)
+        text = sorted(
+            line(when, verdict, f"40.{number}.0.1", f"a{number}@x{number}.example", more=more)
+            for number in range(mails)
+            for when, verdict, more in (
+                (40 * number, NEW, ""),
+                (41 * number + 400, RETRY, f" delayed={400 + number}"),
+            )
+        )
+        for attempt in Reader(LATER).attempts([Log(stream=io.BytesIO("".join(text).encode()))]):
+            replay.take(attempt)
+        ((_day, figures),) = replay._days.items()
+        assert figures[1].delayed == mails
+        return len(pickle.dumps(figures))
+
+    assert held(200) <= held(20) + 100
 
 
 # --- whatever a log says --------------------------------------------------------------------------

@@ -61,6 +61,22 @@ def test_random_histories_have_the_same_verdicts_in_memory_and_in_a_file(
     assert len(reasons) >= 3
 
 
+def test_a_pool_that_was_seen_does_not_count_once_the_domain_says_who_sends() -> None:
+    values, told = settings(delay="5m", pool_networks=1), Told(86400)
+    store = Store(told)
+
+    def source(now: int) -> str:
+        asked = Envelope("x", "40.2.0.1", b"a@x.example", b"eve@net.example")
+        return store.identity(Wanted(asked, triplet(asked, 24, 64)), now, values).source
+
+    for number, client in enumerate(("40.1.0.1", "40.2.0.1")):
+        asked = Envelope("x", client, b"a@x.example", b"bob@net.example")
+        found = check(store, Decision(asked, values, NOW + 400 * number))
+    assert (found.reason, source(NOW + 500)) == ("pool", "pool")
+    told.sends(b"x.example", "40.3.0.1", NOW + 500)
+    assert source(NOW + 501) == ""
+
+
 def put(store: Store, number: int, row: TripletRow, expires: int) -> None:
     asked = Envelope("x", f"40.0.{number >> 8}.{number & 255}", b"a%d@x.example" % number, b"b@c")
     store.save(Wanted(asked, triplet(asked, 24, 64)), [Change(None, row, expires)], patient=True)

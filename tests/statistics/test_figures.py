@@ -4,9 +4,11 @@ from collections import Counter
 
 import pytest
 
+from greycheck import history
+from greycheck.policy import STEPS
 from greycheck.settings import read
 from greycheck.statistics import parts, text
-from greycheck.statistics.figures import Figures, percentile, share
+from greycheck.statistics.figures import LET_IN, Figures, percentile, share
 from greycheck.store.admin.history import Total, Totals, date_of, longest, step
 
 MONDAY = 20_759  # 2026-11-02
@@ -22,6 +24,23 @@ def test_a_percentile_is_the_longest_of_its_step() -> None:
     assert percentile(waits, 100) == -(-longest(step(400)) // 1)
     assert percentile(Counter(), 50) is None
     assert percentile(Counter({66: 1}), 99) == percentile(Counter({66: 1}), 1) == 305
+
+
+# What keeps mail from being let in, and is told by its own name.
+HELD = ("new", "early", "crowded", "strikes", "error")
+
+
+def test_each_reason_of_the_program_is_told_once() -> None:
+    lists = (*LET_IN, *history.WAITED, *history.UNCOUNTED, *HELD)
+    assert Counter(lists) == Counter({*(step.reason for step in STEPS), "error"})
+    totals: Totals = Counter(
+        {
+            Total(MONDAY, "verdict", "accept", reason): 1
+            for reason in lists
+            if reason not in history.UNCOUNTED
+        }
+    )
+    assert set(figures(totals).let_in.values()) == {1}
 
 
 @pytest.mark.parametrize(

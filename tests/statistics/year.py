@@ -62,6 +62,7 @@ class Year:
         for _batch in expiry.expire(self.engine, now, rest=lambda _s: None, settings=self.settings):
             pass
         history.collect(self.engine, self.settings, now, settled=0)
+        history.note_expired(self.engine, now)
 
     def _one_day(self, noon: int) -> None:
         chance = self._random

@@ -1,9 +1,13 @@
 """Removes expired rows in small batches, each in a short transaction, so that checks wait briefly.
 
-Several hosts may do it at the same time. On a server each takes only rows that are not locked, so
-it waits neither for another host nor for a check. The nodes of a Galera cluster do not see each
-other's locks: two nodes that removed the same rows learn it at COMMIT, and one of them has to begin
-again. A node that loses three times in a row leaves the rest to the other.
+Several hosts may do it at the same time. On a server each takes only rows that are not locked: it
+waits for no row of a check's, nor for one that another host removes. Where triplets are counted, a
+batch first waits for whoever else changes totals (``history.lock``); it has no row then that a
+check could wait for, and nobody whom it waits for waits for it.
+
+The nodes of a Galera cluster do not see each other's locks: two nodes that removed the same rows,
+or counted at the same time, learn it at COMMIT, and one of them has to begin again. A node that
+loses three times in a row leaves the rest to the other.
 """
 
 from collections.abc import Callable, Iterator
@@ -142,6 +146,8 @@ def _remove(engine: Engine, table: Table, now: int, batch: int, settings: Settin
         .with_for_update(skip_locked=True)
     )
     with engine.begin() as connection:
+        if counts:
+            totals.lock(connection, now)
         rows = connection.execute(free).all()
         keys = [row[0] for row in rows]
         if keys and engine.dialect.name == "mysql":

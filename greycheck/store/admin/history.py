@@ -20,13 +20,15 @@ A total's ``kind`` says what is counted, and what its names are:
     waited                       ``step``, or sum
     file                         of the spool that was added
     expire                       of the host
+    lock
     ========= ================== ========================== =================
 
 ``ever`` and ``waited`` are of all days, and only grow. The number of ``expire`` is when that host
 last ran ``greycheck expire`` to its end, in seconds since 1970. ``never`` counts triplets that
 expired without having passed, on the day of their first attempt: of one attempt (once) or more
 (again). Of recipients, senders and networks a day has KEPT names at least; the others are one name,
-which is empty. ``-`` is who has no domain.
+which is empty. ``-`` is who has no domain. ``lock`` counts nothing: whoever adds or removes totals
+changes its row first, so that they do it one after the other.
 
 Diagnostics: SQLAlchemy's, and OSError where the spool cannot be taken away.
 """
@@ -36,13 +38,13 @@ import re
 import socket
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import date
 from functools import cache
 from math import ceil, log2
 from pathlib import Path
-from time import localtime, time_ns
+from time import localtime, sleep, time_ns
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -68,17 +70,25 @@ from sqlalchemy.sql.dml import Insert
 from greycheck.envelope import OF_MESSAGE
 from greycheck.history import LARGEST, SPOOL, spool
 from greycheck.log import show
-from greycheck.normalise import IPV4_BITS, IPV6_BITS, address_text
+from greycheck.normalise import IPV4_BITS, IPV6_BITS, address_text, is_private
 from greycheck.settings import Settings
 from greycheck.store import rights
 from greycheck.store.admin.engine import reading
 from greycheck.store.admin.errors import retry_on_conflict
 from greycheck.store.base import AUTHORISING, MAPPED_BYTES, digest, pair_keys
-from greycheck.store.schema.tables import DIGEST, authorised, client, domain, history, triplet
+from greycheck.store.schema.tables import (
+    DIGEST,
+    authorised,
+    client,
+    domain,
+    history,
+    spf,
+    triplet,
+)
 
 VERDICT, HOUR, DELAY, NEVER = "verdict", "hour", "delay", "never"
 SENDER, NETWORK, EVER, WAITED, FILE = "sender", "network", "ever", "waited", "file"
-EXPIRE = "expire"
+EXPIRE, LOCK = "expire", "lock"
 
 # The kinds that name domains of recipients, and those that tell of one day.
 OF_RECIPIENTS = (VERDICT, NEVER)
@@ -253,20 +263,37 @@ def _narrowed(totals: Totals, known: dict[Dimension, set[str]]) -> Totals:
 # --- the spool ------------------------------------------------------------------------------------
 
 
-def collect(engine: Engine, settings: Settings, now: int, settled: float = SETTLED) -> int:
-    """Adds what the spool of this host has to the store, at NOW; returns how many files it added.
+def take(settings: Settings) -> None:
+    """Takes away the spool of this host, for ``collect``: checks begin another one.
 
-    Those that were renamed less than SETTLED seconds ago are left to the next time. Raises OSError
-    if a file cannot be taken away: what is in it stays there.
+    Raises OSError if it cannot be taken away: what is in it stays there.
     """
     path = _spool(settings)
     with suppress(FileNotFoundError):
         path.rename(path.with_name(f"{SPOOL}.{time_ns()}.{os.getpid()}"))
-    added = 0
+
+
+def collect(
+    engine: Engine,
+    settings: Settings,
+    now: int,
+    settled: float = SETTLED,
+    rest: Callable[[float], None] = sleep,
+) -> int:
+    """Adds to the store, at NOW, what was taken of this host; returns how many files it added.
+
+    It takes the spool itself where nothing was taken before. It waits until SETTLED seconds have
+    passed since the last of them was taken (REST is called with seconds). Raises OSError if a file
+    cannot be taken away.
+    """
+    path, added = _spool(settings), 0
+    if not _taken(path):
+        take(settings)
     for taken in _taken(path):
-        # In the future: the clock was set back since.
-        if 0 <= time_ns() - int(taken.name.split(".")[2]) < settled * 1e9:
-            continue
+        missing = settled - (time_ns() - int(taken.name.split(".")[2])) / 1e9
+        # More than that: the clock was set back since.
+        if settings.history and 0 < missing <= settled:
+            rest(missing)
         if settings.history and _add_file(engine, settings, taken, now):
             added += 1
         taken.unlink(missing_ok=True)
@@ -323,6 +350,7 @@ def _add_file(engine: Engine, settings: Settings, path: Path, now: int) -> bool:
 
     def attempt() -> bool:
         with engine.begin() as connection:
+            lock(connection, now)
             if _has(connection, marker):
                 return False
             # It is inserted, not added to: of two that add the same file one fails.
@@ -347,8 +375,18 @@ def key(total: Total) -> bytes:
     return digest("\0".join(map(str, total)).encode())
 
 
+def lock(connection: Connection, now: int) -> None:
+    """Waits, at NOW, until the transaction of CONNECTION is the only one that changes totals.
+
+    So it is until its end. What it has locked before, others wait for meanwhile: let it be nothing.
+    On the nodes of a Galera cluster several may go on; all but one of them fail at COMMIT.
+    """
+    row = _row(Total(0, LOCK, ""), 0, now + FOR_GOOD)
+    connection.execute(_adding(connection.dialect.name), [row])
+
+
 def add(connection: Connection, settings: Settings, totals: Totals, now: int) -> None:
-    """Adds TOTALS to those of the store, in the transaction of CONNECTION at NOW.
+    """Adds TOTALS to those of the store, at NOW, in the transaction of CONNECTION, with its lock.
 
     A day that is over for the ``history`` of SETTINGS is left out, and so are senders and networks
     where there are to be none.
@@ -362,7 +400,6 @@ def add(connection: Connection, settings: Settings, totals: Totals, now: int) ->
         }
     )
     kept = _narrowed(kept, _known(connection, kept))
-    # All who write do it in the same order: none waits for one that waits for him.
     rows = [
         _row(total, number, _end(total, settings, now))
         for total, number in sorted(kept.items(), key=lambda each: key(each[0]))
@@ -423,11 +460,7 @@ def _prune(connection: Connection, settings: Settings, day: int, kind: str, now:
     number = connection.execute(select(func.count()).select_from(names.subquery())).scalar_one()
     if number <= 2 * KEPT:
         return
-    # Of two that do it at the same time one finds the rows gone.
-    rows = connection.execute(
-        select(history).where(of_day).order_by(history.c.total_key).with_for_update()
-    )
-    found = rows.mappings().all()
+    found = connection.execute(select(history).where(of_day)).mappings().all()
     numbers: Counter[str] = Counter()
     for row in found:
         numbers[row["name"]] += row["number"]
@@ -464,13 +497,19 @@ def forget(engine: Engine, settings: Settings, now: int) -> int:
             keys = list(connection.execute(query).scalars())
         if keys:
             with engine.begin() as connection:
-                _delete(connection, sorted(keys))
+                lock(connection, now)
+                _delete(connection, keys)
         return len(keys)
 
     removed = 0
     while found := retry_on_conflict(attempt):
         removed += found
     return removed
+
+
+def last_expired(totals: Totals) -> int:
+    """Returns when a host last ran ``greycheck expire`` to its end by TOTALS; 0: none has."""
+    return max((number for total, number in totals.items() if total.kind == EXPIRE), default=0)
 
 
 def note_expired(engine: Engine, now: int) -> None:
@@ -508,23 +547,36 @@ def never(connection: Connection, settings: Settings, rows: Sequence[Waiting]) -
 
     A triplet may wait to its end although its mail has come: from another network; or because its
     client, or the domain that it may send for, became known by another mail meanwhile, and has had
-    all its mail let in since.
+    all its mail let in since: as far as SETTINGS let it in.
     """
     totals: Totals = Counter()
     mark = show(OF_MESSAGE)
     rows = [row for row in rows if not row.recipient.startswith(mark)]
-    origins = {bytes(row.origin) for row in rows if row.origin}
-    clients = _last_seen(connection, client, {_address(origin) for origin in origins})
-    domains = _last_seen(connection, domain, {origin[:DIGEST] for origin in origins})
+    # An address that many may share makes neither itself nor a domain known.
+    origins = {
+        origin
+        for origin in {bytes(row.origin) for row in rows if row.origin}
+        if not is_private(_address(origin))
+    }
+    clients = _last_seen(
+        connection, client, {_address(origin) for origin in origins}, settings.client_passes
+    )
+    domains = _last_seen(
+        connection,
+        domain,
+        {origin[:DIGEST] for origin in origins},
+        settings.domain_passes if settings.identity == "yes" else 0,
+    )
     passed = _passed(connection, rows)
     for row in rows:
         origin = bytes(row.origin or b"")
-        if origin and clients.get(_address(origin), 0) > row.first_attempt:
-            continue
-        if domains.get(origin[:DIGEST], 0) > row.first_attempt and (
-            row.authorised or _may_send(connection, origin)
-        ):
-            continue
+        if origin in origins:
+            if clients.get(_address(origin), 0) > row.first_attempt:
+                continue
+            if domains.get(origin[:DIGEST], 0) > row.first_attempt and (
+                row.authorised or _may_send(connection, origin)
+            ):
+                continue
         if (row.sender, row.recipient) in passed:
             continue
         day = day_of(row.first_attempt)
@@ -545,14 +597,19 @@ def _address(origin: bytes) -> str:
 
 
 def _last_seen(
-    connection: Connection, table: Table, keys: "set[str] | set[bytes]"
+    connection: Connection, table: Table, keys: "set[str] | set[bytes]", passes: int
 ) -> dict[object, int]:
-    """Returns when those of KEYS of TABLE were last seen that have passed."""
+    """Returns when those of KEYS of TABLE were last seen that have passed PASSES times (0: none).
+
+    So often they must have passed for all their mail to be let in.
+    """
+    if not passes:
+        return {}
     column = next(iter(table.primary_key))
     wanted, found = sorted(keys), {}
     for start in range(0, len(wanted), BATCH):
         query = select(column, table.c.last_seen).where(
-            column.in_(wanted[start : start + BATCH]), table.c.passes > 0
+            column.in_(wanted[start : start + BATCH]), table.c.passes >= passes
         )
         for name, seen in connection.execute(query):
             found[bytes(name) if isinstance(name, memoryview) else name] = seen
@@ -560,7 +617,7 @@ def _last_seen(
 
 
 def _may_send(connection: Connection, origin: bytes) -> bool:
-    """True if the client of ORIGIN may send for the domain of it."""
+    """True if the client of ORIGIN may send for the domain of it (``store.base.identity``)."""
     column = authorised.c.network_key
     query = (
         select(authorised.c.last, authorised.c.source)
@@ -569,7 +626,12 @@ def _may_send(connection: Connection, origin: bytes) -> bool:
         .limit(1)
     )
     found = connection.execute(query).first()
-    return found is not None and found[1] in AUTHORISING and bytes(found[0]) >= origin[DIGEST:]
+    if found is None or found[1] not in AUTHORISING or bytes(found[0]) < origin[DIGEST:]:
+        return False
+    if found[1] != "pool":
+        return True
+    says = select(spf.c.state).where(next(iter(spf.primary_key)) == origin[:DIGEST])
+    return connection.execute(says).scalar() != "found"
 
 
 # How many pairs are asked for at once.
@@ -643,7 +705,7 @@ def _read_once(
             total = Total(day, kind, verdict, name, recipient)
             if total.kind == FILE:
                 markers.add(total)
-            else:
+            elif total.kind != LOCK:
                 totals[total] += int(number)
     if before != _identity(path) and before is not None and not is_last:
         return None

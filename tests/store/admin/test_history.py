@@ -5,10 +5,11 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
 from greycheck import history as spooling
 from greycheck.envelope import Envelope
@@ -34,8 +35,9 @@ from greycheck.store.admin.history import (
     step,
 )
 from greycheck.store.base import Asked, StoreError, packed
+from greycheck.store.schema.tables import triplet
 from tests.databases import fill
-from tests.support import Database, on_every_database
+from tests.support import Database, on_every_database, on_every_server
 from tests.test_history import settings
 
 NOW = 1_800_000_000
@@ -56,9 +58,11 @@ def settings_of(database: Database, **more: str) -> Settings:
 
 
 @pytest.fixture
-def store(database: Database) -> Engine:
+def store(database: Database) -> Iterator[Engine]:
     database.make()
-    return open_engine(database.url)
+    engine = open_engine(database.url)
+    yield engine
+    engine.dispose()
 
 
 def line(
@@ -190,17 +194,39 @@ def test_what_was_spooled_is_added_once(store: Engine, database: Database, told:
     )
 
 
-def test_a_file_that_was_just_renamed_is_left_alone_but_read(
+def test_a_file_that_was_just_taken_is_read_and_added_once_it_has_settled(
     store: Engine, database: Database, told: Settings
 ) -> None:
     """A check may have opened it before, and write into it yet."""
     spool(database, line())
-    assert collect(store, told, NOW) == 0
+    history.take(told)
     assert attempts(read(store, told, TODAY, TODAY, NOW)) == 1
+    [taken] = database.directory.glob(f"{spooling.SPOOL}.*")
+    rests = []
+
+    def rest(seconds: float) -> None:
+        rests.append(seconds)
+        with taken.open("ab") as file:
+            file.write(line())
+
     spool(database, line())
     assert attempts(read(store, told, TODAY, TODAY, NOW)) == 2
-    assert collect(store, told, NOW, settled=0) == 2
-    assert attempts(read(store, told, TODAY, TODAY, NOW)) == 2
+    assert collect(store, told, NOW, settled=1000, rest=rest) == 1
+    assert len(rests) == 1
+    assert 900 < rests[0] <= 1000
+    assert attempts(read(store, told, TODAY, TODAY, NOW)) == 3
+
+
+def test_what_was_taken_long_ago_or_by_a_clock_ahead_is_not_waited_for(
+    store: Engine, database: Database, told: Settings
+) -> None:
+    for name in ("1.1", f"{10**19}.1"):
+        spool(database, line()).rename(database.directory / f"{spooling.SPOOL}.{name}")
+
+    def rest(_seconds: float) -> None:
+        raise AssertionError("nothing is to be waited for")
+
+    assert collect(store, told, NOW, rest=rest) == 2
 
 
 def test_a_kill_between_commit_and_removal_adds_nothing_twice(
@@ -342,6 +368,64 @@ def test_without_a_history_the_spool_is_removed_and_so_are_totals(
     assert not list(database.directory.glob(f"{spooling.SPOOL}*"))
 
 
+# --- several hosts --------------------------------------------------------------------------------
+
+
+def totals_of(names: list[str], number: int = 1) -> history.Totals:
+    return Counter({Total(TODAY, SENDER, "defer", name): number for name in names})
+
+
+@on_every_database
+def test_hosts_that_add_and_prune_at_once_never_wait_for_each_other_in_a_circle(
+    store: Engine, database: Database, told: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "KEPT", 4)
+    faults: list[BaseException] = []
+
+    def host(number: int) -> None:
+        engine = open_engine(database.url)
+        try:
+            for turn in range(12):
+                names = [f"{number}-{turn}-{name}.example" for name in range(9)] + ["all.example"]
+                with engine.begin() as connection:
+                    history.lock(connection, NOW)
+                    history.add(connection, told, totals_of(names), NOW)
+        except BaseException as fault:
+            faults.append(fault)
+        finally:
+            engine.dispose()
+
+    threads = [threading.Thread(target=host, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert faults == []
+    found = read(store, told, TODAY, TODAY, NOW)
+    assert sum(number for total, number in found.items() if total.kind == SENDER) == 4 * 12 * 10
+
+
+@on_every_server
+def test_who_waits_for_the_totals_has_no_row_that_a_check_could_wait_for(
+    store: Engine, database: Database, told: Settings
+) -> None:
+    fill(store, "triplet", [row("once@a.example")])
+    other = open_engine(database.url)
+    of_triplet = select(triplet.c.sender).with_for_update(skip_locked=True)
+    with store.begin() as first:
+        history.lock(first, NOW)
+        history.add(first, told, totals_of(["a.example"]), NOW)
+        second = threading.Thread(target=lambda: list(expiry.expire(other, NOW, settings=told)))
+        second.start()
+        second.join(1)
+        assert second.is_alive(), "it waits for the first one"
+        with store.begin() as third:
+            assert third.execute(of_triplet).all() == [("once@a.example",)]
+    second.join()
+    other.dispose()
+    assert database.rows("SELECT sender FROM triplet") == []
+
+
 # --- how long, and how many -----------------------------------------------------------------------
 
 
@@ -367,7 +451,8 @@ def test_days_go_when_their_time_is_over_and_senders_where_nobody_wants_them(
     for _removed in expiry.expire(store, NOW + 500 * DAY, rest=lambda _seconds: None):
         pass
     assert of("day") == set()
-    assert database.rows("SELECT kind FROM history") == [(EVER,)]
+    kinds = {kind for (kind,) in database.rows("SELECT kind FROM history")}
+    assert kinds == {EVER, history.LOCK}
 
 
 @on_every_database
@@ -503,6 +588,65 @@ def test_what_expires_while_it_waits_never_came_back(
     assert found[Total(0, NEVER, NEVER, "once", "example.net")] == 3
 
 
+@pytest.mark.parametrize(
+    ("more", "lost"),
+    [
+        ({}, {"shared@c.example"}),
+        ({"CLIENT_PASSES": "2"}, {"shared@c.example", "mine@b.example"}),
+        ({"CLIENT_PASSES": "0"}, {"shared@c.example", "mine@b.example"}),
+        ({"DOMAIN_PASSES": "2"}, {"shared@c.example", "its@known.example"}),
+        ({"DOMAIN_PASSES": "0"}, {"shared@c.example", "its@known.example"}),
+        ({"IDENTITY": "observe"}, {"shared@c.example", "its@known.example"}),
+        ({"IDENTITY": "no"}, {"shared@c.example", "its@known.example"}),
+    ],
+)
+def test_what_is_not_known_by_the_settings_hides_nothing_that_never_came(
+    store: Engine, database: Database, more: dict[str, str], lost: set[str]
+) -> None:
+    """All of them have passed once since; an address that many share is known to nobody."""
+    first = NOW - 3 * DAY
+    of_domain = row("its@known.example", "203.0.113")
+    key = bytes(of_domain[10])[:16]  # type: ignore[call-overload]
+    rows = [row("mine@b.example", "198.51.100"), row("shared@c.example", "10.1.2"), of_domain]
+    fill(store, "triplet", rows)
+    fill(
+        store,
+        "client",
+        [
+            (address, 1, first, first + 600, NOW + DAY, 0, 0)
+            for address in ("198.51.100.1", "10.1.2.1")
+        ],
+    )
+    fill(store, "domain", [(key, "known.example", 1, first, first + 900, NOW + DAY)])
+    low, high = packed("203.0.113.0"), packed("203.0.113.255")
+    fill(store, "authorised", [(key + low, high, "spf", "known.example", 1, NOW + DAY)])
+    told = settings_of(database, **more)
+    assert next(expiry.expire(store, NOW, settings=told)) == ("triplet", 3)
+    found = read(store, told, TODAY - 9, TODAY, NOW)
+    domains = {total.name for total in found if (total.kind, total.verdict) == (SENDER, NEVER)}
+    assert domains == {sender.rpartition("@")[2] for sender in lost}
+
+
+@pytest.mark.parametrize(("state", "lost"), [("found", 1), ("none", 0)])
+def test_what_was_seen_of_a_domain_counts_less_than_what_it_says_itself(
+    store: Engine, told: Settings, state: str, lost: int
+) -> None:
+    first = NOW - 3 * DAY
+    of_pool = row("its@known.example", "203.0.113")
+    key = bytes(of_pool[10])[:16]  # type: ignore[call-overload]
+    low, high = packed("203.0.113.0"), packed("203.0.113.255")
+    fill(store, "triplet", [of_pool])
+    fill(store, "domain", [(key, "known.example", 1, first, first + 900, NOW + DAY)])
+    fill(store, "authorised", [(key + low, high, "pool", "known.example", 1, NOW + DAY)])
+    said = (key, "known.example", state, "", 0, first, first, 0, NOW + DAY, NOW + DAY)
+    fill(store, "spf", [said])
+    assert next(expiry.expire(store, NOW, settings=told)) == ("triplet", 1)
+    found = read(store, told, TODAY - 9, TODAY, NOW)
+    assert sum(number for total, number in found.items() if total.day and total.kind == NEVER) == (
+        lost
+    )
+
+
 def test_without_a_history_expiry_counts_nothing(store: Engine, database: Database) -> None:
     fill(store, "triplet", [row("once@a.example")])
     without = settings_of(database, HISTORY="0")
@@ -514,11 +658,10 @@ def test_without_a_history_expiry_counts_nothing(store: Engine, database: Databa
 
 
 @on_every_database
-def test_expire_collects(store: Engine, database: Database) -> None:
+def test_expire_collects_what_it_finds(store: Engine, database: Database) -> None:
     now = int(history.time_ns() / 1e9)
-    path = spool(database, line(when=now))
+    spool(database, line(when=now))
     environ = {"PATH": os.defpath, "GREYCHECK_CONFIG": "/dev/null", **database.environ}
-    path.rename(path.with_name(f"{spooling.SPOOL}.1.1"))
     ran = subprocess.run(
         [sys.executable, "-m", "greycheck", "expire", "--yes"],
         env=environ,
