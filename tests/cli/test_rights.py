@@ -894,6 +894,16 @@ def test_what_another_user_tells_is_not_believed(monkeypatch: pytest.MonkeyPatch
         apart.as_user(user, lambda: os.kill(os.getpid(), signal.SIGSTOP))
 
 
+def test_a_command_against_a_fault_comes_back_by_itself() -> None:
+    def fails() -> None:
+        raise StoreError("x: rm -rf y: is closed", "chmod o+x 'x: rm -rf y'")
+
+    with pytest.raises(StoreError) as raised:
+        apart.as_user(NOBODY.pw_uid, fails)
+    assert raised.value.said == "x: rm -rf y: is closed"
+    assert raised.value.command == "chmod o+x 'x: rm -rf y'"
+
+
 def find_pipe() -> int:
     """The descriptor of the last pipe that this process has."""
     descriptors = sorted(int(name) for name in os.listdir("/proc/self/fd"))
