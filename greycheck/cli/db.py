@@ -61,7 +61,7 @@ def current(as_json: bool) -> None:
             *(
                 no_store(settings)
                 if is_waiting_for_first_mail(settings)
-                else [migrate.trouble(path)]
+                else [str(migrate.trouble(path) or "")]
             )
         )
 

@@ -25,7 +25,7 @@ from greycheck.log import detail_of, show
 from greycheck.policy import ACCEPT, DEFER, REJECT, domain_of
 from greycheck.settings import Settings
 from greycheck.store import connect
-from greycheck.store.base import NoSchema, StoreError
+from greycheck.store.base import Advised, NoSchema, StoreError
 from greycheck.store.schema import migrate
 from greycheck.times import away, local
 
@@ -181,10 +181,10 @@ def _connected(settings: Settings) -> "Connected | None":
         store = connect(settings, PATIENCE)
     except NoSchema as error:
         if not path.parent.is_dir() and not makes_directory(settings):
-            raise StoreError(migrate.trouble(path) or str(error)) from None
+            raise _of(migrate.trouble(path) or error) from None
         return None
     except StoreError as error:
-        raise StoreError(migrate.barred(path) or str(error)) from None
+        raise _of(migrate.barred(path) or error) from None
     try:
         with foreseen():
             if migrate.current(settings.database) is None:
@@ -195,6 +195,10 @@ def _connected(settings: Settings) -> "Connected | None":
         store.close()
         raise
     return store
+
+
+def _of(error: Advised) -> StoreError:
+    return StoreError(error.said, error.command)
 
 
 # --- for people -----------------------------------------------------------------------------------

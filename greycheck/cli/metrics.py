@@ -45,7 +45,6 @@ def metrics(file: Path | None) -> None:
     Where the store cannot be read, the numbers say so (greycheck_store_up is 0), and the exit code
     is 1.
     """
-    settings = read_settings()
     try:
         import prometheus_client  # noqa: F401
     except ModuleNotFoundError:
@@ -55,14 +54,30 @@ def metrics(file: Path | None) -> None:
     with foreseen():
         if file is not None and os.geteuid() == 0:
             rights.only_roots(str(file.absolute().parent))
-        user = rights.owner_of(settings) if os.geteuid() == 0 else 0
-        text, fault = _checked(apart.as_user(user, lambda: _told(settings, int(time()))))
+        text, fault = _numbers()
         if file is None:
             terminal.echo(*text.split("\n"), end="")
         else:
             write(file, text.encode("utf-8", "replace"), 0o644)
     if fault:
-        raise click.ClickException(terminal.shown(fault))
+        raise click.ClickException(fault)
+
+
+def _numbers() -> tuple[str, str]:
+    """Returns the text of all numbers, and what was wrong, ready for a terminal.
+
+    Whatever keeps this from the store, the text says so: a file of before would not.
+    """
+    from greycheck.metrics.exposition import Families, text
+
+    try:
+        with foreseen():
+            settings = read_settings()
+            user = rights.owner_of(settings) if os.geteuid() == 0 else 0
+            told, fault = _checked(apart.as_user(user, lambda: _told(settings, int(time()))))
+            return told, terminal.shown(fault)
+    except click.ClickException as error:
+        return text(Families(None)), error.message
 
 
 def _checked(answer: object) -> tuple[str, str]:

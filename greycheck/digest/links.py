@@ -38,9 +38,6 @@ MAC = 21
 PURPOSE = b"greycheck release by a link\0"
 LENGTH = (len(VERSION) + DIGEST + 2 * TIME + MAC) * 4 // 3
 
-# How long a link is valid at most, in seconds.
-VALID = 7 * 86400
-
 # Why a token is refused.
 INVALID, EXPIRED, USED = "invalid", "expired", "used"
 
@@ -169,7 +166,7 @@ def read_key(path: str) -> bytes:
             owner = rights.user_name(status.st_uid)
             raise StoreError(f"{path}: is {owner}'s: run it as {owner}, or remove the file")
         if status.st_mode & 0o077:
-            raise StoreError(f"{path}: others may read the key: rm {quote(path)}")
+            raise StoreError(f"{path}: others may read the key", f"rm {quote(path)}")
         text = os.read(descriptor, 2 * SIZE + 2)
     finally:
         os.close(descriptor)
@@ -178,7 +175,7 @@ def read_key(path: str) -> bytes:
     except ValueError:
         secret = b""
     if len(secret) != SIZE:
-        raise StoreError(f"{path}: is no key of {2 * SIZE} hexadecimal digits: rm {quote(path)}")
+        raise StoreError(f"{path}: is no key of {2 * SIZE} hexadecimal digits", f"rm {quote(path)}")
     return secret
 
 

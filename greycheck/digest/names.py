@@ -3,6 +3,7 @@
 Bounded in the number of clients and in time; whoever is not asked is as one without a name.
 """
 
+import re
 import socket
 import time
 from collections.abc import Iterable
@@ -56,6 +57,5 @@ def is_spelt(name: bytes, client: str) -> bool:
     """True if NAME has all numbers of an IPv4 CLIENT in it, as providers name their customers."""
     if ":" in client:
         return False
-    digits = "".join(char if char.isdigit() else " " for char in show(name)).split()
-    numbers = [str(int(each)) for each in digits if len(each) <= 3]
-    return all(octet in numbers for octet in client.split("."))
+    numbers = {int(each) for each in re.findall(rb"[0-9]+", name) if len(each) <= 3}
+    return numbers.issuperset(map(int, client.split(".")))

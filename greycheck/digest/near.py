@@ -7,13 +7,16 @@ from greycheck.envelope import Envelope, Triplet
 from greycheck.policy import RuleRow, deciding_rule
 from greycheck.rules import patterns
 from greycheck.rules.index import RuleIndex, Unreadable
-from greycheck.rules.patterns import Pattern
 from greycheck.rules.rule import Rule
 from greycheck.settings import Settings
 from greycheck.store.base import Asked
 
 # How many labels a domain has at least for its neighbours to be near.
 LABELS = 2
+
+# The first rule of a place by its pair's recipient, None for a rule that is over no pair: its
+# number, and its text.
+_Place = dict[bytes | None, tuple[int, str]]
 
 
 class Near:
@@ -22,15 +25,15 @@ class Near:
     def __init__(self, every: Iterable[Rule], settings: Settings, now: int) -> None:
         self._settings = settings
         self._now = now
-        self._networks: dict[str, list[Pattern]] = {}
+        self._networks: dict[str, _Place] = {}
         # By the domain of their sender, and by each domain above that.
-        self._at: dict[bytes, list[Pattern]] = {}
-        self._below: dict[bytes, list[Pattern]] = {}
+        self._at: dict[bytes, _Place] = {}
+        self._below: dict[bytes, _Place] = {}
         self._index: RuleIndex | None = None
         valid = [rule for rule in every if rule.counts(now)]
-        for rule in valid:
+        for number, rule in enumerate(valid):
             if rule.action == rule_keys.ALLOW and rule.kind in ("network", "sender"):
-                self._add(rule)
+                self._add(number, rule)
         try:
             self._index = RuleIndex(
                 (rule.match_key, rule.kind, rule.pattern, rule.action, rule.delay, rule.expires_at)
@@ -39,22 +42,25 @@ class Near:
         except Unreadable:
             self._index = None
 
-    def _add(self, rule: Rule) -> None:
+    def _add(self, number: int, rule: Rule) -> None:
         try:
             pattern = patterns.parse(rule.pattern)
         except ValueError:
             return
-        first = pattern.parts[0] if pattern.parts else pattern
+        first, to = pattern, None
+        if pattern.parts:
+            first, to = pattern.parts[0], pattern.parts[1].value
+        said = number, pattern.text
         if first.kind == "network":
             bits, prefix, value = patterns.network_parts(first.value)
             network = self._network(bits, value << (bits - prefix), prefix)
             if network:
-                self._networks.setdefault(network, []).append(pattern)
+                self._networks.setdefault(network, {}).setdefault(to, said)
             return
         domain = first.value.rpartition(b"@")[2].removeprefix(b".")
-        self._at.setdefault(domain, []).append(pattern)
+        self._at.setdefault(domain, {}).setdefault(to, said)
         for each in _and_above(domain)[1:]:
-            self._below.setdefault(each, []).append(pattern)
+            self._below.setdefault(each, {}).setdefault(to, said)
 
     def _network(self, bits: int, value: int, prefix: int) -> str:
         """Returns the network of clients in which the narrower one of PREFIX is, else empty."""
@@ -81,14 +87,17 @@ class Near:
         Near is what is in the same network; and the same domain, one above or one below. A rule
         over a pair is near only for its RECIPIENT. Empty where there is none.
         """
-        found = list(self._networks.get(network, []))
-        for name in _and_above(domain):
-            found += self._at.get(name, [])
-        found += self._below.get(domain, [])
-        recipients = rule_keys.address_values(recipient)
-        for pattern in found:
-            if not pattern.parts or pattern.parts[1].value in recipients:
-                return pattern.text
+        places = [
+            self._networks.get(network, {}),
+            *(self._at.get(name, {}) for name in _and_above(domain)),
+            self._below.get(domain, {}),
+        ]
+        recipients = (None, *rule_keys.address_values(recipient))
+        # However many pairs a place has, only those of the recipient are looked at.
+        for place in places:
+            found = [place[to] for to in recipients if to in place]
+            if found:
+                return min(found)[1]
         return ""
 
 

@@ -14,7 +14,6 @@ file), ``server``, ``service``, ``mailers`` (Postfix and Exim), ``resident``, ``
 Diagnostics: findings only; what cannot be examined becomes one.
 """
 
-import re
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -36,7 +35,7 @@ from greycheck.doctor.resident import check_program
 from greycheck.doctor.service import check_services
 from greycheck.doctor.store import check_store
 from greycheck.doctor.writers import check_writers
-from greycheck.store.base import StoreError
+from greycheck.store.base import Advised
 from greycheck.store.schema import migrate
 
 Examination = Callable[[Installation], Iterator[Finding]]
@@ -86,11 +85,12 @@ def examine(installation: Installation) -> list[Finding]:
             for finding in check(installation):
                 if not follows(finding, findings):
                     findings.append(finding)
-        except (migrate.SchemaError, StoreError, SQLAlchemyError) as error:
+        except Advised as error:
+            advice = run(error.command) if error.command else _advice(installation)
+            findings.append(Finding("fault", about, safe(error.said), advice))
+        except SQLAlchemyError as error:
             said = str(getattr(error, "orig", None) or error)
-            cause, command = split(said)
-            advice = run(command) if command else _advice(installation)
-            findings.append(Finding("fault", about, safe(cause), advice))
+            findings.append(Finding("fault", about, safe(said), _advice(installation)))
         except OSError as error:
             findings.append(Finding("note", about, f"could not be looked at: {error}"))
     return findings
@@ -108,18 +108,6 @@ def is_closed(installation: Installation) -> bool:
         else []
     )
     return path is not None and any(place in (path, *path.parents) for place in closed)
-
-
-# The beginning of a command at the end of an error's text.
-COMMAND = re.compile(
-    r": ((?:chmod|chown|df|fuser|install|mount|mv|rm|runuser|uv|\S+ -m pip) [^:]+)$"
-)
-
-
-def split(said: str) -> tuple[str, str]:
-    """Returns an error's text without the command at its end, and that command, or empty."""
-    match = COMMAND.search(said)
-    return (said[: match.start()], match[1]) if match else (said, "")
 
 
 def has_fault(findings: list[Finding], about: str) -> bool:

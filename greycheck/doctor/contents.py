@@ -2,19 +2,27 @@
 
 import shlex
 from collections.abc import Iterator
+from socket import gethostname
 
 from sqlalchemy import Engine, and_, case, func, or_, select
 
 from greycheck import normalise
-from greycheck.doctor.finding import Finding, Installation, run, safe
+from greycheck.doctor.finding import MB, Finding, Installation, run, safe
+from greycheck.history import LARGEST
+from greycheck.metrics.counted import Spooled
 from greycheck.settings import Settings, duration_text
 from greycheck.store.admin import expiry
 from greycheck.store.admin.engine import reading
+from greycheck.store.admin.history import EXPIRE
 from greycheck.store.schema import migrate
-from greycheck.store.schema.tables import client, triplet
+from greycheck.store.schema.tables import client, history, triplet
+from greycheck.times import span
 
 # How many seconds the clocks of two hosts may differ.
 CLOCKS_APART = 5
+
+# What migrates the schema.
+UPGRADE = "greycheck db upgrade"
 
 # How many seconds expired rows may stay: cron runs once an hour.
 LEFT_OVER = 86400
@@ -27,14 +35,14 @@ def check_schema(revision: str | None, settings: Settings) -> Finding:
         return Finding("note", "store", f"{url}: empty: the first mail makes the tables")
     wrong = migrate.misfit(revision)
     if wrong:
-        said, _colon, command = wrong.rpartition(": run ")
-        until = "every check answers by on_error until then"
-        return Finding(
-            "fault", "store", f"{url}: {said or wrong}: {until}", run(command) if said else ""
-        )
+        # Whoever writes the store chooses the revision in these words: no command is taken from it.
+        said = wrong.removesuffix(f": run {UPGRADE}")
+        found = f"{safe(f'{url}: {said}')}: every check answers by on_error until then"
+        return Finding("fault", "store", found, run(UPGRADE) if said != wrong else "")
     if revision == migrate.head():
         return Finding("ok", "store", f"{url}: schema at {revision}")
-    return Finding("note", "store", f"{url}: the schema is {migrate.standing(revision)}")
+    found = safe(f"{url}: the schema is {migrate.standing(revision)}")
+    return Finding("note", "store", found)
 
 
 def check_future(engine: Engine, now: int) -> Finding:
@@ -74,7 +82,7 @@ def check_cron(engine: Engine, now: int, installation: Installation) -> Finding:
             "ok", "cron", f"nothing that expired is older than {duration_text(LEFT_OVER)}"
         )
     rows = ", ".join(f"{table}: {count}" for table, count in left.items() if count)
-    advice = in_crontab(f"7 * * * * {installation.command} expire", installation)
+    advice = in_crontab(cron_line("7 * * * *", "expire", installation), installation)
     return Finding(
         "warning",
         "cron",
@@ -82,6 +90,42 @@ def check_cron(engine: Engine, now: int, installation: Installation) -> Finding:
         " expire does not run",
         advice,
     )
+
+
+def check_spool(
+    engine: Engine, waiting: Spooled, now: int, installation: Installation
+) -> Iterator[Finding]:
+    """Finds out if what checks of this host have counted is added to the store.
+
+    WAITING is what is not. Nothing is found where nothing is counted.
+    """
+    if not installation.settings.history:
+        return
+    if waiting.oldest is None or waiting.oldest >= now - LEFT_OVER:
+        text = f"no count of this host's checks waits for longer than {duration_text(LEFT_OVER)}"
+        yield Finding("ok", "history", text)
+        return
+    with reading(engine).connect() as connection:
+        query = select(history.c.number).where(
+            history.c.kind == EXPIRE, history.c.name == gethostname()
+        )
+        ran = connection.execute(query.limit(1)).scalar()
+    when = "it never did" if ran is None else f"it last did {span(max(now - ran, 0))} ago"
+    text = (
+        f"counts of this host's checks wait for {span(now - waiting.oldest)}"
+        f" ({waiting.size / MB:.1f} MB): expire does not add them to the store here ({when})"
+    )
+    if waiting.size >= LARGEST:
+        text += "; nothing more is counted until then"
+    advice = in_crontab(cron_line("7 * * * *", "expire", installation), installation)
+    yield Finding("warning", "history", text, advice)
+
+
+def cron_line(times: str, command: str, installation: Installation) -> str:
+    """Returns the line of a crontab that runs greycheck's COMMAND at TIMES."""
+    # cron takes a % for the end of the line.
+    program = shlex.quote(str(installation.command)).replace("%", "\\%")
+    return f"{times} {program} {command}"
 
 
 def in_crontab(line: str, installation: Installation) -> str:

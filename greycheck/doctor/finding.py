@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import re
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -105,9 +106,16 @@ def safe(text: str) -> str:
 def run(command: str) -> str:
     """Returns the advice to run COMMAND, whose words are quoted already.
 
-    Empty if a terminal would not show the command as it is.
+    Empty if there is none, or if a terminal would not show it as it is.
     """
-    return f"Run: {command}" if command.isascii() and command.isprintable() else ""
+    return f"Run: {command}" if command and command.isascii() and command.isprintable() else ""
+
+
+def substitution(pattern: str, text: str) -> str:
+    """Returns sed's command, quoted for a shell, that puts TEXT in the place of PATTERN."""
+    # After a | of its own TEXT could go on with flags, one of which runs commands.
+    plain = re.sub(r"([\\&|])", r"\\\1", text)
+    return quote(f"s|{pattern}|{plain}|")
 
 
 # The store's path if no setting has one.
@@ -125,5 +133,5 @@ def set_to(name: str, value: str, settings: Settings) -> str:
     if settings.sources[name].startswith("GREYCHECK_"):
         return f"export {settings.sources[name]}={quote(value)}"
     if settings.sources[name].startswith("/"):
-        return f"sed -i {quote(f's|^ *{name} *=.*|{name} = {value}|')} {file}"
+        return f"sed -i {substitution(f'^ *{name} *=.*', f'{name} = {value}')} {file}"
     return f"echo {quote(f'{name} = {value}')} >> {file}"

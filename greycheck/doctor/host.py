@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from greycheck.doctor.finding import MB, Finding, Installation, Level, run
+from greycheck.doctor.finding import MB, Finding, Installation, Level, run, safe
 from greycheck.store.schema import migrate
 from greycheck.times import utc
 
@@ -28,11 +28,12 @@ def check_space(installation: Installation) -> Iterator[Finding]:
         return
     status = os.statvfs(path.parent)
     if status.f_flag & os.ST_RDONLY:
-        said, _colon, command = migrate.trouble(path).rpartition(": ")
+        cause = migrate.trouble(path)
+        said, command = (cause.said, cause.command) if cause else (f"{path}: read-only", "")
         yield Finding(
             "fault",
             "disk",
-            f"{said}: the store is there, and nothing can be recorded",
+            f"{safe(said)}: the store is there, and nothing can be recorded",
             run(command),
         )
         return

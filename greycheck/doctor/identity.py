@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, case, func, select
 
+from greycheck.doctor.contents import cron_line
 from greycheck.doctor.finding import Finding, Installation, safe
 from greycheck.settings import Settings
 from greycheck.store.admin.engine import reading
@@ -83,7 +84,7 @@ def check_domains(engine: Engine, now: int, installation: Installation) -> Itera
             f"mail waits, and its domains are not asked in DNS ({last}): neither greycheck serve"
             " nor cron does it",
             "Put into the crontab of the store's owner, on one host or on each:\n"
-            f"* * * * * {installation.command} resolve",
+            + cron_line("* * * * *", "resolve", installation),
         )
     elif asked is None:
         yield Finding("ok", "domains", "none was asked in DNS yet")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from greycheck.doctor import processes, service
-from greycheck.doctor.finding import Finding, Installation, run, set_to
+from greycheck.doctor.finding import Finding, Installation, run, set_to, substitution
 from greycheck.doctor.supervisor import restart, start
 from greycheck.hooks import delegation
 from greycheck.policy import ACCEPT
@@ -200,9 +200,14 @@ def _parameters(text: str | None) -> dict[str, str] | None:
 def is_chrooted(master: str, main: dict[str, str]) -> bool:
     """True if an smtpd of MASTER, a master.cf, is chrooted to the queue's directory."""
     level = main.get("compatibility_level", "0").partition(".")[0]
-    shut = ("y",) if level.isdigit() and int(level) > 0 else ("y", "-")
+    shut = ("y",) if _number(level) > 0 else ("y", "-")
     rows = (line.split() for line in _lines(master))
     return any(len(row) > 7 and row[7] == "smtpd" and row[4] in shut for row in rows)
+
+
+def _number(text: str) -> int:
+    """Returns the number that TEXT is, as of a port; 0 if it is none."""
+    return int(text) if text.isdecimal() and len(text) < 6 else 0
 
 
 def _asks(match: re.Match[str], queue: str, root: str, lets_in: bool) -> Asks:
@@ -215,7 +220,7 @@ def _asks(match: re.Match[str], queue: str, root: str, lets_in: bool) -> Asks:
         host, _colon, port = rest.rpartition(":")
         return Asks(
             match[2],
-            (host.strip("[]") or "127.0.0.1", int(port) if port.isdecimal() else 0),
+            (host.strip("[]") or "127.0.0.1", _number(port)),
             lets_in,
         )
     return Asks(match[2], f"{root}{rest}" if rest.startswith("/") else f"{queue}/{rest}", lets_in)
@@ -249,7 +254,7 @@ def _read_socket(written: str) -> Asks:
     if not written.startswith("inet:"):
         return Asks(written, written, True)
     host, _colon, port = written.removeprefix("inet:").rpartition(":")
-    return Asks(written, (host.strip("[]"), int(port) if port.isdecimal() else 0), True)
+    return Asks(written, (host.strip("[]"), _number(port)), True)
 
 
 def _account(name: str) -> pwd.struct_passwd | None:
@@ -425,13 +430,17 @@ def _closed(mailer: Mailer, place: str, text: str, settings: Settings) -> Findin
         owner = Path(place).stat().st_uid
     except OSError:
         owner = 0
-    join = f"usermod -aG {group} {shlex.quote(migrate.user_name(owner))} && " if owner else ""
+    join = (
+        f"usermod -aG {shlex.quote(group)} {shlex.quote(migrate.user_name(owner))} && "
+        if owner
+        else ""
+    )
     command = " && ".join([join + set_to("socket_owner", f":{group}", settings), *restart()])
     return Finding("fault", "mail server", f"{text}: {access.describe(Path(place))}", run(command))
 
 
 def _rewrite(mailer: Mailer, old: str, new: str) -> str:
     """Returns the command that makes MAILER ask NEW instead of OLD."""
-    pattern = re.sub(r"([.\[\]*^$\\])", r"\\\1", old)
-    change = f"sed -i {shlex.quote(f's|{pattern}|{new}|')} {shlex.quote(str(mailer.file))}"
+    pattern = re.sub(r"([.\[\]*^$\\|])", r"\\\1", old)
+    change = f"sed -i {substitution(pattern, new)} {shlex.quote(str(mailer.file))}"
     return f"{change} && {mailer.reload}" if mailer.reload else change

@@ -1,8 +1,9 @@
 """``greycheck doctor --monitor``: one line for Nagios and its kin, within a time.
 
 The examinations run in a process of its own, which is killed when the time is over: a disk or a
-database that does not answer holds it, not the monitor. The line and the exit codes are those of
-the Monitoring Plugins' guidelines.
+database that does not answer holds it, not the monitor. What it has started dies with it. Where the
+monitor itself is killed, its own alarm ends it; the directory of a trial that is left goes at a
+later trial. The line and the exit codes are those of the Monitoring Plugins' guidelines.
 """
 
 import json
@@ -25,6 +26,9 @@ WORDS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
 MOST = 1 << 20
 NAMED = 3
 LONGEST = 400
+
+# How many seconds later than the monitor the other process gives up by itself.
+LATER = 1.0
 
 
 def monitored(examined: Callable[[], list[Finding]], timeout: float) -> tuple[int, str]:
@@ -65,7 +69,7 @@ def _asked(examined: Callable[[], list[Finding]], timeout: float) -> list[Findin
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        _examine(examined, writer)
+        _examine(examined, writer, timeout + LATER)
     os.close(writer)
     answer = b""
     try:
@@ -97,10 +101,12 @@ def _read(answer: bytes) -> list[Finding] | str:
     return [Finding(*each) for each in found if each[0] in LEVELS]
 
 
-def _examine(examined: Callable[[], list[Finding]], writer: int) -> None:
-    """In the other process: sends what is EXAMINED to WRITER. Does not return."""
+def _examine(examined: Callable[[], list[Finding]], writer: int, seconds: float) -> None:
+    """In the other process: sends what is EXAMINED to WRITER, for SECONDS. Does not return."""
     try:
         os.setsid()
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in range(3):
             os.dup2(null, descriptor)

@@ -88,7 +88,7 @@ def services(
     """
     alike: dict[Service, Service] = {}
     for directory in sorted(
-        (path for path in proc.glob("[0-9]*") if path.name.isdigit()),
+        (path for path in proc.glob("[0-9]*") if path.name.isdecimal()),
         key=lambda path: int(path.name),
     ):
         try:

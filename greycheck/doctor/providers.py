@@ -1,10 +1,11 @@
 """Examines the providers that are let in: how old their lists are, and what is wrong with them."""
 
 from collections.abc import Iterator, Sequence
+from shlex import quote
 
 from sqlalchemy import Engine
 
-from greycheck.doctor.contents import in_crontab
+from greycheck.doctor.contents import cron_line, in_crontab
 from greycheck.doctor.finding import Finding, Installation, run, safe
 from greycheck.settings import duration_text
 from greycheck.store.admin import providers
@@ -44,7 +45,7 @@ def _of_old(old: Sequence[Provider], now: int, installation: Installation) -> Fi
     more = f" and {len(old) - NAMED} more" if len(old) > NAMED else ""
     found = f"lists are older than {duration_text(FRESH)}: {names}{more}"
     if all(now - one.asked_at > FRESH for one in old):
-        line = f"{WEEKLY} {installation.command} providers refresh --yes"
+        line = cron_line(WEEKLY, "providers refresh --yes", installation)
         advice = in_crontab(line, installation)
         return Finding("warning", "providers", f"{found}: refresh does not run", advice)
     why = next((one.trouble for one in old if one.trouble), "")
@@ -55,17 +56,21 @@ def _of_old(old: Sequence[Provider], now: int, installation: Installation) -> Fi
 def _of_trouble(one: Provider, now: int) -> Finding:
     """What is said of ONE whose last question did not come to a good list."""
     name, trouble = safe(one.name), safe(one.trouble)
+
+    def command(verb: str) -> str:
+        return run(f"greycheck providers {verb} {quote(one.name)}")
+
     if one.state == "failed":
         found = f"{name}: {trouble}: its list of {_age(one, now)} ago counts"
-        return Finding("note", "providers", found, run(f"greycheck providers refresh {name}"))
+        return Finding("note", "providers", found, command("refresh"))
     if one.state == "found":
         found = f"{name}: {trouble}"
-        return Finding("note", "providers", found, run(f"greycheck providers list {name}"))
+        return Finding("note", "providers", found, command("list"))
     return Finding(
         "warning",
         "providers",
         f"{name}: {trouble}: its list of {_age(one, now)} ago counts still",
-        run(f"greycheck providers remove {name}"),
+        command("remove"),
     )
 
 

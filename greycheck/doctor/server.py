@@ -9,7 +9,13 @@ from shlex import quote
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from greycheck.doctor.contents import check_cron, check_future, check_schema, check_shared
+from greycheck.doctor.contents import (
+    check_cron,
+    check_future,
+    check_schema,
+    check_shared,
+    check_spool,
+)
 from greycheck.doctor.finding import Finding, Installation, Level, run, safe
 from greycheck.doctor.identity import check_domains
 from greycheck.doctor.launchers import installing
@@ -24,6 +30,7 @@ from greycheck.doctor.timings import (
     weigh,
 )
 from greycheck.launchers import database
+from greycheck.metrics.counted import spooled
 from greycheck.privilege import access
 from greycheck.settings import Settings, duration_text
 from greycheck.store import drivers, server
@@ -129,8 +136,8 @@ def check_secrets(installation: Installation) -> Iterator[Finding]:
     """Passwords that others can read, and the directory of the marks."""
     account = installation.known_account
     group = access.group_name(account.pw_gid) if account else "qmail"
-    for exposure in database.exposures(installation.settings, account):
-        file = quote(exposure.partition(" password in ")[2].rpartition(" (mode")[0])
+    for path, exposure in database.exposures(installation.settings, account).items():
+        file = quote(str(path))
         advice = run(f"chgrp {quote(group)} {file} && chmod 0640 {file}")
         yield Finding("warning", "password", exposure, advice)
     complaint = database.state_complaint(installation.settings, account)
@@ -226,7 +233,6 @@ def _cause(one: HostStatus, asked: Server, installation: Installation) -> tuple[
     """Why the host ONE cannot be used, and what to do: one command, where that is known."""
     assert one.fault is not None
     said = errors.cause(str(one.fault)).removeprefix("FATAL:").strip().replace('"', "")
-    on_host = "" if is_here(one) else f"ssh {quote(one.host.name)} "
     postgresql = asked.dialect == "postgresql"
     if one.fault.kind == SILENT:
         stopped = (
@@ -242,27 +248,40 @@ def _cause(one: HostStatus, asked: Server, installation: Installation) -> tuple[
             if postgresql
             else f"mariadb -e 'SHOW GRANTS FOR {asked.user}'"
         )
+        setting = _there(one, admin, asked.user or "")
         return (
             f"the password of {asked.user} is wrong: {safe(said)}",
-            f"{where}; or set it there: {on_host}{admin}",
+            f"{where}; or set it there: {setting}" if setting else where,
         )
     if NO_DATABASE.search(said):
-        made = "mariadb-admin create"
+        made, user = "mariadb-admin create", asked.user or "greycheck"
         if postgresql:
-            made = (
-                f"sudo -u postgres createdb -O {quote(asked.user or 'greycheck')} -T template0 -E"
-                " UTF8"
-            )
+            made = f"sudo -u postgres createdb -O {user} -T template0 -E UTF8"
         why = f"there is no database {asked.database}: {safe(said)}"
-        return why, run(f"{on_host}{made} {quote(asked.database)}")
+        return why, run(_there(one, f"{made} {asked.database}", user, asked.database))
     if NO_HOST.search(said):
         where = installation.settings.sources["database"]
         return f"there is no such host: {safe(said)}", f"Write the right one into {where}"
     if NOBODY.search(said):
         name = "postgresql" if postgresql else "mariadb"
         refused = safe(said.partition(" Is the server running")[0])
-        return f"no server listens there: {refused}", run(f"{on_host}systemctl start {name}")
+        return f"no server listens there: {refused}", run(_there(one, f"systemctl start {name}"))
     return safe(said), "See whether its own rules or a firewall keep this host out."
+
+
+# A name that is one word to a shell, to psql and to SQL, and no option.
+PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+def _there(one: HostStatus, command: str, *names: str) -> str:
+    """Returns what runs COMMAND, which has NAMES in it, on the host ONE.
+
+    Empty if a name is not plain: there two shells read it, and psql.
+    """
+    far = () if is_here(one) else (one.host.name,)
+    if not all(map(PLAIN.fullmatch, (*names, *far))):
+        return ""
+    return f"ssh {one.host.name} {quote(command)}" if far else command
 
 
 def check_connection(one: HostStatus, asked: Server) -> Iterator[Finding]:
@@ -389,8 +408,10 @@ def check_contents(asked: Server, one: HostStatus, installation: Installation) -
     try:
         with access.acting_as(installation.known_account):
             engine.connect().close()
+            waiting = spooled(installation.settings)
         yield check_future(engine, int(installation.now))
         yield check_cron(engine, int(installation.now), installation)
+        yield from check_spool(engine, waiting, int(installation.now), installation)
         yield from check_domains(engine, int(installation.now), installation)
         yield from check_shared(engine)
         yield from check_providers(engine, int(installation.now), installation)

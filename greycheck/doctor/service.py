@@ -114,7 +114,10 @@ def check_user(service: Service, installation: Installation) -> Iterator[Finding
     user = migrate.user_name(service.uid)
     text = f"{service.shown} runs as {user}, permissions were looked at for {account.pw_name}"
     yield Finding(
-        "warning", "service", text, f"If it serves mail, run: greycheck doctor --user {user}"
+        "warning",
+        "service",
+        text,
+        f"If it serves mail, run: greycheck doctor --user {shlex.quote(user)}",
     )
 
 

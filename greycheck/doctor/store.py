@@ -9,7 +9,13 @@ from pathlib import Path
 from sqlalchemy import Engine, insert
 from sqlalchemy.exc import OperationalError
 
-from greycheck.doctor.contents import check_cron, check_future, check_schema, check_shared
+from greycheck.doctor.contents import (
+    check_cron,
+    check_future,
+    check_schema,
+    check_shared,
+    check_spool,
+)
 from greycheck.doctor.finding import (
     LEVELS,
     Finding,
@@ -31,6 +37,7 @@ from greycheck.doctor.timings import (
     timed,
     weigh,
 )
+from greycheck.metrics.counted import spooled
 from greycheck.privilege import access, apart
 from greycheck.settings import Settings
 from greycheck.store import rights
@@ -147,7 +154,7 @@ def _before_opening(path: Path, installation: Installation) -> Finding | None:
         "note",
         "store",
         f"{path}: {me} cannot look into it",
-        f"Run: sudo -u {shlex.quote(owner)} greycheck doctor",
+        run(f"sudo -u {shlex.quote(owner)} greycheck doctor"),
     )
 
 
@@ -159,7 +166,7 @@ def check_file(path: Path, installation: Installation) -> Iterator[Finding]:
     if mode & 0o007:
         found = f"{access.describe(path)}: any user can see who writes to whom"
         yield Finding(
-            "warning", "store", found, f"Run: chmod {wanted:04o} {shlex.quote(str(path))}"
+            "warning", "store", found, run(f"chmod {wanted:04o} {shlex.quote(str(path))}")
         )
     elif mode != wanted:
         yield Finding("note", "store", f"{access.describe(path)}: database_mode is {wanted:04o}")
@@ -186,6 +193,7 @@ def check_contents(engine: Engine, installation: Installation) -> Iterator[Findi
     now = int(installation.now)
     yield check_future(engine, now)
     yield check_cron(engine, now, installation)
+    yield from check_spool(engine, spooled(installation.settings), now, installation)
     yield from check_domains(engine, now, installation)
     yield from check_shared(engine)
     yield from check_providers(engine, now, installation)

@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from greycheck.doctor.finding import Installation, run
+from greycheck.doctor.finding import Installation, run, substitution
 from greycheck.launchers import python
 
 SYSTEMD = Path("/run/systemd/system")
@@ -43,7 +43,7 @@ def start(installation: Installation) -> str:
     if SYSTEMD.is_dir():
         return run(" && ".join([*_put_unit(installation), "systemctl enable --now greycheck"]))
     user = (
-        f" --user {installation.account.pw_name}"
+        f" --user {shlex.quote(installation.account.pw_name)}"
         if installation.account and os.geteuid() == 0
         else ""
     )
@@ -61,7 +61,7 @@ def _put_unit(installation: Installation) -> list[str]:
     program_here = str(Path(sys.executable).with_name("greycheck"))
     changed = {f"={UNIT_USER}$": f"={user}", UNIT_PROGRAM: program_here}
     changes = [
-        f"-e {shlex.quote(f's|{old}|{new}|')}"
+        f"-e {substitution(old, new)}"
         for old, new in changed.items()
         if old.strip("=$") not in (new, new[1:])
     ]

@@ -8,6 +8,7 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 from greycheck import settings
 from greycheck.doctor import service
@@ -26,25 +27,29 @@ def check_writers(installation: Installation) -> Iterator[Finding]:
 
     Each cause is reported once.
     """
-    causes: dict[str, None] = {}
+    causes: dict[str, StoreError] = {}
+
+    def look(path: str, allowed: int | None) -> None:
+        cause = writer_of(path, allowed)
+        if cause is not None:
+            causes.setdefault(str(cause), cause)
+
     for path in relied_on(installation):
-        causes.setdefault(writer_of(path, 0), None)
+        look(path, 0)
     account = installation.account.pw_uid if installation.account else 0
     # The user of checks must be able to read this file, and may own it: it says where the store is,
     # and only that user opens the store by it.
     if installation.settings.database_file:
-        causes.setdefault(writer_of(installation.settings.database_file, account), None)
+        look(installation.settings.database_file, account)
     places: list[Finding] = []
     if installation.settings.socket:
         # Its directory is on the way to it, so it is examined too; one like /tmp cannot be closed
         # by chmod.
-        causes.setdefault(writer_of(installation.settings.socket, None), None)
+        look(installation.settings.socket, None)
         places = list(check_place(Path(installation.settings.socket).parent))
         yield from places
-    causes.pop("", None)
-    for cause in causes:
-        found, _colon, advice = cause.rpartition(": ")
-        yield Finding("warning", "writers", safe(found), run(advice))
+    for cause in causes.values():
+        yield Finding("warning", "writers", safe(cause.said), run(cause.command))
     if not causes and not places:
         yield Finding(
             "ok", "writers", "nobody else may write the launchers, what they load, or the settings"
@@ -95,12 +100,12 @@ def relied_on(installation: Installation) -> list[str]:
     return list(dict.fromkeys(path for path in named if path.startswith("/")))
 
 
-def writer_of(path: str, allowed: int | None) -> str:
-    """Returns who else may write PATH, and the command against it; empty if nobody may.
+def writer_of(path: str, allowed: int | None) -> StoreError | None:
+    """Returns who else may write PATH, and the command against it; None if nobody may.
 
     Root, this user and the user ALLOWED (None: any one user) may.
     """
-    return next(filter(None, (_writer(each, allowed) for each in followed(path))), "")
+    return next(filter(None, (_writer(each, allowed) for each in followed(path))), None)
 
 
 def followed(path: str) -> list[str]:
@@ -129,15 +134,15 @@ def _is_link_of(user: int, path: Path) -> bool:
     return stat.S_ISLNK(status.st_mode) and status.st_uid == user
 
 
-def _writer(path: str, allowed: int | None) -> str:
+def _writer(path: str, allowed: int | None) -> StoreError | None:
     """Returns what ``writer_of`` says of PATH itself."""
     try:
         if os.geteuid() == 0 and allowed == 0:
             rights.only_roots(path)
-            return ""
+            return None
         user = rights.owner(path)
     except StoreError as error:
-        return str(error)
+        return error
     if allowed is None or user in (0, os.geteuid(), allowed):
-        return ""
-    return f"{path}: is {rights.user_name(user)}'s: chown -h root {path}"
+        return None
+    return StoreError(f"{path}: is {rights.user_name(user)}'s", f"chown -h root {quote(path)}")

@@ -154,16 +154,16 @@ def state_complaint(settings: Settings, account: pwd.struct_passwd | None) -> st
     return ""
 
 
-def exposures(settings: Settings, account: pwd.struct_passwd | None) -> list[str]:
-    """The files with a password that others than ACCOUNT can read."""
+def exposures(settings: Settings, account: pwd.struct_passwd | None) -> dict[Path, str]:
+    """The files with a password that others than ACCOUNT can read, and in words who can."""
     asked = settings.database.server
     if asked is None:
-        return []
-    return [
-        exposure
+        return {}
+    return {
+        path: exposure
         for path in _secrets(settings, asked)
         if (exposure := access.exposure(path, account))
-    ]
+    }
 
 
 def _secrets(settings: Settings, asked: Server) -> Iterator[Path]:

@@ -3,10 +3,14 @@
 import os
 import pwd
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
+from time import time
 
 import click
 
@@ -16,7 +20,7 @@ from greycheck.launchers import database, native
 from greycheck.launchers.python import interpreter, package
 from greycheck.policy import DEFER, Verdict
 from greycheck.privilege import apart
-from greycheck.privilege.access import as_account, barriers, can_act_as
+from greycheck.privilege.access import as_account, barriers, can_act_as, run_as
 from greycheck.settings import Settings, read
 from greycheck.store.schema import migrate
 
@@ -55,6 +59,11 @@ PRINTED = 6
 # How long a trial may take, in seconds.
 TRIAL_TIME = 30
 
+# How the directory of a trial is called; after how many seconds none works in it any more, and how
+# many that are left are looked at.
+PREFIX = "greycheck-trial-"
+LEFT, MOST = 3600, 1000
+
 
 def try_run(path: Path, account: pwd.struct_passwd | None = None) -> str:
     """Lets the launcher PATH defer a mail, with a store of its own.
@@ -74,7 +83,8 @@ def _try_run(path: Path, whose: str) -> str:
     deferral = Verdict(DEFER, "new")
     settings = read({b"GREYCHECK_CONFIG": b"/dev/null"})
     printed = calling.reply(hook, deferral, Envelope(hook.NAME, CLIENT, b"", b""), settings)
-    with tempfile.TemporaryDirectory(prefix="greycheck-trial-") as directory:
+    _remove_left()
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as directory:
         migrate.upgrade(f"sqlite:///{directory}/greycheck.db")
         try:
             ran = subprocess.run(
@@ -90,8 +100,7 @@ def _try_run(path: Path, whose: str) -> str:
                 timeout=TRIAL_TIME,
                 check=False,
                 cwd="/",
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
+                **run_as(None),  # type: ignore[call-overload]
             )
         except OSError as error:
             return f"{path}: does not run{whose}: {error.strerror}"
@@ -102,6 +111,16 @@ def _try_run(path: Path, whose: str) -> str:
     if is_deferral and "defer reason=new" in said:
         return ""
     return f"{path}: does not run{whose}: exit code {ran.returncode}: {said}"
+
+
+def _remove_left() -> None:
+    """Removes this user's directories of trials that were killed."""
+    over = time() - LEFT
+    for path in islice(Path(tempfile.gettempdir()).glob(f"{PREFIX}*"), MOST):
+        with suppress(OSError):
+            status = path.lstat()
+            if status.st_uid == os.geteuid() and status.st_mtime < over:
+                shutil.rmtree(path, ignore_errors=True)  # follows no link
 
 
 def check_as(account: pwd.struct_passwd, paths: list[Path], settings: Settings) -> list[str]:
@@ -155,6 +174,6 @@ def try_database(
     ]
     complaints += [
         database.state_complaint(settings, account),
-        *database.exposures(settings, account),
+        *database.exposures(settings, account).values(),
     ]
     return [complaint for complaint in complaints if complaint]

@@ -1,8 +1,9 @@
 """Numbers for Prometheus: of the store, for ``greycheck metrics``; of a resident, over HTTP.
 
 ``counted`` reads the store, ``exposition`` names what was read, in Prometheus' text format;
-``resident`` does that for what a resident counts in memory, ``listener`` answers it over HTTP. The
-last three need the library prometheus_client (``greycheck[metrics]``).
+a resident counts in ``numbers``; ``resident`` names what is there, ``listener`` answers it over
+HTTP. ``exposition``, ``resident`` and ``listener`` need the library prometheus_client
+(``greycheck[metrics]``). Nothing here imports the resident, which imports these.
 
-Diagnostics: ModuleNotFoundError, by importing one of these, where the library is not there.
+Diagnostics: ModuleNotFoundError, by importing one of these three, where the library is not there.
 """

@@ -9,16 +9,20 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, func, select
 
 from greycheck.history import SPOOL, spool
 from greycheck.log import quoted
+from greycheck.privilege import files
 from greycheck.settings import Settings
+from greycheck.store import rights
 from greycheck.store.admin import history
 from greycheck.store.admin.engine import reading
 from greycheck.store.admin.history import EVER, EXPIRE, SUM, WAITED
-from greycheck.store.admin.summary import Summary, summary
+from greycheck.store.admin.summary import ROWS, Summary, summary
+from greycheck.store.base import StoreError
 from greycheck.store.breaker import DOWN, STUCK, Breaker
 from greycheck.store.schema import migrate
 from greycheck.store.schema.tables import provider, triplet
@@ -28,6 +32,10 @@ NAMED = 200
 
 _WORD = re.compile(r"[a-z]{1,20}")
 
+# How a line of the spool begins, and how many bytes are read of it.
+_FIRST = re.compile(rb"(\d{5,11}) ")
+_LONGEST = 12
+
 
 @dataclass
 class Counted:
@@ -35,8 +43,9 @@ class Counted:
 
     ``verdicts`` are attempts by verdict and reason, ``waited`` passes by the step of their delay
     (``history.step``), which have waited ``seconds`` in all. ``oldest`` is the first attempt of
-    what has waited longest, None where nothing waits. ``expired`` is when each host last ran
-    ``greycheck expire``, ``answered`` when DNS last told of each provider, 0 for never.
+    what has waited longest, None where nothing waits among the first ROWS to expire. ``expired`` is
+    when each host last ran ``greycheck expire``, ``answered`` when DNS last told of each provider,
+    0 for never.
     """
 
     summary: Summary = field(default_factory=Summary)
@@ -62,15 +71,17 @@ def counted(engine: Engine, settings: Settings, now: int) -> Counted:
             found.waited[int(total.name)] += number
         elif total.kind == EXPIRE and len(found.expired) < NAMED:
             found.expired[_plain(total.name)] = number
-    waits = (
-        select(triplet.c.first_attempt)
-        .where(
-            triplet.c.passes == 0,
-            triplet.c.expires_at >= now,
-            triplet.c.first_attempt >= now - settings.retry_window,
-        )
+    # What waits longest expires first; what has passed may stand before it.
+    looked = (
+        select(triplet.c.first_attempt, triplet.c.passes)
+        .where(triplet.c.expires_at >= now)
         .order_by(triplet.c.expires_at)
-        .limit(1)
+        .limit(ROWS)
+        .subquery("looked")
+        .c
+    )
+    waits = select(func.min(looked.first_attempt)).where(
+        looked.passes == 0, looked.first_attempt.between(now - settings.retry_window, now)
     )
     names = select(provider.c.name, provider.c.answered_at).order_by(provider.c.name).limit(NAMED)
     with reading(engine).connect() as connection:
@@ -96,17 +107,32 @@ def marks(settings: Settings) -> Iterator[tuple[str, str, float]]:
             yield _plain(str(host)), kind, 0.0 if since is None else max(1.0, since)
 
 
-def spooled(settings: Settings) -> int:
-    """Returns how many bytes of counts this host has that are not in the store."""
+class Spooled(NamedTuple):
+    """Counts of this host that are not in the store: their SIZE in bytes, and how old they are.
+
+    OLDEST is the time of the first, in seconds since 1970; None where there is none, or nobody
+    knows.
+    """
+
+    size: int = 0
+    oldest: int | None = None
+
+
+def spooled(settings: Settings) -> Spooled:
+    """Returns what the spool of SETTINGS has. Root reads none that another may write."""
     size = 0
-    with suppress(OSError):
-        directory = Path(spool(settings) or "/nonexistent/-").parent
-        for path in directory.glob(f"{SPOOL}*"):
+    first: list[int] = []
+    with suppress(OSError, StoreError):
+        path = Path(spool(settings) or "/nonexistent/-")
+        rights.refuse_root(str(path))
+        for each in path.parent.glob(f"{SPOOL}*"):
             with suppress(OSError):
-                size += path.lstat().st_size
-    return size
+                size += each.lstat().st_size
+                found = _FIRST.match(files.read(each, _LONGEST))
+                first += [int(found[1])] if found else []
+    return Spooled(size, min(first, default=None))
 
 
 def _plain(text: str) -> str:
-    """Returns TEXT, which may come from another host, in printable characters."""
-    return quoted(text[:255])[1:-1]
+    """Returns TEXT, which may come from another host, in printable characters of ASCII."""
+    return quoted(text[:255])[1:-1].encode("ascii", "backslashreplace").decode()

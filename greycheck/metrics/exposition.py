@@ -1,6 +1,6 @@
 """Names what was counted in the store, for Prometheus, by its own library."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import (
@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import (
 )
 
 from greycheck import __version__
-from greycheck.metrics.counted import Counted
+from greycheck.metrics.counted import Counted, Spooled
 from greycheck.policy import ACCEPT, DEFER
 from greycheck.store.admin.history import STEPS
 from greycheck.store.compiled_sqlite import REVISION
@@ -24,9 +24,11 @@ Mark = tuple[str, str, float]
 
 
 class Families:
-    """Collects what was COUNTED (None: the store cannot be read), MARKS, and bytes SPOOLED."""
+    """Collects what was COUNTED (None: the store cannot be read), MARKS, and what is SPOOLED."""
 
-    def __init__(self, counted: Counted | None, marks: list[Mark], spooled: int) -> None:
+    def __init__(
+        self, counted: Counted | None, marks: Sequence[Mark] = (), spooled: Spooled | None = None
+    ) -> None:
         self._counted = counted
         self._marks = marks
         self._spooled = spooled
@@ -38,11 +40,8 @@ class Families:
         )
         is_up = self._counted is not None
         yield gauge("greycheck_store_up", "1 where the store could be read, else 0.", is_up)
-        yield gauge(
-            "greycheck_spool_bytes",
-            "Counts of this host that greycheck expire has not added to the store.",
-            self._spooled,
-        )
+        if self._spooled is not None:
+            yield from _spool(self._spooled)
         marked = GaugeMetricFamily(
             "greycheck_server_mark_seconds",
             "How long a host of the database is marked as down or stuck here; 0: not marked.",
@@ -54,6 +53,20 @@ class Families:
         if self._counted is not None:
             yield from _totals(self._counted)
             yield from _rows(self._counted)
+
+
+def _spool(spooled: Spooled) -> Iterator[Metric]:
+    yield gauge(
+        "greycheck_spool_bytes",
+        "Counts of this host that greycheck expire has not added to the store.",
+        spooled.size,
+    )
+    if spooled.oldest is not None:
+        yield gauge(
+            "greycheck_spool_oldest_timestamp_seconds",
+            "The time of the first of these counts.",
+            spooled.oldest,
+        )
 
 
 def text(families: Families) -> str:

@@ -7,7 +7,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 
 from greycheck import __version__
 from greycheck.metrics.exposition import gauge
-from greycheck.resident.numbers import Numbers
+from greycheck.metrics.numbers import Numbers
 from greycheck.store.compiled_sqlite import REVISION
 
 

@@ -1,11 +1,13 @@
 """Finds out what the user that runs checks may do, and what others may not."""
 
+import ctypes
 import grp
 import os
 import pwd
+import signal
 import subprocess
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,12 +56,29 @@ def run_as(account: pwd.struct_passwd | None) -> dict[str, object]:
     """Returns the arguments by which ``subprocess.run`` runs a program as ACCOUNT.
 
     Without root's rights they do not change the user. The program has no access to root's terminal,
-    so that it cannot type into it.
+    so that it cannot type into it. It does not outlive this process.
     """
-    apart: dict[str, object] = {"stdin": subprocess.DEVNULL, "start_new_session": True}
+    apart: dict[str, object] = {
+        "stdin": subprocess.DEVNULL,
+        "start_new_session": True,
+        "preexec_fn": die_with_parent,
+    }
     if account is None or os.geteuid() != 0:
         return apart
     return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": [], **apart}
+
+
+def die_with_parent() -> None:
+    """Has the kernel kill this process when its parent is gone, as one that is killed itself.
+
+    For a process that was just forked, and has changed its user: a later change would undo it.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+# linux/prctl.h
+PR_SET_PDEATHSIG = 1
 
 
 def as_account(account: pwd.struct_passwd | None) -> str:

@@ -16,10 +16,11 @@ from typing import Any
 import click
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from greycheck.privilege.access import die_with_parent
 from greycheck.privilege.files import cause
 from greycheck.store import rights
 from greycheck.store.admin import errors
-from greycheck.store.base import StoreError
+from greycheck.store.base import Advised, StoreError
 from greycheck.store.schema import migrate
 
 # The largest answer, in bytes, and the time limit in seconds: a migration waits 30 s for a lock.
@@ -54,12 +55,15 @@ def _do(user: int, work: Callable[[], Any], writer: int) -> None:
     try:
         try:
             rights.become(user)
+            die_with_parent()
             # Root's own directory for temporary files may be closed to others.
             tempfile.tempdir = None
             answer = json.dumps({"done": work()})
         except DBAPIError as error:
             answer = _failed(f"{errors.of(error)}{migrate.advice(error)}")
-        except (migrate.SchemaError, StoreError, SQLAlchemyError) as error:
+        except Advised as error:
+            answer = _failed(error.said, error.command)
+        except SQLAlchemyError as error:
             answer = _failed(str(error))
         except click.ClickException as error:
             answer = _failed(error.message)
@@ -73,8 +77,8 @@ def _do(user: int, work: Callable[[], Any], writer: int) -> None:
         os._exit(0)
 
 
-def _failed(words: str) -> str:
-    return json.dumps({"failed": words})
+def _failed(said: str, command: str = "") -> str:
+    return json.dumps({"failed": said, "command": command})
 
 
 def _read(reader: int) -> bytes:
@@ -96,8 +100,9 @@ def _unpacked(answer: bytes, user: int) -> Any:
         result = None
     if isinstance(result, dict) and "done" in result:
         return result["done"]
-    if isinstance(result, dict) and isinstance(result.get("failed"), str):
-        raise StoreError(result["failed"])
+    match result:
+        case {"failed": str() as said, "command": str() as command}:
+            raise StoreError(said, command)
     raise StoreError(
         f"a process of {rights.user_name(user)} gave no answer within {TIME:g}s, or none that can"
         " be read"

@@ -8,11 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from traceback import extract_tb
 
+from greycheck.metrics.numbers import Numbers
 from greycheck.policy import Verdict
 from greycheck.resident.connections import Connections
 from greycheck.resident.counting import Counting
 from greycheck.resident.journal import Journal
-from greycheck.resident.numbers import Numbers
 from greycheck.resident.peers import Peer
 from greycheck.resident.questions import Question, Writer
 

@@ -31,6 +31,7 @@ from time import monotonic, monotonic_ns
 
 from greycheck import log
 from greycheck.hooks.delegation import END, LET_THROUGH, Malformed
+from greycheck.metrics.numbers import Numbers
 from greycheck.resident import figures, program
 from greycheck.resident.answers import Answers
 from greycheck.resident.backend import Backend
@@ -41,7 +42,6 @@ from greycheck.resident.journal import Journal
 from greycheck.resident.learning import Learner
 from greycheck.resident.listeners import Listeners
 from greycheck.resident.messages import Messages
-from greycheck.resident.numbers import Numbers
 from greycheck.resident.peers import Peer, left
 from greycheck.resident.questions import Elsewhere, Question, Reader, Writer
 from greycheck.resident.resolving import Resolving

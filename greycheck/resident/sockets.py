@@ -49,7 +49,7 @@ def activated(environ: MutableMapping[str, str]) -> list[socket.socket]:
     """
     pid, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
     environ.pop("LISTEN_FDNAMES", None)
-    if pid != str(os.getpid()) or not count.isdigit():
+    if pid != str(os.getpid()) or not count.isdecimal():
         return []
     return [_handed_over(descriptor) for descriptor in range(FIRST, FIRST + int(count))]
 

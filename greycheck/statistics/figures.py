@@ -41,6 +41,9 @@ LET_IN = {
 # The percentiles that are told of delays.
 PERCENTILES = (50, 95, 99)
 
+# How many digits a delay's step has at most.
+STEP_DIGITS = 3
+
 DAY, RECIPIENT, REASON = "day", "recipient", "reason"
 DIMENSIONS = (DAY, RECIPIENT, SENDER, NETWORK, REASON)
 
@@ -105,6 +108,11 @@ def share(part: int, whole: int) -> str:
     if 0 < percent < 1:
         return "<1 %"
     return f"{percent:.0f} %"
+
+
+def _is_step(total: Total) -> bool:
+    """True if the name of TOTAL is a delay's step: whoever shares the store may write others."""
+    return total.name.isdecimal() and len(total.name) <= STEP_DIGITS
 
 
 class Figures:
@@ -174,7 +182,7 @@ class Figures:
         """Delays by step."""
         found: Counter[int] = Counter()
         for total, number in self._of(DELAY):
-            if total.name.isdigit():
+            if _is_step(total):
                 found[int(total.name)] += number
         return found
 
@@ -232,7 +240,7 @@ class Figures:
         for total, number in self._days:
             if total.kind in (VERDICT, NEVER):
                 rows[total.day].add(total.verdict, number)
-            elif total.kind == DELAY and total.name.isdigit():
+            elif total.kind == DELAY and _is_step(total):
                 steps.setdefault(total.day, Counter())[int(total.name)] += number
         for day, counted in steps.items():
             rows[day].delay = percentiles(counted)

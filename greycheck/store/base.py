@@ -125,7 +125,19 @@ def imported_from(package: str, module: str, **stand_ins: "ModuleType") -> "Modu
     return imported(f"{package}.{module}", **stand_ins)
 
 
-class StoreError(Exception):
+class Advised(Exception):
+    """What is wrong is SAID; COMMAND mends it, and is quoted for a shell, or empty.
+
+    The message has both. Nobody cuts the command out of it: it may name what others have named.
+    """
+
+    def __init__(self, said: str = "", command: str = "") -> None:
+        super().__init__(f"{said}: {command}" if command else said)
+        self.said = said
+        self.command = command
+
+
+class StoreError(Advised):
     """The store cannot be asked or written; the message says why, and what to do."""
 
 
@@ -168,12 +180,16 @@ def make_it(directory: str) -> str:
 
 def not_a_database(path: str) -> str:
     """What to do about a PATH that is no SQLite file, behind the cause."""
+    cause, command = replacing(path)
+    return f": {cause}: {command}" if command else f": {cause}"
+
+
+def replacing(path: str) -> tuple[str, str]:
+    """What to do about a PATH that is no SQLite file, and the command for that, or empty."""
     if not path.endswith(".db"):
-        return ": let database name another file"
-    return (
-        f": move it away, and the next mail makes a new one: mv {_word(path)}"
-        f" {_word(path + '.broken')}"
-    )
+        return "let database name another file", ""
+    moving = f"mv {_word(path)} {_word(path + '.broken')}"
+    return "move it away, and the next mail makes a new one", moving
 
 
 # The part of a check's deadline that the store may take. What is left is for the message, which can

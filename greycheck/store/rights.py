@@ -10,7 +10,7 @@ Interface: ``become_owner`` gives up root's rights where the store is another us
 lets root in only where root alone may write. ``owner``, ``owner_of_store`` and ``only_roots`` say
 whose a path is. Nobody but root is hindered by anything here.
 
-Diagnostics: ``StoreError``, the cause first, then one command.
+Diagnostics: ``StoreError`` with the cause, and one command as its ``command``.
 """
 
 import posix
@@ -59,7 +59,7 @@ def owner_of(settings: "Settings", marks: bool = True) -> int:
         whose = (
             f"{where}: is {user_name(found)}'s, and {file}, which names it, {user_name(writer)}'s"
         )
-        raise StoreError(f"{whose}: {_run('chown -h root', file)}")
+        raise StoreError(whose, _run("chown -h root", file))
     return writer or found
 
 
@@ -78,7 +78,7 @@ def author(settings: "Settings") -> "tuple[int, str]":
             _check_closed(there, status)
         if user and found[0] not in (0, user):
             whose = f"{file}: is {user_name(user)}'s, and {found[1]} {user_name(found[0])}'s"
-            raise StoreError(f"{whose}: {_run('chown -h root', file)}")
+            raise StoreError(whose, _run("chown -h root", file))
         found = (user, file) if user else found
     return found
 
@@ -97,8 +97,8 @@ def become_owner_of(paths: "list[str]", shared: bool) -> None:
         directory = second.rpartition("/")[0] or "/"
         raise StoreError(
             f"{first} is {user_name(one)}'s and {second} is {user_name(other)}'s, and nobody may"
-            " open both:"
-            f" {_run(f'chown -h {_word(user_name(one))}', directory)}"
+            " open both",
+            _run(f"chown -h {_word(user_name(one))}", directory),
         )
     for user in users.values():
         become(user)
@@ -113,8 +113,8 @@ def refuse_root(path: str) -> None:
     if user:
         name = user_name(user)
         raise StoreError(
-            f"{path}: is {name}'s: root does not open it: runuser -u {_word(name)} -- greycheck"
-            " COMMAND"
+            f"{path}: is {name}'s: root does not open it",
+            f"runuser -u {_word(name)} -- greycheck COMMAND",
         )
 
 
@@ -162,19 +162,20 @@ def owner_of_store(path: str, shared: bool) -> int:
     mode = status.st_mode
     if mode & BY_OTHERS:
         raise StoreError(
-            f"{there}: any user may write there, and put another store in this one's place:"
-            f" {_run('chmod o-w', there)}"
+            f"{there}: any user may write there, and put another store in this one's place",
+            _run("chmod o-w", there),
         )
     group = mode & BY_GROUP
     if group and not shared:
-        advice = (
-            f"{_run('chmod g-w', there)} (or set database_mode = 0660, if they share the store)"
+        raise StoreError(
+            f"{there}: a group may write there (set database_mode = 0660, if they share the store)",
+            _run("chmod g-w", there),
         )
-        raise StoreError(f"{there}: a group may write there: {advice}")
     if group and not user:
         raise StoreError(
-            f"{there}: is root's, and a group may write there: {_run('chown qmaild', there)} (or"
-            " whoever qmail runs checks as)"
+            f"{there}: is root's, and a group may write there (let it belong to whoever qmail runs"
+            " checks as)",
+            _run("chown qmaild", there),
         )
     for suffix in SUFFIXES:
         _check_file(path + suffix, status, bool(group))
@@ -195,15 +196,16 @@ def _check_file(path: str, directory: "posix.stat_result", shared: bool) -> None
     kind = status.st_mode & TYPE
     if kind == LINK:
         raise StoreError(
-            f"{path}: is a symbolic link, which root does not follow: {_run('rm', path)}"
+            f"{path}: is a symbolic link, which root does not follow", _run("rm", path)
         )
     if kind != REGULAR:
         if kind == DIRECTORY:
             raise StoreError(
                 f"{path}: is a directory: set database to a file in it: {path}/greycheck.db"
             )
-        told = _run("rm", path) if kind in (FIFO, SOCKET) else "name a file"
-        raise StoreError(f"{path}: is no regular file: {told}")
+        if kind in (FIFO, SOCKET):
+            raise StoreError(f"{path}: is no regular file", _run("rm", path))
+        raise StoreError(f"{path}: is no regular file: name a file")
     if status.st_uid == directory.st_uid or (
         shared and status.st_uid and status.st_gid == directory.st_gid
     ):
@@ -213,8 +215,8 @@ def _check_file(path: str, directory: "posix.stat_result", shared: bool) -> None
     )
     if status.st_nlink > 1:
         # Whoever owns the directory may have made it: it is the same file as one that is not his.
-        raise StoreError(f"{whose}, and has another name somewhere else: {_run('rm', path)}")
-    raise StoreError(f"{whose}: {_run(f'chown -h {_word(user_name(directory.st_uid))}', path)}")
+        raise StoreError(f"{whose}, and has another name somewhere else", _run("rm", path))
+    raise StoreError(whose, _run(f"chown -h {_word(user_name(directory.st_uid))}", path))
 
 
 def owner(path: str) -> int:
@@ -281,12 +283,12 @@ def _walk(path: str, only_root: bool = False) -> "tuple[int, posix.stat_result |
                 f"{here}: is {user_name(status.st_uid)}'s, and root goes by nothing that another"
                 " user may write"
             )
-            raise StoreError(
-                f"{whose}: {'keep it in a directory of root' if rest else _run('chown -h root', here)}"  # noqa: E501
-            )
+            if rest:
+                raise StoreError(f"{whose}: keep it in a directory of root")
+            raise StoreError(whose, _run("chown -h root", here))
         if user and status.st_uid != user:
             whose = f"{here}: is {user_name(status.st_uid)}'s, in a directory of {user_name(user)}"
-            raise StoreError(f"{whose}: {_run(f'chown -h {_word(user_name(user))}', here)}")
+            raise StoreError(whose, _run(f"chown -h {_word(user_name(user))}", here))
         user, at = status.st_uid, here
     return user, status, at or "/"
 
@@ -300,9 +302,9 @@ def _check_closed(path: str, status: "posix.stat_result", parent: bool = False) 
     if parent and mode & STICKY and status.st_uid == 0:
         return
     if mode & BY_OTHERS:
-        raise StoreError(f"{path}: any user may write there: {_run('chmod o-w', path)}")
+        raise StoreError(f"{path}: any user may write there", _run("chmod o-w", path))
     if mode & BY_GROUP:
-        raise StoreError(f"{path}: a group may write there: {_run('chmod g-w', path)}")
+        raise StoreError(f"{path}: a group may write there", _run("chmod g-w", path))
 
 
 def user_name(user: int) -> str:

@@ -16,6 +16,7 @@ from sqlalchemy import insert
 from greycheck.cli import metrics as command
 from greycheck.cli.main import cli
 from greycheck.history import SPOOL
+from greycheck.metrics import counted, exposition
 from greycheck.metrics.counted import marks
 from greycheck.settings import read
 from greycheck.store.admin import history
@@ -189,6 +190,68 @@ def test_a_store_that_cannot_be_read_is_told_in_the_file_too(
     found = samples((place / "greycheck.prom").read_text())
     assert found["greycheck_store_up"] == 0
     assert "greycheck_waiting_triplets" not in found
+
+
+def test_settings_that_are_wrong_do_not_leave_old_numbers(
+    used: Database, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "out").mkdir()
+    file = place / "out" / "greycheck.prom"
+    run("--output", file)
+    assert samples(file.read_text())["greycheck_store_up"] == 1
+    monkeypatch.setenv("GREYCHECK_DELAY", "soon")
+    assert "not a duration" in run("--output", file, code=1).stderr
+    found = samples(file.read_text())
+    assert found["greycheck_store_up"] == 0
+    assert "greycheck_spool_bytes" not in found
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root asks whose a store is")
+def test_a_store_that_root_does_not_open_leaves_no_old_numbers(
+    used: Database, tmp_path: Path
+) -> None:
+    file = tmp_path / "greycheck.prom"
+    run("--output", file)
+    used.directory.chmod(0o777)
+    assert "any user may write there" in run("--output", file, code=1).stderr
+    assert samples(file.read_text())["greycheck_store_up"] == 0
+
+
+def test_any_name_is_one_that_root_takes() -> None:
+    hostile = 'bücher "\u202e\n\x1b{}\\ \U0001f600'
+    names = {counted._plain(hostile): 1, counted._plain("ä" * 1000): 2}
+    text = exposition.text(exposition.Families(counted.Counted(answered=names, expired=names)))
+    assert command._checked([text, ""]) == (text, "")
+    assert len(samples(text)) > 4
+
+
+def test_the_oldest_is_of_what_waits_now(used: Database) -> None:
+    fill(used)
+    engine = open_engine(used.url)
+    row = {
+        "network": "192.0.2.0/24",
+        "sender": "a@example.org",
+        "recipient": "b@example.net",
+        "early_attempts": 0,
+    }
+    with engine.begin() as connection:
+        for number, (first, passes) in enumerate(
+            {NOW + 99_999: 0, NOW - 5000: 1, NOW - 10**7: 0}.items(), 1
+        ):
+            times = {"first_attempt": first, "last_attempt": first, "expires_at": NOW + number}
+            one = {"triplet_key": bytes([number] * 16), "passes": passes}
+            connection.execute(insert(triplet), row | times | one)
+    engine.dispose()
+    assert samples(run().stdout)["greycheck_oldest_waiting_timestamp_seconds"] == NOW - 900
+
+
+def test_the_age_of_the_spool_is_that_of_its_first_line(used: Database) -> None:
+    spool = used.directory / SPOOL
+    spool.write_text(f"{NOW - 50} defer new 0 example.net - - 3\n")
+    (used.directory / f"{SPOOL}.1.1").write_text(f"{NOW - 70} defer new 0 example.net - - 3\n")
+    found = samples(run().stdout)
+    assert found["greycheck_spool_oldest_timestamp_seconds"] == NOW - 70
+    assert found["greycheck_spool_bytes"] == 2 * spool.stat().st_size
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has rights to give up")

@@ -518,8 +518,8 @@ def test_a_link_that_root_made_is_followed(site: Site, empty_store: Path) -> Non
         (0o777, "0600", "any user may write there"),
         (0o1777, "0600", "any user may write there"),
         (0o777, "0660", "any user may write there"),
-        (0o770, "0600", "a group may write there: chmod g-w {directory}"),
-        (0o2770, "0600", "a group may write there: chmod g-w {directory}"),
+        (0o770, "0600", "if they share the store): chmod g-w {directory}"),
+        (0o2770, "0600", "if they share the store): chmod g-w {directory}"),
         (0o2770, "0660", ""),
         (0o700, "0660", ""),
     ],
@@ -545,8 +545,8 @@ def test_a_group_shares_what_root_opens_only_where_a_user_owns_it(
     ran = run(site, "list")
     assert ran.code == 1
     assert (
-        f"{site.directory}: is root's, and a group may write there: chown qmaild {site.directory}"
-        in ran.printed
+        f"{site.directory}: is root's, and a group may write there (let it belong to whoever qmail"
+        f" runs checks as): chown qmaild {site.directory}\n" in ran.printed
     )
 
 
@@ -917,6 +917,16 @@ def test_what_another_user_tells_is_not_believed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(apart, "TIME", 0.2)
     with pytest.raises(StoreError, match="no answer"):
         apart.as_user(user, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+
+
+def test_a_command_against_a_fault_comes_back_by_itself() -> None:
+    def fails() -> None:
+        raise StoreError("x: rm -rf y: is closed", "chmod o+x 'x: rm -rf y'")
+
+    with pytest.raises(StoreError) as raised:
+        apart.as_user(NOBODY.pw_uid, fails)
+    assert raised.value.said == "x: rm -rf y: is closed"
+    assert raised.value.command == "chmod o+x 'x: rm -rf y'"
 
 
 def find_pipe() -> int:

@@ -262,6 +262,16 @@ def test_which_rule_is_near(pattern: str, is_near: bool) -> None:
         assert Near([other], DEFAULTS, 1).allowing(*mail) == ""
 
 
+def test_of_many_pairs_of_a_domain_the_first_of_this_recipient_is_told() -> None:
+    others = [f"from:partner.example to:u{number}@example.net" for number in range(500)]
+    pairs = ["from:ann@partner.example to:bob@example.net", "from:partner.example to:.net"]
+    near = Near([rule(text) for text in others + pairs], DEFAULTS, 1)
+    mail = ("192.0.2.0/24", b"partner.example", b"bob@example.net")
+    assert near.allowing(*mail) == patterns.parse(pairs[0]).text
+    near = Near([rule(text) for text in [pairs[1], *others, pairs[0]]], DEFAULTS, 1)
+    assert near.allowing(*mail) == patterns.parse(pairs[1]).text
+
+
 def test_a_rule_that_matches_by_now_lets_it_in(engine: Engine, database: Database) -> None:
     store = Waiting(database)
     store.mail()
@@ -280,6 +290,8 @@ def test_a_rule_that_matches_by_now_lets_it_in(engine: Engine, database: Databas
         (b"192.000.002.007.example", True),
         (b"mail7.example", False),
         (b"mx2-192.example.org", False),
+        ("192-0-²-7.example".encode(), False),
+        ("١٩٢-0-2-7.example".encode(), False),
     ],
 )
 def test_a_name_that_spells_the_address_is_nobodys(name: bytes, is_one: bool) -> None:

@@ -31,9 +31,11 @@ from greycheck.doctor import (
     writers,
 )
 from greycheck.doctor.finding import Finding, Installation
+from greycheck.history import LARGEST
 from greycheck.hooks import every
 from greycheck.hooks.record import Hook
 from greycheck.launchers import native, python, trial
+from greycheck.metrics.counted import spooled
 from greycheck.privilege import access, apart, files
 from greycheck.store.schema import migrate
 from tests.doctor.name_server import name_server
@@ -1440,7 +1442,7 @@ def test_a_disk_that_takes_nothing_is_the_cause(
     fields = list(real)
     fields[4], fields[8] = (0, fields[8]) if full else (fields[4], fields[8] | os.ST_RDONLY)
     monkeypatch.setattr(os, "statvfs", lambda _path: os.statvfs_result(fields))
-    assert says in migrate.trouble(database(installed))
+    assert says in str(migrate.trouble(database(installed)))
     found = [one for one in doctor.examine(installed) if one.level == "fault"]
     assert [one.about for one in found] == ["disk"]
     assert ("df -h" if full else "Run: mount -o remount,rw /") in found[0].advice
@@ -1594,7 +1596,7 @@ def test_a_users_own_links_are_followed_for_him_and_what_they_stand_in_counts(
     asked = str(own / "lib" / "python3")
 
     def said() -> str:
-        found = apart.as_user(user.pw_uid, lambda: writers.writer_of(asked, 0))
+        found = apart.as_user(user.pw_uid, lambda: str(writers.writer_of(asked, 0) or ""))
         assert isinstance(found, str)
         return found
 
@@ -1612,7 +1614,8 @@ def test_a_users_own_links_are_followed_for_him_and_what_they_stand_in_counts(
 def test_root_follows_no_users_link(place: Path) -> None:
     (place / "python3").symlink_to(python.interpreter())
     os.chown(place / "python3", NOBODY.pw_uid, -1, follow_symlinks=False)
-    assert "which root does not follow" in writers.writer_of(str(place / "python3"), NOBODY.pw_uid)
+    found = writers.writer_of(str(place / "python3"), NOBODY.pw_uid)
+    assert "which root does not follow" in str(found)
 
 
 @as_root
@@ -1649,6 +1652,100 @@ def test_what_the_user_of_checks_owns_is_a_warning(
     run(installed, 10, TCPSERVER, environ={"CHECKENV": "", "GREYCHECK_CONFIG": f"{place}/conf"})
     found = only(writers.check_writers, replace(installed, account=NOBODY), "warning")
     assert found.advice == f"Run: chown -h root {path}"
+
+
+HOSTILE = "x: rm -rf y"
+
+
+@as_root
+def test_a_directorys_name_is_no_command_for_root(
+    installed: Installation, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = place / HOSTILE
+    directory.mkdir()
+    (directory / "conf").touch()
+    directory.chmod(0o775)
+    monkeypatch.setenv("GREYCHECK_CONFIG", str(directory / "conf"))
+    found = only(writers.check_writers, installed, "warning")
+    assert found.found == f"{directory}: a group may write there"
+    assert found.advice == f"Run: chmod g-w '{directory}'"
+    directory.chmod(0o755)
+    os.chown(directory / "conf", NOBODY.pw_uid, -1)
+    found = only(writers.check_writers, installed, "warning")
+    assert found.advice == f"Run: chown -h root '{directory}/conf'"
+
+
+@as_root
+def test_a_file_of_the_user_of_checks_is_quoted_in_the_advice(place: Path) -> None:
+    (place / HOSTILE).touch()
+    os.chown(place / HOSTILE, NOBODY.pw_uid, -1)
+    found = writers.writer_of(str(place / HOSTILE), ME.pw_uid + 1)
+    assert found is not None
+    assert found.command == f"chown -h root '{place}/{HOSTILE}'"
+
+
+def test_a_stores_name_is_no_command(installed: Installation, place: Path) -> None:
+    path = place / f"{HOSTILE}.db"
+    path.write_text("no database" * 100)
+    [found] = [
+        one
+        for one in doctor.examine(replace(installed, settings=read(path)))
+        if one.level == "fault"
+    ]
+    assert found.advice == f"Run: mv '{path}' '{path}.broken'"
+
+
+def test_a_revision_in_the_store_is_no_command(installed: Installation) -> None:
+    found = contents.check_schema("9999: run rm -rf x", installed.settings)
+    assert (found.level, found.advice) == ("fault", "")
+    assert contents.check_schema("0000", installed.settings).advice == "Run: greycheck db upgrade"
+
+
+@pytest.mark.parametrize("value", ["/a/b.db", "/a|e;id #/b.db", "/a&b.db", "/a\\1b.db"])
+def test_a_value_is_set_as_it_is_whatever_sed_would_do_with_it(
+    installed: Installation, place: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    conf = place / "conf"
+    conf.write_text("delay = 5m\ndatabase = /old\n")
+    monkeypatch.setenv("GREYCHECK_CONFIG", str(conf))
+    found = settings.read({b"GREYCHECK_CONFIG": os.fsencode(conf)})
+    subprocess.run(["sh", "-c", finding.set_to("database", value, found)], check=True)
+    assert conf.read_text() == f"delay = 5m\ndatabase = {value}\n"
+
+
+def test_where_there_is_no_command_nothing_is_advised() -> None:
+    assert finding.run("") == ""
+
+
+def test_counts_that_nobody_adds_up_are_a_warning(installed: Installation, place: Path) -> None:
+    now = int(installed.now)
+    spool = place / "greycheck.counts"
+    spool.write_text(f"{now - DAY + 60} defer new 0 example.net - - 1\n")
+    assert only(store.check_store, installed, "ok", "history")
+    spool.write_text(f"{now - 3 * DAY} defer new 0 example.net - - 1\n")
+    found = only(store.check_store, installed, "warning", "history")
+    assert "wait for 3d (0.0 MB)" in found.found
+    assert "(it never did)" in found.found
+    assert "greycheck expire'" in found.advice
+    execute(
+        installed,
+        "INSERT INTO history (total_key, day, kind, verdict, name, recipient, number, expires_at)"
+        f" VALUES (x'00', 0, 'expire', '', '{os.uname().nodename}', '', {now - 2 * DAY},"
+        f" {now * 2})",
+    )
+    os.truncate(spool, LARGEST)
+    found = only(store.check_store, installed, "warning", "history")
+    assert "(it last did 2d ago); nothing more is counted until then" in found.found
+    without = replace(installed, settings=read(database(installed), HISTORY="0"))
+    assert [one for one in store.check_store(without) if one.about == "history"] == []
+
+
+@as_root
+def test_of_a_spool_of_another_root_reads_nothing(installed: Installation, place: Path) -> None:
+    (place / "greycheck.counts").write_text("1000000000 defer new 0 example.net - - 1\n")
+    assert spooled(installed.settings).oldest == 1000000000
+    os.chown(place, NOBODY.pw_uid, -1)
+    assert spooled(installed.settings) == (0, None)
 
 
 @pytest.mark.parametrize("address", ["172.18.0.1", "10.0.0.1", "100.64.0.1", "fd00::1", "::1"])

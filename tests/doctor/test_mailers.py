@@ -347,6 +347,14 @@ def test_what_master_says_nothing_of_is_as_old_as_postfix_is_to_be(level: str, s
     assert mailers.is_chrooted(MASTER.format(chroot="-"), main) is shut
 
 
+def test_what_is_no_number_of_ascii_counts_as_none(host: Installation, place: Path) -> None:
+    master = MASTER.format(chroot="-")
+    assert mailers.is_chrooted(master, {"compatibility_level": "²"})
+    assert not mailers.is_chrooted(master, {"compatibility_level": "3"})
+    postfix(place, f"check_policy_service inet:127.0.0.1:{'9' * 5000}")
+    assert look(host).level == "fault"
+
+
 def test_an_exim_is_found_by_its_configuration(host: Installation, place: Path) -> None:
     (place / "postfix" / "main.cf").unlink()
     (place / "exim.conf").write_text("begin acl\n")

@@ -1,9 +1,13 @@
 """``greycheck doctor --monitor``: its line, its exit codes, and that it ends in time."""
 
 import os
+import pwd
 import re
 import signal
+import subprocess
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import click
@@ -11,7 +15,12 @@ import pytest
 
 from greycheck.doctor.finding import Finding
 from greycheck.doctor.monitoring import LONGEST, monitored
+from greycheck.launchers import trial
+from greycheck.privilege import access, apart
 from tests.cli.test_doctor import ME, database, doctor  # noqa: F401
+from tests.servers import wait_until
+
+NOBODY = pwd.getpwnam("nobody").pw_uid
 
 LINE = re.compile(
     r"GREYCHECK (OK|WARNING|CRITICAL) - ([^|\n]+) \| faults=(\d+);;0;0 warnings=(\d+);0;;0"
@@ -76,6 +85,66 @@ def test_it_ends_in_time_and_so_does_what_hangs(place: Path) -> None:
     except ChildProcessError:
         return
     assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def test_what_it_has_started_ends_with_it(place: Path) -> None:
+    """A launcher that is tried has a session of its own, so that it has no terminal."""
+
+    def tries() -> list[Finding]:
+        program = f"echo $$ > {place}/pid.new; mv {place}/pid.new {place}/pid; exec sleep 600"
+        subprocess.run(["sh", "-c", program], check=False, **access.run_as(None))  # type: ignore[call-overload]
+        return []
+
+    def ends_early() -> list[Finding]:
+        return apart.as_user(NOBODY if os.geteuid() == 0 else os.geteuid(), tries) or []
+
+    place.chmod(0o777)
+    for examined in (tries, ends_early):
+        code, _line = monitored(examined, 2)
+        assert code == 3
+        started = int((place / "pid").read_text())
+        wait_until(partial(has_ended, started), "it has ended")
+        (place / "pid").unlink()
+
+
+def test_it_ends_by_itself_where_the_monitor_is_killed(place: Path) -> None:
+    def hangs() -> list[Finding]:
+        (place / "new").write_text(str(os.getpid()))
+        (place / "new").rename(place / "pid")
+        time.sleep(600)
+        return []
+
+    monitor = os.fork()
+    if monitor == 0:
+        monitored(hangs, 0.5)
+        os._exit(0)
+    wait_until((place / "pid").exists, "it examines")
+    os.kill(monitor, signal.SIGKILL)
+    os.waitpid(monitor, 0)
+    wait_until(partial(has_ended, int((place / "pid").read_text())), "it has ended")
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
+    except OSError:
+        return True
+
+
+def test_directories_of_trials_that_were_killed_go_at_the_next(
+    place: Path, launchers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    old, young, other = (place / f"{trial.PREFIX}{name}" for name in ("old", "young", "link"))
+    for each in (old, young, place / "kept"):
+        each.mkdir()
+        (each / "greycheck.db").touch()
+    other.symlink_to(place / "kept")
+    for path in (old, other):
+        os.utime(path, (1, 1), follow_symlinks=False)
+    assert trial.try_run(launchers / "greycheck") == ""
+    assert sorted(path.name for path in place.iterdir()) == sorted(["kept", young.name, other.name])
+    assert (place / "kept" / "greycheck.db").exists()
 
 
 def test_what_others_wrote_is_one_plain_line(place: Path) -> None:

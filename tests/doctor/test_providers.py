@@ -104,6 +104,14 @@ def test_what_is_wrong_with_a_fresh_one_is_told(
     assert one.advice.endswith(" a.example")
 
 
+def test_a_name_in_the_store_is_no_command(home: Path, database: Database) -> None:
+    database.make()
+    put(database, said("a.example;id", 3))
+    put(database, said("a.example;id", 1, "failed", "no answer"))
+    [one] = found(home, database)
+    assert one.advice == "Run: greycheck providers refresh 'a.example;id'"
+
+
 def test_one_that_lets_nobody_in_is_told(home: Path, database: Database) -> None:
     database.make()
     put(database, said("a.example", 1, "found", "nobody may send", networks=0))

@@ -281,8 +281,27 @@ def test_a_wrong_password_is_told_first(words: str) -> None:
     )
     assert found.found == f"h:1: the password of u is wrong: {words}"
     assert found.advice.startswith(
-        "Write the right password into GREYCHECK_DATABASE; or set it there: ssh h sudo -u post"
+        "Write the right password into GREYCHECK_DATABASE; or set it there: ssh h 'sudo -u post"
     )
+
+
+@pytest.mark.parametrize(
+    ("user", "host"), [("x`id`", "h"), ("x;id", "h"), ("u", "-oProxyCommand=id"), ("u", "h;id")]
+)
+@pytest.mark.parametrize(
+    "words", ["password authentication failed", "database does not exist", "Connection refused"]
+)
+def test_what_a_url_names_is_no_command(user: str, host: str, words: str) -> None:
+    looked = Installation(
+        Path("/x"), None, settings.read({b"GREYCHECK_DATABASE": b"postgresql://u:x@h/d"}), 0
+    )
+    asked = parse_url("postgresql://u:x@h/d")
+    asked.user = user
+    status = HostStatus(Host(host, 1), Fault("gone", words))
+    found = server.check_host(status, [], asked, looked)
+    is_named = host != "h" or "Connection" not in words
+    assert ("id" in found.advice) is False
+    assert ("ssh" in found.advice) is not is_named
 
 
 @on_every_server

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from greycheck.metrics import exposition, resident
-from greycheck.metrics.counted import Counted
-from greycheck.resident.numbers import Numbers
+from greycheck.metrics.counted import Counted, Spooled
+from greycheck.metrics.numbers import Numbers
 from tests.cli.test_metrics import promtool
 from tests.resident.conftest import start  # noqa: F401
 from tests.resident.resident import DEFERRED, Resident
@@ -42,7 +42,7 @@ def names() -> set[str]:
     """The name of each number that there is."""
     counted = Counted(oldest=1, expired={"mx": 1}, answered={"p.example": 1})
     marks = [("db", "down", 0.0)]
-    families = exposition.Families(counted, marks, 0), resident.Families(Idle())
+    families = exposition.Families(counted, marks, Spooled(1, 1)), resident.Families(Idle())
     return {
         sample.name for each in families for family in each.collect() for sample in family.samples
     }

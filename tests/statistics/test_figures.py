@@ -82,6 +82,8 @@ def test_a_name_in_a_total_that_is_none_of_ours_is_left_out() -> None:
     totals: Totals = Counter(
         {
             Total(MONDAY, "delay", "", "soon"): 3,
+            Total(MONDAY, "delay", "", "²"): 3,
+            Total(MONDAY, "delay", "", "99999"): 3,
             Total(MONDAY, "hour", "accept", "25"): 3,
             Total(MONDAY, "verdict", "later", "mood"): 3,
         }

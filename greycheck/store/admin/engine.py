@@ -72,7 +72,7 @@ def load_driver(server: Server) -> "tuple[str, Driver]":
     try:
         return drivers.load(server)
     except faults.NoDriver as error:
-        raise StoreError(f"{error.cause}: {installing(error.wanted)}") from None
+        raise StoreError(error.cause, installing(error.wanted)) from None
 
 
 def installing(driver: str) -> str:

@@ -184,7 +184,10 @@ def _mark(connection: Connection, changed: Sequence[Rule]) -> None:
     # Locked before the pairs are read: another's mark or pair is seen, or waits until this is done.
     present = _present(connection, list(marks.values()), every=False, lock=True)
     pairs: dict[bytes | None, list[int | None]] = {}
-    for rule in _rules(connection, lock=True):
+    # They are locked by their keys: a search would lock all that it passes, expectations too, which
+    # a check may be about to use up.
+    of_these = [rule for rule in _rules(connection) if _recipient(rule) in recipients]
+    for rule in _present(connection, of_these, every=False, lock=True).values():
         pairs.setdefault(_recipient(rule), []).append(rule.expires_at)
     for recipient in recipients:
         mark = _mark_of(recipient)
@@ -277,9 +280,9 @@ def all_rules(engine: Engine) -> list[Rule]:
         return sorted(_rules(connection), key=_place)
 
 
-def _rules(connection: Connection, lock: bool = False) -> list[Rule]:
+def _rules(connection: Connection) -> list[Rule]:
     query = select(table).where(table.c.action != rule_keys.PAIRS)
-    return [Rule(*row) for row in connection.execute(query.with_for_update() if lock else query)]
+    return [Rule(*row) for row in connection.execute(query)]
 
 
 def _place(rule: Rule) -> tuple[tuple[str, ...], int, tuple[str, ...]]:

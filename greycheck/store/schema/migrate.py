@@ -41,7 +41,7 @@ from greycheck.settings import SYSTEM_DIRECTORY, Database, database_at
 from greycheck.store import base, rights
 from greycheck.store.admin import errors
 from greycheck.store.admin.engine import LOCK_TIMEOUT, autocommitting_engine, open_engine
-from greycheck.store.base import StoreError, fits, not_a_database
+from greycheck.store.base import StoreError, fits
 from greycheck.store.schema import migration_ops, upgrade_lock
 from greycheck.store.schema.upgrade_lock import Tell
 
@@ -51,7 +51,7 @@ Place = Database | str
 _PACKAGE = Path(__file__).parents[2]
 
 
-class SchemaError(Exception):
+class SchemaError(base.Advised):
     """The schema cannot be made, or this program cannot use it."""
 
 
@@ -129,7 +129,7 @@ def require(place: Place) -> None:
     if revision is None:
         path = sqlite_path(database)
         if path is not None and not is_there(path):
-            raise SchemaError(trouble(path) or f"{path}: {NO_STORE}")
+            raise trouble(path) or SchemaError(f"{path}: {NO_STORE}")
     wrong = misfit(revision)
     if wrong:
         raise SchemaError(f"{shown(database)}: {wrong}")
@@ -260,13 +260,14 @@ def _connect(database: Database) -> Iterator[Connection]:
             yield connection
     except DBAPIError as error:
         path = sqlite_path(database)
-        known = path and (trouble(path) or barred(path))
-        raise SchemaError(
-            known or f"{shown(database)}: {errors.of(error)}{advice(error, path)}"
+        known = (trouble(path) or barred(path)) if path else None
+        said, command = _remedy(error, path)
+        raise known or SchemaError(
+            f"{shown(database)}: {errors.of(error)}{said}", command
         ) from None
+    except base.Advised as error:
+        raise SchemaError(f"{shown(database)}: {error.said}", error.command) from None
     except (
-        SchemaError,
-        StoreError,
         CommandError,
         migration_ops.ForeignTable,
         upgrade_lock.LockTimeout,
@@ -284,37 +285,41 @@ def _opened(database: Database) -> Iterator[Connection]:
         engine.dispose()
 
 
-def trouble(path: Path | None) -> str:
-    """Returns why the SQLite file PATH cannot be used, and one command against it; else empty.
+def trouble(path: Path | None) -> SchemaError | None:
+    """Returns why the SQLite file PATH cannot be used, and one command against it; else None.
 
     It looks at the directory and the disk only, not at permissions.
     """
     if path is None:
-        return ""
+        return None
     try:
         if path.is_dir():
-            return f"{path}: is a directory: set database to a file in it: {path}/greycheck.db"
+            return SchemaError(
+                f"{path}: is a directory: set database to a file in it: {path}/greycheck.db"
+            )
         room = os.statvfs(path.parent)
     except FileNotFoundError:
         maker = f"install -d -m 0700 -o {quote(checker())} {quote(str(path.parent))}"
-        return f"{path.parent}: no such directory, so there is no store yet: {maker}"
+        return SchemaError(f"{path.parent}: no such directory, so there is no store yet", maker)
     except OSError:
-        return ""
+        return None
     mount = next(place for place in (path.parent, *path.parent.parents) if place.is_mount())
     if room.f_flag & os.ST_RDONLY:
-        return f"{mount}: is mounted read-only: mount -o remount,rw {quote(str(mount))}"
+        return SchemaError(
+            f"{mount}: is mounted read-only", f"mount -o remount,rw {quote(str(mount))}"
+        )
     if room.f_bavail == 0 or (room.f_files and room.f_favail == 0):
-        return f"{mount}: the disk is full: df -h {quote(str(mount))}"
-    return ""
+        return SchemaError(f"{mount}: the disk is full", f"df -h {quote(str(mount))}")
+    return None
 
 
-def barred(path: Path) -> str:
+def barred(path: Path) -> SchemaError | None:
     """Returns what keeps the effective user from the SQLite file PATH, and one command against it.
 
-    Empty if nothing does, or if PATH does not exist.
+    None if nothing does, or if PATH does not exist.
     """
     if os.access(path, os.F_OK, effective_ids=True) and not path.is_file():
-        return ""
+        return None
     me = rights.user_name(os.geteuid())
     for place in (*reversed(path.parents), path):
         is_file = place == path
@@ -334,15 +339,15 @@ def barred(path: Path) -> str:
             "write it" if os.access(place, os.X_OK, effective_ids=True) or is_file else "enter it"
         )
         if owner == me:
-            return (
-                f"{place}: {me} may not {what}, though it is {me}'s: chmod"
-                f" u+rw{'' if is_file else 'x'} {quote(str(place))}"
+            return SchemaError(
+                f"{place}: {me} may not {what}, though it is {me}'s",
+                f"chmod u+rw{'' if is_file else 'x'} {quote(str(place))}",
             )
-        return (
-            f"{place}: {me} may not {what}, its owner is {owner}: sudo -u {quote(owner)}"
-            " greycheck COMMAND"
+        return SchemaError(
+            f"{place}: {me} may not {what}, its owner is {owner}",
+            f"sudo -u {quote(owner)} greycheck COMMAND",
         )
-    return ""
+    return None
 
 
 # The users that run checks: on hosts with qmail, and on others
@@ -368,21 +373,28 @@ def advice(error: DBAPIError, path: Path | None = None) -> str:
 
     PATH is the SQLite file, if the database is one.
     """
+    said, command = _remedy(error, path)
+    return f"{said}: {command}" if command else said
+
+
+def _remedy(error: DBAPIError, path: Path | None) -> tuple[str, str]:
+    """Returns what ``advice`` says, and its command by itself."""
     words = str(error.orig)
     if upgrade_lock.code_of(error) in NOT_ALLOWED:
-        return ": greycheck's user must own the database, or have all rights in it"
+        return ": greycheck's user must own the database, or have all rights in it", ""
     if "locked" in words:
-        who = f"fuser -v {quote(str(path))}" if path else "see who it is with fuser"
-        return f": another process writes, and did for {LOCK_TIMEOUT:g}s: {who}"
+        said = f": another process writes, and did for {LOCK_TIMEOUT:g}s"
+        if path is None:
+            return f"{said}: see who it is with fuser", ""
+        return said, f"fuser -v {quote(str(path))}"
     if "not a database" in words:
-        return (
-            not_a_database(str(path))
-            if path
-            else ": move it away, and the next mail makes a new one"
-        )
+        if path is None:
+            return ": move it away, and the next mail makes a new one", ""
+        said, command = base.replacing(str(path))
+        return f": {said}", command
     if "readonly" in words or "unable to open" in words:
-        return f": {user_name(os.geteuid())} may not write it, or its directory"
-    return ""
+        return f": {user_name(os.geteuid())} may not write it, or its directory", ""
+    return "", ""
 
 
 # Errors of servers for a user who may not make a table: numbers of MySQL's dialect, SQLSTATE of
@@ -443,7 +455,7 @@ def _refuse_root(path: Path) -> None:
     try:
         rights.refuse_root(str(path.absolute()))
     except StoreError as error:
-        raise SchemaError(str(error)) from None
+        raise SchemaError(error.said, error.command) from None
 
 
 def shown(place: Place) -> str:
@@ -472,7 +484,7 @@ def is_there(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise SchemaError(barred(path) or f"{path}: {error.strerror}") from None
+        raise barred(path) or SchemaError(f"{path}: {error.strerror}") from None
     return True
 
 

@@ -5,7 +5,7 @@ from contextlib import suppress
 from threading import Thread
 
 import pytest
-from sqlalchemy import Connection, Engine, event, insert, select
+from sqlalchemy import Connection, Engine, delete, event, insert, select
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from greycheck import rule_keys, settings
@@ -326,6 +326,24 @@ def test_an_import_keeps_what_it_read_as_it_is(database: Database) -> None:
     thread.join(60)
     assert change.what == REPLACED
     assert lines(engine) == []
+    engine.dispose()
+
+
+@on_every_server
+def test_a_pair_is_put_while_a_check_uses_up_an_expectation(database: Database) -> None:
+    engine = open_engine(database.url)
+    rulebook.put(engine, patterns.expectation("bob@example.net"), "allow", None, "", NOW + 900, NOW)
+    found: list[list[Change]] = []
+    with engine.connect() as check:
+        check.execute(delete(table).where(table.c.kind == rule_keys.EXPECT))
+        pair = "allow from:ann@example.org to:bob@example.net"
+        thread = Thread(target=lambda: found.append(put(engine, pair)))
+        thread.start()
+        wait_until(lambda: bool(found) or waits(engine), "it is put, or waits")
+        assert found
+        check.rollback()
+    thread.join(60)
+    assert len(marks(engine)) == 1
     engine.dispose()
 
 
