@@ -144,6 +144,20 @@ def test_while_dns_fails_the_old_answer_stays_until_it_is_too_old(
     assert ranges_of(database) == []
 
 
+def test_an_answer_that_is_over_while_dns_is_asked_is_gone(
+    database: Database, engine: Engine
+) -> None:
+    assert kept(engine, found("192.0.2.0/24"))
+    task = told(engine, NOW)
+    claim = keeping.claim(engine, task, NOW + MAX_AGE - 1, forced=True)
+    assert claim is not None
+    assert keeping.keep(engine, claim, task, FAILED, [], NOW + MAX_AGE)
+    row = told(engine, NOW).told
+    assert row is not None
+    assert (row.state, row.answered_at) == ("failed", None)
+    assert ranges_of(database) == []
+
+
 def test_the_first_answer_after_failures_counts(database: Database, engine: Engine) -> None:
     assert kept(engine, FAILED)
     assert kept(engine, FAILED, NOW + 61)
