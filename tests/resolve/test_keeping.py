@@ -410,6 +410,11 @@ def keep_client(engine: Engine, now: int) -> None:
     assert keeping.keep_clients(engine, told(engine, now), later, now)
 
 
+def at(now: int, write: Callable[[Engine, int], None]) -> Callable[[Engine], None]:
+    """What writes at that time."""
+    return lambda engine: write(engine, now)
+
+
 OLD = [
     ("192.0.2.0", "192.0.2.255", "spf"),
     ("198.51.100.0", "198.51.100.255", "spf"),
@@ -439,7 +444,7 @@ def test_killed_at_any_point_it_leaves_the_old_answer_or_the_new_one(
     assert ranges_of(database) == OLD
     deaths = 0
     now = NOW + 1000
-    while dies_at(deaths + 1, database, lambda engine, now=now: write(engine, now)):
+    while dies_at(deaths + 1, database, at(now, write)):
         deaths += 1
         assert ranges_of(database) == OLD
         # Its claim is over after a time; nobody is kept out for good.
