@@ -59,13 +59,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item for item in items if hasattr(item, "callspec") and is_spared(item.callspec.params)
     ]
     config.hook.pytest_deselected(items=spared)
-    items[:] = [item for item in items if item not in spared]
+    left_out = set(spared)
+    items[:] = [item for item in items if item not in left_out]
+    # A file is one worker's: whoever begins one of these last would be waited for by all others.
+    items.sort(key=lambda item: item.path.name not in LONG)
     for item in items:
         if needs_more_than_python(item):
             item.add_marker("system")
         if needs_root(item):
             item.add_marker("root")
 
+
+# Files that take minutes.
+LONG = ("test_migrate_servers.py", "test_faults.py", "test_faults_of_servers.py", "test_model.py")
 
 # Fixtures that run a server or a compiler, and how a parameter begins that asks for one.
 SYSTEM = frozenset(

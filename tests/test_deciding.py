@@ -33,7 +33,7 @@ def test_a_pool_that_tries_too_fast_waits_for_the_delay(child: Child) -> None:
     assert child.smtpextfork(client="40.200.0.7").verdict == (ACCEPTED, "pool")
 
 
-@with_every_driver
+@on_every_database
 def test_two_sendgrid_hosts_in_turn_pass_at_the_third_attempt(child: Child) -> None:
     hosts = ["149.72.1.1", "167.89.1.1"]
     verdicts = []
@@ -74,7 +74,7 @@ def test_what_waited_longer_than_the_retry_window_makes_no_pool(child: Child) ->
 HASTY = {"GREYCHECK_STRIKE_INTERVAL": "70s", "GREYCHECK_DELAY": "1h"}
 
 
-@with_every_driver
+@on_every_database
 def test_a_client_that_hammers_is_refused(any_child: Child) -> None:
     any_child.settings |= HASTY | {"GREYCHECK_STRIKES": "3"}
     verdicts = []
@@ -164,7 +164,6 @@ def test_observing_can_be_for_recipient_domains(child: Child, recipient: bytes, 
     assert ran.verdict == (code, "new")
 
 
-@on_every_database
 def test_observing_can_be_for_a_share_of_clients_which_stays_the_same(child: Child) -> None:
     networks = [f"10.0.{number}.1" for number in range(20)]
     first = [

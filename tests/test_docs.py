@@ -50,20 +50,41 @@ def test_each_page_is_sound_restructured_text(page: str) -> None:
     assert read(page).children
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        *PAGES,
-        *(
-            str(path.relative_to(ROOT))
-            for path in sorted(ROOT.glob("contrib/**/*"))
-            if path.is_file() and path.suffix != ".json"  # its strings cannot be broken
-        ),
-    ],
+@cache
+def tree() -> dict[str, list[Path]]:
+    """Every file of the repository that is no tool's, by its name."""
+    found: dict[str, list[Path]] = {}
+    hidden = {".git", ".venv", ".deps", "__pycache__"}
+    for directory, within, names in os.walk(ROOT):
+        within[:] = [name for name in within if name not in hidden and not name.endswith("_cache")]
+        for name in names:
+            found.setdefault(name, []).append(Path(directory, name))
+    return found
+
+
+# What else is written by hand: shell, C, YAML and Markdown. Of Python ruff says it; strings of JSON
+# cannot be broken, and the manual pages are made.
+OTHERS = sorted(
+    str(path.relative_to(ROOT))
+    for paths in tree().values()
+    for path in paths
+    if path.suffix in (".c", ".h", ".md", ".sh", ".yaml", ".yml", ".cgi")
+    or (
+        path.relative_to(ROOT).parts[0] in (".ci", "contrib", "dev", "CHANGES")
+        and path.suffix not in (".json", ".py")
+    )
 )
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS])
 def test_no_line_is_too_wide_unless_it_cannot_be_broken(page: str) -> None:
     lines = (ROOT / page).read_text().splitlines()
     assert [line for line in lines if len(line) > COLUMNS and " " in line.strip()] == []
+
+
+def test_files_of_every_kind_are_looked_at() -> None:
+    kinds = {Path(page).suffix or Path(page).name for page in OTHERS}
+    assert kinds >= {".c", ".md", ".service", ".sh", ".yaml", ".yml", "CHANGES", "run", "test"}
 
 
 def test_the_readme_is_short() -> None:
@@ -102,18 +123,6 @@ def test_each_page_is_two_steps_from_the_readme() -> None:
 # Directories of the repository, and how a name ends that is a file's.
 TOP = r"(?:greycheck|tests|docs|dev|contrib|migrations|benchmarks|\.ci)"
 FILE = r"[\w.-]+\.(?:py|c|h|rst|md|sh|mako|toml|yaml|service|socket|timer|[58])"
-
-
-@cache
-def tree() -> dict[str, list[Path]]:
-    """Every file of the repository that is no tool's, by its name."""
-    found: dict[str, list[Path]] = {}
-    hidden = {".git", ".venv", ".deps", "__pycache__"}
-    for directory, within, names in os.walk(ROOT):
-        within[:] = [name for name in within if name not in hidden and not name.endswith("_cache")]
-        for name in names:
-            found.setdefault(name, []).append(Path(directory, name))
-    return found
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -167,6 +176,23 @@ def test_each_document_that_is_named_anywhere_is_there() -> None:
             if anchor:
                 page = str(places[0].resolve().relative_to(ROOT))
                 assert anchor in read(page).ids, f"{inside}: {name}#{anchor}"
+
+
+# --- the table of files ---------------------------------------------------------------------------
+
+
+def test_each_file_and_directory_has_a_place_in_the_table() -> None:
+    """Each directory has a row; the two that checks load from have all of their files there."""
+    [rows] = [table for table in tables("docs/architecture.rst") if table[0][0] == "greycheck/"]
+    placed = dict(rows)
+    packages = [path.parent for path in (ROOT / "greycheck").rglob("__init__.py")]
+    directories = {f"{path.relative_to(ROOT)}/" for path in packages}
+    # Its drivers are one file each, and named by their directory.
+    assert directories - placed.keys() == {"greycheck/store/drivers/"}
+    for directory in ("greycheck/", "greycheck/store/"):
+        for path in sorted((ROOT / directory).glob("*.py")):
+            if not path.name.startswith(("__", "compiled_")):
+                assert re.search(rf"\b{path.name}\b", placed[directory]), f"{directory}{path.name}"
 
 
 # --- commands and settings ------------------------------------------------------------------------

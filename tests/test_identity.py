@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import insert, select
 
 from greycheck.check import check
-from greycheck.envelope import Envelope
+from greycheck.envelope import Envelope, triplet
 from greycheck.log import verdict_line
-from greycheck.policy import Change, Decision, Identity, authority
+from greycheck.policy import Change, Decision, Identity, NetworkRow, authority
 from greycheck.settings import Settings, read
 from greycheck.simulation.schedules import SCHEDULES, times
 from greycheck.store import base
@@ -335,6 +335,21 @@ def test_the_networks_of_a_pool_are_one_client_for_its_domain_from_then_on(
 
 
 @in_every_store
+def test_a_pool_prolongs_no_range_that_the_domain_named_itself(database: Database) -> None:
+    authorise(database, "40.1.1.0/24")
+    authorise(database, "40.2.1.0/24", source="pool", state="")
+    of_both = [
+        Change(None, NetworkRow(f"40.{number}.1.0/24", NOW), NOW + 2 * YEAR) for number in (1, 2)
+    ]
+    asked = envelope("40.1.1.1")
+    store = Checks(database).store
+    assert store.save(Asked(asked, triplet(asked, 24, 64)), of_both, patient=True)
+    assert set(
+        database.rows(select(tables.authorised.c.source, tables.authorised.c.expires_at))
+    ) == {("spf", NOW + YEAR), ("pool", NOW + 2 * YEAR)}
+
+
+@in_every_store
 def test_a_botnet_that_passes_as_a_pool_is_nothing_to_a_domain_with_spf(database: Database) -> None:
     """It forges a domain whose SPF nobody has asked for yet; then that is known."""
     checks = Checks(database)
@@ -386,6 +401,9 @@ def test_a_provider_that_is_let_in_passes_at_its_first_attempt(database: Databas
     assert checks.reason("40.16.0.0", 0) == "new"
     observing = Checks(database, identity="observe").decide("40.1.1.1", 0)
     assert (observing.reason, observing.by_identity) == ("new", "provider")
+    # Where identities are off, what is known of a client is asked for its correspondents alone.
+    off = Checks(database, identity="no", learn_outbound="60d")
+    assert off.reason("40.1.1.2", 0, recipient=b"x@example.net") == "new"
 
 
 def written(database: Database, sender: bytes, recipient: bytes, until: int) -> None:

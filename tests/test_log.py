@@ -103,16 +103,16 @@ def test_no_address_forges_a_field_or_a_line(sender: bytes, recipient: bytes) ->
 
 
 @pytest.mark.parametrize("byte", [b"\xff", b"x", "\u00e9".encode(), "\u4e2d".encode(), b" "])
-@pytest.mark.parametrize("domain", [b"", b"@host", b"@" + b"\xff" * 9000])
+@pytest.mark.parametrize("domain", [b"", b"@host", b"@" + b"\xff" * 2000])
 def test_the_longest_line_is_written_at_once(byte: bytes, domain: bytes) -> None:
-    worst = byte * 9000 + domain
+    worst = byte * 2000 + domain
     for detail in (f"rule=from:{log.show(worst)}", f"error={'x' * 5000}"):
         verdict = Verdict(
             DEFER,
             "new",
             300,
             detail,
-            unrecorded="\x1b" * 9000,
+            unrecorded="\x1b" * 5000,
             observed="defer",
             delayed=10**9,
             identity=worst.rpartition(b"@")[2],

@@ -522,8 +522,9 @@ def early(
     return decide(TripletRow(NOW - 100, NOW - since), client, values)
 
 
-def test_a_hasty_retry_is_a_strike() -> None:
-    verdict, [counted, struck] = early(None)
+@pytest.mark.parametrize("since", [2, 10, 70])
+def test_a_hasty_retry_is_a_strike(since: int) -> None:
+    verdict, [counted, struck] = early(None, since)
     assert (verdict.reason, counted.old is not None) == ("early", True)
     assert state(struck.new) == {"first": NOW, "last": NOW, "passes": 0, "strikes": 1, "struck": 0}
     assert struck.expires == NOW + WINDOW
@@ -542,7 +543,15 @@ def test_the_last_strike_refuses_the_client_for_a_time() -> None:
     assert struck.expires == NOW + 86400
 
 
-@pytest.mark.parametrize(("until", "reason"), [(NOW + 1, "strikes"), (NOW, "new")])
+@pytest.mark.parametrize(
+    ("until", "reason"),
+    [
+        (NOW + 1, "strikes"),
+        (NOW, "new"),
+        (NOW + 86400, "strikes"),
+        (NOW + 86401, "new"),  # nobody is refused for so long: the clock was wrong when it began
+    ],
+)
 def test_a_struck_client_is_refused_until_its_time_is_over(until: int, reason: str) -> None:
     verdict, _changes = decide(None, ClientRow(0, 0, 0, 0, until), STRIKES)
     assert verdict.reason == reason

@@ -30,40 +30,27 @@ def listed(of: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     return st.lists(of, max_size=3).map(", ".join)
 
 
-# Besides whatever text there is, what each kind of setting is apt to take.
-VALUES = st.one_of(
-    PRINTABLE,
-    PATHS,
-    DURATIONS,
-    listed(HOSTS),
-    listed(NETWORKS),
-    listed(NAMES),
-    st.integers(0, 1000000).map(str),
-    st.builds("{}:{}".format, NAMES | st.just(""), NAMES | st.just("")),
-    st.sampled_from(
-        [
-            "0600",
-            "0660",
-            "0666",
-            "YES",
-            "no",
-            "Greylist",
-            "accept",
-            "DEFER",
-            "observe",
-            "enforce",
-            "reject",
-        ]
-    ),
-    st.sampled_from(
-        [
-            "/a.db",
-            "sqlite:////a b.db",
-            "mysql://u@h/d",
-            "postgresql:///d?host=%2Frun%2Fa&host=h%3A1",
-        ]
-    ),
-)
+# Kinds of values, each with one of them: a setting that reads that one is given others of the kind.
+KINDS = [
+    ("any words", PRINTABLE),
+    ("/a.db", PATHS),
+    ("7d", DURATIONS),
+    ("5s", DURATIONS),
+    ("127.0.0.1:25", listed(HOSTS)),
+    ("10.0.0.0/8", listed(NETWORKS)),
+    ("a.example", listed(NAMES)),
+    ("1000000", st.integers(0, 1000000).map(str)),
+    ("user:group", st.builds("{}:{}".format, NAMES | st.just(""), NAMES | st.just(""))),
+]
+
+# What there are only a few of.
+WORDS = [
+    *map(str, range(129)),
+    *("0600", "0660", "0666"),
+    *("YES", "no", "Greylist", "accept", "DEFER", "observe", "enforce", "reject"),
+    *("/a.db", "sqlite:////a b.db", "mysql://u@h/d"),
+    "postgresql:///d?host=%2Frun%2Fa&host=h%3A1",
+]
 
 
 def text_read_by(setting: settings.Setting) -> st.SearchStrategy[str]:
@@ -74,7 +61,9 @@ def text_read_by(setting: settings.Setting) -> st.SearchStrategy[str]:
             return False
         return text.strip().isprintable()
 
-    return VALUES.filter(is_read)
+    kinds = [values.filter(is_read) for one, values in KINDS if is_read(one)]
+    words = [word for word in WORDS if is_read(word)]
+    return st.one_of(*kinds, *([st.sampled_from(words)] if words else []))
 
 
 @pytest.mark.parametrize("setting", settings.TABLE, ids=lambda setting: setting.name)

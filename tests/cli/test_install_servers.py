@@ -6,7 +6,6 @@ import os
 import pwd
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from greycheck import settings
 from greycheck.cli import install
 from greycheck.cli.main import cli
 from greycheck.launchers import database, python
-from greycheck.privilege import access
 from greycheck.store.schema import migrate
 from greycheck.store.url import parse_url
 from tests import servers
@@ -272,26 +270,6 @@ def test_a_launcher_looks_for_drivers_last_and_in_each_place_once(
     lines = python.launcher().splitlines()
     first = lines.index(f"    sys.path.insert(0, {package!r})")
     assert lines[first + 1] == f"    sys.path.extend([{str(place.resolve())!r}])"
-
-
-@pytest.fixture
-def group() -> Iterator[None]:
-    before = os.getgroups()
-    yield
-    assert os.getgroups() == before
-
-
-def fail_as(account: pwd.struct_passwd) -> None:
-    with access.acting_as(account):
-        raise ZeroDivisionError(os.geteuid())
-
-
-@as_root
-@pytest.mark.usefixtures("group")
-def test_acting_as_another_user_ends_with_an_error_too() -> None:
-    with pytest.raises(ZeroDivisionError, match=str(NOBODY.pw_uid)):
-        fail_as(NOBODY)
-    assert os.geteuid() == 0
 
 
 def test_the_package_is_not_looked_for_among_drivers() -> None:

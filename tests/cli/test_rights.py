@@ -903,44 +903,6 @@ def in_child(work: Callable[[], str]) -> str:
 # --- what comes back from another user's process --------------------------------------------------
 
 
-def test_what_another_user_tells_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    user = NOBODY.pw_uid
-    assert apart.as_user(user, lambda: ["plain", 1]) == ["plain", 1]
-    with pytest.raises(StoreError, match="no answer"):
-        apart.as_user(user, lambda: os._exit(3))
-    with pytest.raises(StoreError, match="no answer"):
-        apart.as_user(user, lambda: "x" * (apart.MOST + 1))
-    with pytest.raises(StoreError, match="TypeError"):
-        apart.as_user(user, lambda: object())
-    with pytest.raises(StoreError, match="no answer"):
-        apart.as_user(user, lambda: os.write(find_pipe(), b"[" * 100000) and os._exit(0))
-    monkeypatch.setattr(apart, "TIME", 0.2)
-    with pytest.raises(StoreError, match="no answer"):
-        apart.as_user(user, lambda: os.kill(os.getpid(), signal.SIGSTOP))
-
-
-def test_a_command_against_a_fault_comes_back_by_itself() -> None:
-    def fails() -> None:
-        raise StoreError("x: rm -rf y: is closed", "chmod o+x 'x: rm -rf y'")
-
-    with pytest.raises(StoreError) as raised:
-        apart.as_user(NOBODY.pw_uid, fails)
-    assert raised.value.said == "x: rm -rf y: is closed"
-    assert raised.value.command == "chmod o+x 'x: rm -rf y'"
-
-
-def find_pipe() -> int:
-    """The descriptor of the last pipe that this process has."""
-    descriptors = sorted(int(name) for name in os.listdir("/proc/self/fd"))
-    return [one for one in descriptors if os.path.exists(f"/proc/self/fd/{one}") and is_pipe(one)][
-        -1
-    ]
-
-
-def is_pipe(descriptor: int) -> bool:
-    return os.readlink(f"/proc/self/fd/{descriptor}").startswith("pipe:")
-
-
 def test_a_finding_of_another_users_process_is_text_for_a_terminal() -> None:
     found = told({"level": "fault", "about": "a\x1b[31m", "found": "b\r", "advice": "c\nd\x07"})
     assert "\x1b" not in found.about

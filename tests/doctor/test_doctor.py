@@ -36,7 +36,7 @@ from greycheck.hooks import every
 from greycheck.hooks.record import Hook
 from greycheck.launchers import native, python, trial
 from greycheck.metrics.counted import spooled
-from greycheck.privilege import access, apart, files
+from greycheck.privilege import access, apart
 from greycheck.store.schema import migrate
 from tests.doctor.name_server import name_server
 from tests.launchers.resident import Resident, Script
@@ -1529,15 +1529,6 @@ def test_a_launcher_that_is_no_file_is_named(
         "warning"
     ]
     assert not any("qmail-spp" in one.found for one in found)
-
-
-def test_no_descriptor_is_left_open(place: Path) -> None:
-    before = os.listdir("/proc/self/fd")
-    hostile(place / "named", "directory")
-    for _number in range(3):
-        with pytest.raises(OSError, match=r"regular|directory"):
-            files.read(place / "named", 10)
-    assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 @as_root

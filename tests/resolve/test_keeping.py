@@ -144,6 +144,20 @@ def test_while_dns_fails_the_old_answer_stays_until_it_is_too_old(
     assert ranges_of(database) == []
 
 
+def test_an_answer_that_is_over_while_dns_is_asked_is_gone(
+    database: Database, engine: Engine
+) -> None:
+    assert kept(engine, found("192.0.2.0/24"))
+    task = told(engine, NOW)
+    claim = keeping.claim(engine, task, NOW + MAX_AGE - 1, forced=True)
+    assert claim is not None
+    assert keeping.keep(engine, claim, task, FAILED, [], NOW + MAX_AGE)
+    row = told(engine, NOW).told
+    assert row is not None
+    assert (row.state, row.answered_at) == ("failed", None)
+    assert ranges_of(database) == []
+
+
 def test_the_first_answer_after_failures_counts(database: Database, engine: Engine) -> None:
     assert kept(engine, FAILED)
     assert kept(engine, FAILED, NOW + 61)
@@ -387,30 +401,59 @@ def dies_at(statement: int, database: Database, work_: Callable[[Engine], object
     return os.WIFSIGNALED(status)
 
 
+def keep_new(engine: Engine, now: int) -> None:
+    kept(engine, found("10.0.0.0/24"), now)
+
+
+def keep_client(engine: Engine, now: int) -> None:
+    later = [Evaluated(packed("10.1.1.1"), True, now + 900)]
+    assert keeping.keep_clients(engine, told(engine, now), later, now)
+
+
+def at(now: int, write: Callable[[Engine, int], None]) -> Callable[[Engine], None]:
+    """What writes at that time."""
+    return lambda engine: write(engine, now)
+
+
+OLD = [
+    ("192.0.2.0", "192.0.2.255", "spf"),
+    ("198.51.100.0", "198.51.100.255", "spf"),
+    ("203.0.113.0", "203.0.113.255", "pool"),
+]
+
+
 @on_every_database
-def test_killed_at_any_point_it_leaves_the_old_answer_or_the_new_one(database: Database) -> None:
+@pytest.mark.parametrize(
+    ("write", "new", "statements"),
+    [
+        (keep_new, [("10.0.0.0", "10.0.0.255", "spf")], 5),
+        (keep_client, [("10.1.1.1", "10.1.1.1", "client"), *OLD], 4),
+    ],
+)
+def test_killed_at_any_point_it_leaves_the_old_answer_or_the_new_one(
+    database: Database,
+    write: Callable[[Engine, int], None],
+    new: list[tuple[str, str, str]],
+    statements: int,
+) -> None:
     database.make()
     with engine_of(database) as engine:
-        assert kept(engine, found("192.0.2.0/24", "198.51.100.0/24"))
+        perhaps = nets("10.0.0.0/8")
+        assert kept(engine, found("192.0.2.0/24", "198.51.100.0/24", perhaps=perhaps))
         put(database, "203.0.113.0/24", "pool")
-    old, new = ranges_of(database), [("10.0.0.0", "10.0.0.255", "spf")]
-    assert len(old) == 3
+    assert ranges_of(database) == OLD
     deaths = 0
     now = NOW + 1000
-
-    def keep_new(engine: Engine) -> None:
-        kept(engine, found("10.0.0.0/24"), now)
-
-    while dies_at(deaths + 1, database, keep_new):
+    while dies_at(deaths + 1, database, at(now, write)):
         deaths += 1
-        assert ranges_of(database) == old
+        assert ranges_of(database) == OLD
         # Its claim is over after a time; nobody is kept out for good.
         now += keeping.CLAIM
         with engine_of(database) as engine:
             row = told(engine, NOW).told
             assert row is not None
             assert row.next_at <= now
-    assert deaths >= 5
+    assert deaths >= statements
     assert ranges_of(database) == new
 
 

@@ -3,26 +3,32 @@
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
-from sqlalchemy import event, insert
+from sqlalchemy import event, insert, select
 
 from greycheck.resolve import due, keeping, work
 from greycheck.store.admin import expiry
-from greycheck.store.base import domain_key, packed
-from greycheck.store.schema.tables import domain, triplet
+from greycheck.store.base import domain_key, packed, packed_range
+from greycheck.store.schema.tables import authorised, domain, triplet
+from tests import databases
 from tests.dns_servers import Liar, answering, silent
 from tests.resolve.parts import command, engine_of, ran, resolved, settings_of
 from tests.servers import wait_until
 from tests.support import Child, Database, on_every_database
 
+WHOLE = "192.0.2.0/24"
+
 
 def spf_of_everybody(_name: str, kind: str) -> list[str]:
-    return [f'{_name} 600 TXT "v=spf1 ip4:192.0.2.0/24 -all"'] if kind == "TXT" else []
+    return [f'{_name} 600 TXT "v=spf1 ip4:{WHOLE} -all"'] if kind == "TXT" else []
 
 
 @pytest.fixture
@@ -81,23 +87,68 @@ def test_of_several_runs_at_once_one_asks_each_domain(liar: Liar, database: Data
     ]
 
 
+def put_expired(database: Database, names: list[str]) -> None:
+    """Puts rows of each domain of NAMES there whose time is over, in all tables that have such."""
+    now = int(time.time())
+    over, (first, last) = now - 60, packed_range("192.0.2.0/25")
+    keys = [(domain_key(name.encode()), name) for name in names]
+    rows: dict[str, list[databases.Row]] = {
+        "spf": [
+            (key, name, "found", "", 0, over - 9, over - 9, 0, over - 5, over) for key, name in keys
+        ],
+        "authorised": [(key + first, last, "spf", name, over - 9, over) for key, name in keys],
+        "domain": [(key, name, 1, over - 9, over - 9, over) for key, name in keys],
+    }
+    for table, found in rows.items():
+        databases.fill_url(database.url, table, found)
+
+
+def expire_until(done: threading.Event, database: Database) -> int:
+    """Removes what is over, in small batches, until it is DONE; returns how many rows that were."""
+    removed = 0
+    with engine_of(database) as engine:
+        while not done.is_set():
+            with suppress(expiry.LeftToAnother):
+                for _table, rows in expiry.expire(engine, int(time.time()), 5):
+                    removed += rows
+    return removed
+
+
 @on_every_database
 def test_checks_and_expiry_go_on_beside_it(liar: Liar, child: Child) -> None:
+    """Of half of the domains the store has what was said long ago, and is removed meanwhile."""
     names = [f"d{number}.example" for number in range(200)]
+    forgotten = [f"gone{number}.example" for number in range(100)]
     child.make_store()
     wait_with(child.store, names)
-    run = command(child.store, liar.address, "-v")
-    deferred = accepted = 0
-    while run.poll() is None:
-        ran_ = child.smtpextfork(f"eve@d{deferred}.example", client="192.0.2.77")
-        assert ran_.reason in ("new", "early"), ran_
-        assert "unrecorded" not in ran_.log
-        deferred += 1
-        with engine_of(child.store) as engine:
-            accepted += sum(rows for _table, rows in expiry.expire(engine, 1))
-    said, complained = run.communicate()
-    assert (complained, accepted) == ("", 0)
+    put_expired(child.store, names[::2] + forgotten)
+    done = threading.Event()
+    deferred = 0
+    with ThreadPoolExecutor(1) as threads:
+        expiring = threads.submit(expire_until, done, child.store)
+        try:
+            run = command(child.store, liar.address, "-v")
+            while run.poll() is None:
+                ran_ = child.smtpextfork(f"eve@d{deferred}.example", client="192.0.2.77")
+                assert ran_.reason in ("new", "early"), ran_
+                assert "unrecorded" not in ran_.log
+                deferred += 1
+            said, complained = run.communicate()
+        finally:
+            done.set()
+    assert complained == ""
     assert said.startswith("domains: 200 asked, 200 answered, 0 failed")
+    # Beside the resolver both may have removed what it has written anew; of the rest nobody else.
+    assert expiring.result() >= len(names) // 2 + len(forgotten)
+    with engine_of(child.store) as engine:
+        assert dict(expiry.count(engine, int(time.time()))) == dict.fromkeys(
+            (table.name for table in expiry.TABLES), 0
+        )
+    assert child.rows("SELECT count(*) FROM spf WHERE state = 'found'") == [(200,)]
+    assert child.store.rows(select(authorised.c.last).distinct()) == [(packed_range(WHOLE)[1],)]
+    assert child.rows("SELECT count(*) FROM authorised") == [(200,)]
+    assert child.rows("SELECT count(*) FROM domain") == [(0,)]
+    assert child.rows("SELECT count(*) FROM triplet") == [(200 + deferred,)]
 
 
 # --- killed ---------------------------------------------------------------------------------------

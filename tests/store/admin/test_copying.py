@@ -10,59 +10,14 @@ from greycheck.store.admin.copying import CopyError, Copying, Difference, Occupi
 from greycheck.store.admin.engine import open_engine
 from greycheck.store.schema.tables import authorised, client, provider, rule, triplet
 from tests import databases
+from tests.databases import ADDRESSES, KEYS, LATER, NOW
 from tests.store.conftest import server_url
 from tests.support import DATABASES
 
-NOW = 1_800_000_000
-LATER = NOW + 86400
 TABLES = tuple(table.name for table in copying.TABLES)
 NOTHING = dict.fromkeys(TABLES, Difference())
 
 DIRECTIONS = [(one, other) for one in DATABASES for other in DATABASES if one != other]
-
-# One of each plane of Unicode, what SQL and drivers take for something else, and blanks where they
-# are easily lost.
-PLANES = (
-    "".join(chr(plane << 16 | 0x4E00) for plane in range(17) if plane not in (15, 16))
-    + "\U0010fffd\U000f0000"
-)
-TEXTS = [
-    "",
-    " ",
-    "trailing ",
-    "Upper",
-    "upper",
-    "a'b\"c`d;--/*",
-    "%s %(a)s :b ? _ %%",
-    "\\x00 \\ \\n",
-    "\n\r\t\x1a\x7f\x80",
-    "e\u0301 \u00e9 \u00df \u0130 \u0131",
-    PLANES,
-    "\ufeff\u200b\u202e",
-    "x" * 3000,
-]
-KEYS = [
-    bytes(16),
-    bytes(15) + b" ",
-    b"\xff" * 16,
-    b" " * 16,
-    b"'\\\"\0\n\r\x1a%;" + bytes(7),
-    b"a" * 15 + b"\0",
-    *(bytes([number]) * 16 for number in range(65, 72)),
-]
-ADDRESSES = [
-    "10.0.0.1",
-    "9.0.0.1",
-    "100.0.0.1",
-    "::",
-    "::1",
-    "2001:db8::ffff",
-    "2001:db8::",
-    "a",
-    "B",
-    "b",
-    "A",
-]
 
 
 class Watch:
@@ -86,71 +41,9 @@ class Watch:
 
 
 def fill(url: str) -> None:
-    """Rows with everything that a database might not keep as it is."""
-    rows: list[databases.Row] = []
-    for number, (key, text) in enumerate(zip(KEYS, TEXTS, strict=True)):
-        big = 2**63 - 1 - number
-        passed = big if number % 2 else None
-        rows.append(
-            (key, "192.0.2.0/24", text, text[::-1], big, -number, number, 2**31 - 1, passed, LATER)
-        )
-    databases.fill_url(url, "triplet", rows)
-    databases.fill_url(url, "client", [(address, 1, 2, 3, LATER, 5, 6) for address in ADDRESSES])
-    rules: list[databases.Row] = [
-        (
-            key,
-            "network",
-            text,
-            "allow",
-            None if number % 2 else 0,
-            text,
-            NOW,
-            None if number % 3 else 2**40,
-        )
-        for number, (key, text) in enumerate(zip(KEYS, TEXTS, strict=True))
-    ]
-    databases.fill_url(url, "rule", rules)
-    fill_identities(url)
-
-
-def fill_identities(url: str) -> None:
-    """What is known of senders' domains, with the same keys and texts."""
-    every = list(enumerate(zip(KEYS, TEXTS, strict=True)))
-    big = 2**63 - 1
-    found: dict[str, list[databases.Row]] = {
-        "domain": [(key, text, number, -number, big, LATER) for number, (key, text) in every],
-        "spf": [
-            (
-                key,
-                text,
-                "found",
-                text[::-1],
-                number % 2,
-                None if number % 2 else big,
-                NOW,
-                9,
-                0,
-                LATER,
-            )
-            for number, (key, text) in every
-        ],
-        "authorised": [
-            (key + key[::-1], key, "pool", text, NOW, LATER) for _number, (key, text) in every
-        ],
-        "provider": [
-            (key, text, text, text, NOW, None, NOW, text, None if number % 2 else big)
-            for number, (key, text) in every
-        ],
-        "correspondent": [
-            (key, text, text[::-1], number, big, LATER) for number, (key, text) in every
-        ],
-        "history": [
-            (key, number, "verdict", "accept", text, text[::-1], big, LATER)
-            for number, (key, text) in every
-        ],
-    }
-    for table, rows in found.items():
-        databases.fill_url(url, table, rows)
+    """Rows that a database might not keep as they are, in each table that is copied."""
+    for table in TABLES:
+        databases.fill_url(url, table, databases.HARD_ROWS[table])
 
 
 def contents(url: str) -> dict[str, list[databases.Row]]:

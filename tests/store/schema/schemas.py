@@ -11,12 +11,24 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, NullPool, create_engine, event, inspect, text
+from sqlalchemy import (
+    CursorResult,
+    Engine,
+    Inspector,
+    NullPool,
+    create_engine,
+    event,
+    insert,
+    inspect,
+    text,
+)
 
 from greycheck.envelope import Envelope, Triplet
 from greycheck.log import show
 from greycheck.store.base import Asked
 from greycheck.store.schema import migrate
+from greycheck.store.schema.tables import metadata
+from tests.databases import HARD_ROWS
 from tests.support import ROOT, Child
 
 NAME = "revisions"
@@ -41,6 +53,16 @@ CLIENT = (
 )
 
 
+def names_in(found: Inspector) -> set[str]:
+    """The tables of a database; alembic's own aside."""
+    return set(found.get_table_names()) - {"alembic_version"}
+
+
+def rows_of(result: CursorResult[Any]) -> list[tuple[Any, ...]]:
+    """All of RESULT, whatever the driver has for bytes."""
+    return [tuple(bytes(v) if isinstance(v, memoryview) else v for v in row) for row in result]
+
+
 class Store:
     """The database at URL, asked as an operator with a client would."""
 
@@ -56,10 +78,7 @@ class Store:
             for statement in statements:
                 result = connection.execute(text(statement))
                 if result.returns_rows:
-                    found = [
-                        tuple(bytes(v) if isinstance(v, memoryview) else v for v in row)
-                        for row in result
-                    ]
+                    found = rows_of(result)
         return found
 
     def shape(self) -> dict[str, tuple[Any, Any, Any, Any]]:
@@ -68,20 +87,18 @@ class Store:
         """
         with self.engine.connect() as connection:
             found = inspect(connection)
+            columns, keys = found.get_multi_columns(), found.get_multi_pk_constraint()
+            indexes = found.get_multi_indexes()
             return {
                 name: (
-                    [
-                        {**column, "type": repr(column["type"])}
-                        for column in found.get_columns(name)
-                    ],
-                    found.get_pk_constraint(name),
+                    [{**column, "type": repr(column["type"])} for column in columns[None, name]],
+                    keys[None, name],
                     sorted(
-                        (str(index["name"]), index["column_names"])
-                        for index in found.get_indexes(name)
+                        (str(index["name"]), index["column_names"]) for index in indexes[None, name]
                     ),
                     found.get_table_options(name) if self.kind == "mysql" else None,
                 )
-                for name in sorted(set(found.get_table_names()) - {"alembic_version"})
+                for name in sorted(names_in(found))
             }
 
     def write_rows(self) -> None:
@@ -120,6 +137,32 @@ class Store:
         """The rows of triplets by their keys."""
         columns = "triplet_key, network, sender, recipient, first_attempt, passes, passed_at"
         return {row[0]: row[1:] for row in self.run(f"SELECT {columns} FROM triplet")}
+
+    def tables(self) -> set[str]:
+        """Their names; alembic's own aside."""
+        return names_in(inspect(self.engine))
+
+    def fill(self, *names: str) -> None:
+        """Puts rows into the tables NAMES, as far as they have the columns."""
+        with self.engine.begin() as connection:
+            found = inspect(connection)
+            for name in names:
+                table = metadata.tables[name]
+                there = {column["name"] for column in found.get_columns(name)}
+                columns = [column.name for column in table.columns]
+                rows = [
+                    {key: value for key, value in zip(columns, row, strict=False) if key in there}
+                    for row in HARD_ROWS[name]
+                ]
+                connection.execute(insert(table), rows)
+
+    def contents(self, *names: str) -> dict[str, list[str]]:
+        """The rows of the tables NAMES, in an order that does not depend on the database."""
+        with self.engine.connect() as connection:
+            return {
+                name: sorted(map(repr, rows_of(connection.execute(text(f"SELECT * FROM {name}")))))
+                for name in names
+            }
 
     def revisions(self) -> list[str]:
         """The rows of alembic_version."""

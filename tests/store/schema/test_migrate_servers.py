@@ -154,6 +154,28 @@ def test_data_go_up_and_down(store: Store) -> None:
     assert store.run("SELECT count(*) FROM triplet") == [(0,)]
 
 
+def test_every_table_goes_down_with_rows_in_it_and_comes_up_again(store: Store) -> None:
+    """What an older schema has a place for is there at each step."""
+    migrate.upgrade(store.url)
+    assert store.tables() == set(metadata.tables)
+    store.fill(*metadata.tables)
+    whole, shape = store.contents(*metadata.tables), store.shape()
+    for revision in migrate.known()[-2::-1]:
+        migrate.downgrade(store.url, revision)
+        columns = {name: found[0] for name, found in store.shape().items()}
+        for name, rows in store.contents(*columns).items():
+            assert len(rows) == len(whole[name]), f"{name} at {revision}"
+            assert rows == whole[name] or columns[name] != shape[name][0], f"{name} at {revision}"
+    migrate.upgrade(store.url)
+    assert store.shape() == shape
+    assert {name for name, rows in store.contents(*shape).items() if rows} == {"triplet", "client"}
+    store.fill(*metadata.tables.keys() - {"triplet", "client"})
+    migrate.downgrade(store.url, "base")
+    assert store.shape() == {}
+    migrate.upgrade(store.url)
+    assert store.contents(*metadata.tables) == {name: [] for name in metadata.tables}
+
+
 @pytest.mark.parametrize("batch", [1, 3, len(MAILS), 1000])
 def test_rows_move_to_their_new_keys_and_back(
     store: Store, batch: int, monkeypatch: pytest.MonkeyPatch
@@ -294,7 +316,7 @@ def stop_everywhere(store: Store, start: Callable[[], None], change: Callable[[]
     wanted, revisions = store.shape(), store.revisions()
     for number in range(1, 200, 1 if store.kind == "mysql" else 4):
         start()
-        before = store.shape()
+        before = None if store.kind == "mysql" else whole(store)
         with before_statement(number, stop) as seen:
             try:
                 change()
@@ -302,11 +324,17 @@ def stop_everywhere(store: Store, start: Callable[[], None], change: Callable[[]
                 pass
             else:
                 return len(seen)
-        if store.kind != "mysql":
-            assert store.shape() == before
+        if before:
+            assert whole(store) == before
         change()
         assert (store.shape(), store.revisions()) == (wanted, revisions), f"stopped at {seen[-1]}"
     raise AssertionError("it never ends")
+
+
+def whole(store: Store) -> object:
+    """All that STORE has."""
+    shape = store.shape()
+    return shape, store.contents(*shape)
 
 
 @pytest.mark.parametrize(("before", "revision"), STEPS)
@@ -320,6 +348,9 @@ def test_a_migration_that_is_stopped_is_gone_on_with(
         store.write_rows()
         only(before)
         migrate.upgrade(store.url)
+    there = store.tables() - {"triplet", "client"}
+    store.fill(*there)
+    rows = store.contents(*there)
     only(revision)
     if before:
         kept = KEPT_WITH_PAIR if revision > "0002" else KEPT
@@ -332,14 +363,22 @@ def test_a_migration_that_is_stopped_is_gone_on_with(
     def up() -> None:
         migrate.upgrade(store.url)
         assert not before or store.run(OLD_TRIPLETS) == kept
+        assert store.contents(*there) == rows
+
+    def up_and_fill() -> None:
+        """With rows in the tables that this migration makes."""
+        up()
+        made = store.tables() - {"triplet", "client"} - there if before else store.tables()
+        store.fill(*made)
 
     def down() -> None:
         if migrate.current(store.url):
             migrate.downgrade(store.url, before or "base")
         assert not before or store.run(OLD_TRIPLETS) == kept_before
+        assert store.contents(*there) == rows
 
     assert stop_everywhere(store, at_before, up) >= 2
-    assert stop_everywhere(store, up, down) >= 2
+    assert stop_everywhere(store, up_and_fill, down) >= 2
 
 
 def test_moving_rows_is_gone_on_with_where_it_was_stopped(
