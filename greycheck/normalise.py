@@ -77,27 +77,33 @@ class Network:
         return self.bits == other.bits and self.value >> shift == other.value >> shift
 
 
-# The beginnings of private (RFC 1918, RFC 4193), loopback, link-local (RFC 3927, RFC 4291) and
-# carrier-grade NAT (RFC 6598) addresses.
-_PRIVATE_IPV4 = (
-    ("10.", "127.", "169.254.", "192.168.")
-    + tuple(f"172.{octet}." for octet in range(16, 32))
-    + tuple(f"100.{octet}." for octet in range(64, 128))
-)
-_PRIVATE_IPV6 = ("fc", "fd", "fe8", "fe9", "fea", "feb")
-PRIVATE = (*_PRIVATE_IPV4, "::1", *_PRIVATE_IPV6)
-
-
 def is_private(address: str) -> bool:
     """True if many clients may share ADDRESS (as client_address returns it).
 
-    It is a private, loopback, link-local or carrier-grade NAT address.
+    It is a private (RFC 1918, RFC 4193), loopback, link-local (RFC 3927, RFC 4291) or carrier-grade
+    NAT (RFC 6598) address.
     """
-    if ":" not in address:
-        # All of them begin with 1; four of five addresses do not, and are told apart at once.
-        return address.startswith("1") and address.startswith(_PRIVATE_IPV4)
-    # Groups are written without leading zeros: fc:: is 00fc::.
-    return address == "::1" or (address.startswith(_PRIVATE_IPV6) and address.index(":") == 4)
+    if ":" in address:
+        # Groups are written without leading zeros: fc:: is 00fc::.
+        return address == "::1" or (address.startswith(_PRIVATE_IPV6) and address.index(":") == 4)
+    if not address.startswith(_PRIVATE_IPV4):
+        return False
+    low, high = _SECOND.get(address[:4], (0, 255))
+    return low <= int(address.split(".", 2)[1]) <= high
+
+
+# How they begin, and which second octets are theirs where not all are.
+_PRIVATE_IPV4 = ("10.", "100.", "127.", "169.254.", "172.", "192.168.")
+_SECOND = {"100.": (64, 127), "172.": (16, 31)}
+_PRIVATE_IPV6 = ("fc", "fd", "fe8", "fe9", "fea", "feb")
+
+
+def private_beginnings() -> tuple[str, ...]:
+    """Returns how private addresses begin, all of them and no other."""
+    found = [begin for begin in _PRIVATE_IPV4 if begin not in _SECOND]
+    for begin, (low, high) in _SECOND.items():
+        found += [f"{begin}{octet}." for octet in range(low, high + 1)]
+    return (*found, "::1", *_PRIVATE_IPV6)
 
 
 def address_bits(address: str) -> tuple[int, int]:

@@ -160,7 +160,7 @@ def check_shared(engine: Engine) -> Iterator[Finding]:
     )
     begun = (
         and_(address >= each, address < each[:-1] + chr(ord(each[-1]) + 1))
-        for each in normalise.PRIVATE
+        for each in normalise.private_beginnings()
     )
     with reading(engine).connect() as connection:
         query = select(client.c.address).where(or_(*begun)).limit(BEGUN)

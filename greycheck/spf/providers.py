@@ -55,7 +55,7 @@ KNOWN: Mapping[str, tuple[str, ...]] = {
 }
 
 # Networks of which no provider is told apart: many clients may have such an address here (see
-# ``normalise.PRIVATE``).
+# ``normalise.is_private``).
 PRIVATE = Ranges(
     networks.pairs(
         (

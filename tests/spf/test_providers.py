@@ -139,7 +139,7 @@ def test_without_an_answer_it_says_so() -> None:
 # --- private networks -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("begin", normalise.PRIVATE)
+@pytest.mark.parametrize("begin", normalise.private_beginnings())
 def test_private_addresses_are_no_providers(begin: str) -> None:
     if begin == "::1":
         address = begin
