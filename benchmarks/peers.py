@@ -410,7 +410,7 @@ class OverServers:
         residents = {"SQLite": bench.resident, **bench.over_servers}
         # As postgrey is asked: many at once.
         self._sqlgrey = (
-            bench.decisions(f"{bench.sqlgrey.name}: known, {MANY}", bench.sqlgrey, "known")
+            bench.decisions(f"sqlgrey: known, {MANY}", bench.sqlgrey, "known")
             if bench.sqlgrey
             else None
         )
@@ -424,7 +424,7 @@ class OverServers:
         }
         self._children = [
             bench.children(
-                f"{name}: native child, {MANY}",
+                f"{name}: child, {MANY}",
                 native_child(bench.place.directory / f"native-{name}", resident),
                 resident,
                 MANY,
