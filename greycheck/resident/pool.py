@@ -38,6 +38,7 @@ Bugs: a worker whose driver hangs for longer than its limits is missing until it
 """
 
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -60,6 +61,10 @@ Answer = Callable[[Question, Verdict | None, "list[str]"], None]
 # What a worker is given: questions, and whether to decide them together. None at the end.
 Work = tuple[list[Question], bool]
 Inbox = SimpleQueue[Work | None]
+
+# How long a thread that has work may keep others from running, in seconds: a worker to which its
+# database has answered is not to wait for all that others ask meanwhile. Python's own are 0.005.
+TURN = 0.0005
 
 # How often deadlines are checked, in seconds.
 LOOK = 0.1
@@ -98,6 +103,7 @@ class Pool:
         self._answer = answer
         self._messages = messages
         import_driver(settings)
+        sys.setswitchinterval(TURN)
         # Requests that are not answered; notes that no answer has passed on yet.
         self._asked: dict[Question, None] = {}
         self._notes: list[str] = []
