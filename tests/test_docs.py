@@ -452,16 +452,20 @@ def number(text: str) -> float:
     return float(found[0])
 
 
-def test_each_figure_is_within_its_aim() -> None:
-    [rows] = [table for table in tables("docs/figures.rst") if "known triplet" in table[0][0]]
-    aims = [(what, measured, aim) for what, measured, aim in rows if aim]
-    assert len(aims) > len(rows) / 2
-    for what, measured, aim in aims:
-        if aim.startswith("at most"):
-            assert number(measured) <= number(aim), what
-        else:
-            assert aim.startswith("at least"), what
-            assert number(measured) >= number(aim), what
+def is_within(measured: str, aim: str) -> bool:
+    """Whether the figure MEASURED is one that AIM allows."""
+    if aim.startswith("at most"):
+        return number(measured) <= number(aim)
+    assert aim.startswith("at least"), aim
+    return number(measured) >= number(aim)
+
+
+def test_each_figure_is_within_its_aim_or_stands_with_those_that_are_not() -> None:
+    found, missed = tables("docs/figures.rst")
+    aims = [(what, measured, aim) for what, measured, aim in found if aim]
+    assert len(aims) > len(found) / 2
+    assert [what for what, measured, aim in aims if not is_within(measured, aim)] == []
+    assert [what for what, measured, aim in missed if is_within(measured, aim)] == []
 
 
 def test_figures_of_the_readme_are_among_all_figures() -> None:
