@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from greycheck.launchers.python import PROGRAMS
@@ -19,6 +20,10 @@ from greycheck.store.schema import migrate
 from tests.resident.resident import Resident
 from tests.servers import MariaDB, Postgres, galera, mariadb, postgres, standby, templates  # noqa: F401
 from tests.support import MEASURED, NOWHERE, Child, Database, ServerDatabase, SQLiteFile
+
+# A machine that has much else to do fails no test for that.
+hypothesis.settings.register_profile("greycheck", deadline=None)
+hypothesis.settings.load_profile("greycheck")
 
 
 @pytest.fixture

@@ -91,7 +91,7 @@ def test_any_addresses_are_kept_apart(database: Database, store: "base.Store") -
     address = st.binary(max_size=LONGEST).map(lambda found: found.replace(b"\0", b"\\"))
     close = st.text("aA \\'\u00e9\U0001f600", max_size=4).map(str.encode)
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
     @given(st.lists(st.tuples(address | close, address | close), max_size=8, unique=True))
     def hold(pairs: list[tuple[bytes, bytes]]) -> None:
         keep_apart(store, database, pairs)

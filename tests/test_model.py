@@ -839,7 +839,6 @@ def agree(child: Child, engine: Engine, histories: int) -> None:
         settings=settings(
             max_examples=histories,
             stateful_step_count=40,
-            deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         ),
     )

@@ -4,7 +4,7 @@ import ipaddress
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from greycheck.folding import BOUNCES
@@ -421,7 +421,6 @@ hosts = st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(layers, max_size=12), st.integers(1, 300), locals_, hosts)
 def test_whatever_is_wrapped_is_folded_once_and_becomes_no_longer(
     wrapped: list[bytes], times: int, local: bytes, domain: bytes

@@ -69,7 +69,6 @@ def text_read_by(setting: settings.Setting) -> st.SearchStrategy[str]:
 @pytest.mark.parametrize("setting", settings.TABLE, ids=lambda setting: setting.name)
 @given(data=st.data())
 @limits(
-    deadline=None,
     max_examples=12,
     suppress_health_check=[
         HealthCheck.function_scoped_fixture,

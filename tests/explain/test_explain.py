@@ -421,9 +421,7 @@ STATES = st.builds(
 )
 
 
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(state=STATES)
 def test_of_any_state_it_says_what_the_child_does(child: Child, state: State) -> None:
     assert_same_as_the_child(child, state)

@@ -846,7 +846,7 @@ def test_python_finds_signals_blocked_as_they_were(
 
 # --- whatever comes -------------------------------------------------------------------------------
 
-fuzz = settings(max_examples=150, deadline=None)
+fuzz = settings(max_examples=150)
 
 # A byte of each kind.
 BYTES = st.sampled_from(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from greycheck.envelope import Envelope
@@ -192,7 +192,6 @@ SAID = {
 SPECIAL = [b"GREYCHECK_DELAY", b"RELAYCLIENT", b"SPFRESULT", b"greycheck_hook", b"greycheck_time"]
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_a_plain_request_is_the_question_that_it_is_line_by_line(data: st.DataObject) -> None:
     """And one that is not plain, too."""

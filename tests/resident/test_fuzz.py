@@ -11,7 +11,7 @@ from hypothesis import strategies as some
 from greycheck.hooks import every
 from tests.resident.resident import Closed, Peer, Resident, request
 
-SETTINGS = settings(max_examples=250, deadline=None)
+SETTINGS = settings(max_examples=250)
 
 HOOKS = tuple(hook.NAME.encode() for hook in every())
 GOOD_CLIENTS = (b"192.0.2.1", b"198.51.100.77", b"2001:db8::1", b"::ffff:192.0.2.9")

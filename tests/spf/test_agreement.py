@@ -35,9 +35,7 @@ def answer(domain: str, resolver: Resolver) -> Answer:
     return answers[domain]
 
 
-@settings(
-    max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     domain=st.sampled_from(world.domains),
     address=addresses,

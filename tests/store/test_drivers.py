@@ -264,9 +264,7 @@ def test_what_a_statement_is_refused_for_is_said(named: tuple[Server, str]) -> N
     assert value(connection, "SELECT 1") == 1
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40),
     st.binary(max_size=20),

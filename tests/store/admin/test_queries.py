@@ -249,9 +249,7 @@ def overlap(one: str, other: str) -> bool:
     return left.version == right.version and left.overlaps(right)
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(known=st.lists(NETWORKS, min_size=1, max_size=12), asked=NETWORKS)
 def test_networks_of_any_length_are_found_where_they_overlap(
     engine: Engine, known: list[tuple[str, int]], asked: tuple[str, int]
