@@ -27,8 +27,8 @@ SHEBANG, LONGER_SHEBANG = 127, 255
 
 # A child ends before it has made garbage, so it does not look for any: among all that is imported
 # that takes a tenth of its own time. Where drivers are comes last, so that nothing else is looked
-# for there first. The last resort is compiled only where it is needed, as that takes longer than
-# reading a room; where not even that can be done, mail is accepted.
+# for there first. The last resort is compiled with the rest: where memory is short, it could not be
+# compiled when it is needed.
 LAUNCHER = """\
 {mark} {version}, written by `greycheck install`: run that again rather than edit this.
 try:
@@ -40,28 +40,19 @@ try:
     from greycheck.child import main
     main({operator!r})
 except BaseException as error:
+    import posix, _signal
+    defer = posix.environ.get(b'GREYCHECK_ON_ERROR', b'').strip().lower() == b'defer'
+    code, verdict, words = ({code}, 'defer', {words!r}) if defer else ({accepts}, 'accept', {no_words!r})
     try:
-        exec(r'''
-{last_resort}''')
+        _signal.signal(_signal.SIGALRM, lambda number, frame: posix._exit(code))
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [_signal.SIGALRM])
+        _signal.alarm(1)
+        if words:
+            posix.write(1, words)
+        text = ascii('%s: %s' % (type(error).__name__, error))
+        posix.write(2, ('greycheck: %s reason=error error=%s\\n' % (verdict, text)).encode())
     finally:
-        import posix
-        posix._exit({accepts})
-"""
-
-LAST_RESORT = """\
-import posix, _signal
-defer = posix.environ.get(b'GREYCHECK_ON_ERROR', b'').strip().lower() == b'defer'
-code, verdict, words = ({code}, 'defer', {words!r}) if defer else ({accepts}, 'accept', {no_words!r})
-try:
-    _signal.signal(_signal.SIGALRM, lambda number, frame: posix._exit(code))
-    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [_signal.SIGALRM])
-    _signal.alarm(1)
-    if words:
-        posix.write(1, words)
-    text = ascii('%s: %s' % (type(error).__name__, error))
-    posix.write(2, ('greycheck: %s reason=error error=%s\\n' % (verdict, text)).encode())
-finally:
-    posix._exit(code)
+        posix._exit(code)
 """  # noqa: E501
 
 
@@ -102,8 +93,10 @@ def launcher(program: str = PROGRAMS[0]) -> str:
         package=str(package().parent),
         drivers=driver_directories(),
         operator=(sys.executable, "-I", "-m", "greycheck"),
+        code=code,
+        words=words,
         accepts=accepts,
-        last_resort=LAST_RESORT.format(code=code, words=words, accepts=accepts, no_words=no_words),
+        no_words=no_words,
     )
 
 
