@@ -414,7 +414,8 @@ class Pool:
                 check.remember(store, decision, question.attempt)
             except Exception:
                 # Later recipients wait, as those of other hooks do.
-                store.tidy()
+                with suppress(Exception):
+                    store.tidy()
         return decision.verdict()
 
 

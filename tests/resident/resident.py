@@ -8,7 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -325,6 +328,29 @@ class Resident:
     def age(self, seconds: int) -> None:
         """Moves all that the store knows SECONDS into the past."""
         self.store.age(seconds)
+
+
+class Asking(ABC):
+    """NUMBER threads that ask, each by ``ask`` with its own number, until it is ``over``."""
+
+    def __init__(self, number: int) -> None:
+        self.over = threading.Event()
+        self.threads = [threading.Thread(target=self.ask, args=[each]) for each in range(number)]
+
+    @abstractmethod
+    def ask(self, number: int) -> None:
+        """Asks until it is over, in the thread NUMBER."""
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        for thread in self.threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self.over.set()
+            for thread in self.threads:
+                thread.join()
 
 
 def operate(store: Database, *arguments: str) -> None:

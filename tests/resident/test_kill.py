@@ -4,16 +4,14 @@ and children go on by themselves.
 
 import signal
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.load import Load
-from tests.resident.resident import ACCEPTED, DEFERRED, Closed, Peer, Resident
+from tests.resident.resident import ACCEPTED, DEFERRED, Asking, Closed, Peer, Resident
 from tests.servers import wait_until
 from tests.support import ACCEPTED as EXIT_ACCEPTED
 from tests.support import DEFERRED as EXIT_DEFERRED
@@ -66,30 +64,18 @@ def senders(store: Database) -> set[str]:
     return {str(sender) for (sender,) in store.rows("SELECT sender FROM triplet")}
 
 
-class Asking:
-    """Peers of the resident at PLACE that ask about one new mail after the other; ``deferred`` is
-    whom it has deferred.
+class Peers(Asking):
+    """NUMBER peers of the resident at PLACE that ask about one new mail after the other;
+    ``deferred`` is whom it has deferred.
     """
 
     def __init__(self, place: Path, number: int) -> None:
+        super().__init__(number)
         self.socket = place / "socket"
         self.deferred: set[str] = set()
         self.wrong: list[str] = []
-        self.over = threading.Event()
-        self.threads = [threading.Thread(target=self._ask, args=[each]) for each in range(number)]
 
-    @contextmanager
-    def going_on(self) -> Iterator[None]:
-        for thread in self.threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            self.over.set()
-            for thread in self.threads:
-                thread.join()
-
-    def _ask(self, number: int) -> None:
+    def ask(self, number: int) -> None:
         each = 0
         while not self.over.is_set():
             try:
@@ -109,7 +95,7 @@ class Asking:
 def test_kills_under_load_lose_no_row_and_no_mail(
     load: Load, store: SQLiteFile, serve: Serve, place: Path
 ) -> None:
-    asking = Asking(place, 4)
+    asking = Peers(place, 4)
     resident = serve(store)
     with load.going_on(), asking.going_on():
         load.calm()
@@ -213,7 +199,7 @@ def test_another_takes_over_the_socket_of_one_that_was_killed(
 def test_a_kill_loses_nothing_of_a_server_database(
     database: ServerDatabase, serve: Serve, place: Path
 ) -> None:
-    asking = Asking(place, 8)
+    asking = Peers(place, 8)
     resident = serve(database)
     with asking.going_on():
         for turn in range(3):

@@ -19,7 +19,7 @@ import pytest
 from greycheck import check
 from greycheck.resident import together
 from greycheck.resident.together import Store
-from tests.resident.resident import DEFERRED, Resident
+from tests.resident.resident import DEFERRED, Asking, Resident
 from tests.resident.resident import request as question
 from tests.resident.test_pool import each_kind, make_due, marks
 from tests.resident.test_together import mail, pool_of, questions_of, reasons_of, settings_of
@@ -79,7 +79,7 @@ class Answer(NamedTuple):
         return self.reason == "error" or self.unrecorded
 
 
-class Load:
+class Load(Asking):
     """Connections that ask RESIDENTS about one mail after the other, and later about what is known.
 
     The first resident is asked by all; by some of them the second one too, about the same mail at
@@ -87,16 +87,13 @@ class Load:
     """
 
     def __init__(self, residents: Sequence[Resident]) -> None:
+        super().__init__(CONNECTIONS)
         self.residents = residents
         self.first = int(time.time()) - 60
         self.answers: dict[str, list[Answer]] = defaultdict(list)
         self.all: list[Answer] = []
         self.broken: list[Exception] = []
         self.in_trouble = False
-        self.over = threading.Event()
-        self.threads = [
-            threading.Thread(target=self._ask, args=[number]) for number in range(CONNECTIONS)
-        ]
 
     @contextmanager
     def going_on(self) -> Iterator[None]:
@@ -109,16 +106,10 @@ class Load:
                     GREYCHECK_DELAY="1s",
                 )
             assert " reason=retry " in found["log"]
-        for thread in self.threads:
-            thread.start()
-        try:
+        with super().going_on():
             yield
-        finally:
-            self.over.set()
-            for thread in self.threads:
-                thread.join()
 
-    def _ask(self, number: int) -> None:
+    def ask(self, number: int) -> None:
         each = 0
         try:
             while not self.over.is_set():
