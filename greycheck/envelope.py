@@ -138,7 +138,7 @@ class Triplet:
     @property
     def is_tagged(self) -> bool:
         """True if the sender has tags that are folded, or that an earlier release folded."""
-        return self.sender != self.written or b"+" in self.sender
+        return self.sender != self.written or normalise.PLUS in self.sender
 
 
 def triplet(envelope: Envelope, ipv4_prefix: int, ipv6_prefix: int) -> Triplet:

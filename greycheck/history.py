@@ -15,7 +15,7 @@ Nothing here fails: mail does not wait for a statistic. What cannot be written i
 import posix
 
 from greycheck.log import show_domain
-from greycheck.normalise import client_network
+from greycheck.normalise import AT, client_network
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def kind(settings: "Settings", envelope: "Envelope", verdict: "Verdict", now: in
         OBSERVE if verdict.observed else verdict.action,
         verdict.reason,
         verdict.delayed if verdict.reason in WAITED else 0,
-        envelope.recipient.rpartition(b"@")[2].lower() if b"@" in envelope.recipient else b"",
+        envelope.recipient.rpartition(b"@")[2].lower() if AT in envelope.recipient else b"",
         sender,
         network,
     )

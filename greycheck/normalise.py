@@ -15,6 +15,10 @@ one of its clients is known.
 IPV4_BITS = 32
 IPV6_BITS = 128
 
+# Bytes that all mail is searched for, as numbers. A text of one byte takes Python six times as long:
+# it first tries to take that for a number, in vain.
+AT, COLON, PLUS = b"@:+"
+
 # --- clients --------------------------------------------------------------------------------------
 
 
@@ -28,7 +32,7 @@ def client_address(text: bytes) -> str | None:
     parsed = _parse(text)
     if parsed is None or parsed[1] == 0:
         return None
-    return address_text(*parsed) if b":" in text else text.decode()
+    return address_text(*parsed) if COLON in text else text.decode()
 
 
 def client_network(address: str, ipv4_prefix: int, ipv6_prefix: int) -> str:
@@ -161,7 +165,7 @@ def host_name(name: bytes) -> bytes:
 
 
 def _parse(text: bytes) -> tuple[int, int] | None:
-    if b":" not in text:
+    if COLON not in text:
         value = _parse_ipv4(text)
         return None if value is None else (IPV4_BITS, value)
     value = _parse_ipv6(text.split(b"%", 1)[0])
@@ -252,7 +256,7 @@ def mail_address(address: bytes) -> bytes:
     The null sender is empty.
     """
     address = address.lower()
-    return address.removesuffix(b".") if b"@" in address else address
+    return address.removesuffix(b".") if AT in address else address
 
 
 # An address without one of these bytes has no tags; nor has one of letters and digits only that is

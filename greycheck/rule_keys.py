@@ -147,7 +147,7 @@ def spellings(written: bytes, sender: bytes) -> list[bytes]:
 
     They are as WRITTEN, folded (SENDER), and folded as in an earlier release.
     """
-    if written == sender and b"+" not in written:
+    if written == sender and normalise.PLUS not in written:
         return [sender]
     from greycheck import earlier
 

@@ -60,6 +60,9 @@ ANSWERS = {ACCEPT: "DUNNO", DEFER: "DEFER_IF_PERMIT", REJECT: "REJECT"}
 
 REQUEST = b"smtpd_access_policy"
 
+# No line of a request has this byte.
+NUL = 0
+
 # The end of a request, and of an answer.
 END = b"\n\n"
 
@@ -95,7 +98,7 @@ def check(request: bytes, attributes: dict[bytes, bytes]) -> None:
     """Raises Malformed where a REQUEST with these ATTRIBUTES is none of this protocol."""
     if attributes.get(b"request") != REQUEST:
         raise Malformed("no request=smtpd_access_policy")
-    if b"\0" in request:
+    if NUL in request:
         raise Malformed("a NUL")
 
 

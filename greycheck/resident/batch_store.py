@@ -46,6 +46,11 @@ from greycheck.store.base import (
     wants_identity,
 )
 
+# The driver asks whatever is neither a number nor a text how it is to be stored, and makes an error
+# of each answer that is missing, 1 us for a key. What is told so is stored as it is.
+sqlite3.register_adapter(bytes, lambda value: value)
+sqlite3.register_adapter(type(None), lambda value: value)
+
 # A row that was found.
 Found = tuple[Any, ...]
 

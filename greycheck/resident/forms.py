@@ -73,7 +73,7 @@ class Forms:
             found = match(request)
             if found:
                 kind, *values = take(found.groups())
-                return values if kind == protocol.REQUEST and b"\0" not in request else None
+                return values if kind == protocol.REQUEST and protocol.NUL not in request else None
         return None
 
     def _learn(self, request: bytes) -> dict[bytes, bytes]:
