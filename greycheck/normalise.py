@@ -15,8 +15,8 @@ one of its clients is known.
 IPV4_BITS = 32
 IPV6_BITS = 128
 
-# Bytes that all mail is searched for, as numbers. A text of one byte takes Python six times as long:
-# it first tries to take that for a number, in vain.
+# Bytes that all mail is searched for, as numbers. A text of one byte takes Python six times as
+# long: it first tries to take that for a number, in vain.
 AT, COLON, PLUS = b"@:+"
 
 # --- clients --------------------------------------------------------------------------------------

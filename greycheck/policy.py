@@ -410,7 +410,8 @@ class Decision:
         at, steps, has_rows = self._at, STEPS, self.rows is not None
         while not self.reason:
             step = steps[at]
-            need = step.take(self) if has_rows or not step.needs_rows else ROWS
+            take = step.take
+            need = take(self) if has_rows or not step.needs_rows else ROWS
             if need:
                 self._at = at
                 return need
@@ -433,11 +434,12 @@ class Decision:
         self.phase = phase(self.row, self.timings, self.now)
         # Where many clients may share the address, as behind a container's NAT, it is no client
         # that can be known or refused for its haste.
-        address = self.triplet.client
-        self.shared = address if is_private(address) else ""
+        triplet = self.triplet
+        self.shared = triplet.client if is_private(triplet.client) else ""
         self.client = None if self.shared or self.rule is not None else rows.client
-        sender = self.triplet.sender
-        self.may_have_identity = bool(sender) and not self.shared and self.settings.identity != "no"
+        self.may_have_identity = (
+            bool(triplet.sender) and not self.shared and self.settings.identity != "no"
+        )
 
     def take_earlier(self, row: TripletRow | None) -> None:
         """Takes the triplet's row under the key of an earlier release, if it is alive."""

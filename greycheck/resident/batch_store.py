@@ -346,8 +346,7 @@ class Store(sqlite.Store):
         self._newcomers.add(asked, changes)
 
     def _crowd(self, asked: Asked, limit: int, now: int) -> int:
-        count = super()._crowd
-        return self._newcomers.crowd(asked, limit, lambda: count(asked, limit, now))
+        return self._newcomers.crowd(asked, limit, super()._crowd, asked, limit, now)
 
     def _estimate(self, limit: int, now: int) -> int:
         """Returns about how many triplets wait: as counted a moment ago, and changed here since."""

@@ -36,8 +36,9 @@ class Counting:
             return
         numbers = self._numbers
         kind = history.kind(settings, envelope, verdict, now)
-        if kind in numbers or len(numbers) < MOST:
-            numbers[kind] = numbers.get(kind, 0) + 1
+        number = numbers.get(kind, 0)
+        if number or len(numbers) < MOST:
+            numbers[kind] = number + 1
 
     def tick(self, settings: Settings) -> None:
         """Begins to write what was counted, if it is time."""

@@ -41,7 +41,7 @@ from contextlib import suppress
 from time import monotonic, time
 
 from greycheck import check
-from greycheck.policy import PENDING, ROWS, TripletRow, Verdict
+from greycheck.policy import NOTHING, PENDING, ROWS, TripletRow, Verdict
 from greycheck.resident import batch_store
 from greycheck.resident.batch_store import Store
 from greycheck.resident.messages import Messages
@@ -141,9 +141,11 @@ class FileStore:
             for question, _asked in asked:
                 self._tell(question, question.failed(str(error)))
             return
-        _look_ahead(store, asked)
-        for each in asked:
-            self._look_up(store, each)
+        store.look_ahead([each for _question, each in asked])
+        waiting = [each for each in asked if self._look_up(store, each, ROWS, PENDING)]
+        store.look_ahead_for_identities([(each, question.settings) for question, each in waiting])
+        for each in waiting:
+            self._look_up(store, each, PENDING)
         if self._unwritten:
             return  # ``tick`` goes on with the transaction
         try:
@@ -151,27 +153,41 @@ class FileStore:
         except StoreError:
             store.roll_back()
 
-    def _look_up(self, store: Store, each: tuple[Question, Asked]) -> None:
+    def _look_up(
+        self, store: Store, each: tuple[Question, Asked], need: str, until: str = NOTHING
+    ) -> str:
+        """Gives one request what it NEEDs until it is decided, and answers it if that holds.
+
+        Where it needs UNTIL before, that is left to be given, and returned. Raises WrongSchema.
+        """
         question, asked = each
         decision = question.decision
         try:
-            check.decide(store, asked, decision, self._messages.first_passed)
+            while True:
+                check.answer(store, asked, decision, need, self._messages.first_passed)
+                need = decision.advance()
+                if not need:
+                    break
+                if need == until:
+                    return need
+            check.finish(asked, decision)
         except Busy:
             question.decision = decision.anew()
             self._unwritten.append(each)
-            return
+            return NOTHING
         except WrongSchema:
             raise
         except Exception as error:
             self._tell(question, question.failed(_said(error)))
-            return
+            return NOTHING
         if decision.changes or (question.hook and decision.opens_message):
             store.announce(asked, decision.changes)
             self._unwritten.append(each)
             may_be_answered = self._last_write_worked and len(self._unwritten) < AHEAD
             if not (may_be_answered and decision.is_final_before_write):
-                return
+                return NOTHING
         self._tell(question, decision.verdict())
+        return NOTHING
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -208,7 +224,8 @@ class FileStore:
         self._write_back.count(len(batch))
         self._last_write_worked = True
         for question, _asked in batch:
-            self._tell(question, question.decision.verdict())
+            if not question.answered:
+                self._tell(question, question.decision.verdict())
 
     def _is_wanted(self, question: Question, now: float) -> bool:
         """Returns false if the client of QUESTION has gone while it waited: it is not written.
@@ -417,48 +434,26 @@ class FileStore:
         self._close_file()
 
 
-def _look_ahead(store: Store, asked: Batch) -> None:
-    """Looks up at once what all that is ASKED needs, for ``check.decide``, which asks for it."""
-    store.look_ahead([each for _question, each in asked])
-    waiting = [
-        (each, question.settings) for question, each in asked if _waits(store, question, each)
-    ]
-    store.look_ahead_for_identities(waiting)
-
-
-def _waits(store: Store, question: Question, asked: Asked) -> bool:
-    """Goes on with QUESTION as far as its rows and rules say; returns true if it is to wait."""
-    decision = question.decision
-    try:
-        if decision.advance() == ROWS:
-            decision.take_rows(store.lookup(asked, decision.now))
-        return decision.advance() == PENDING
-    except Exception:
-        # ``_look_up`` meets it again.
-        question.decision = decision.anew()
-        return False
-
-
 def _save_together(store: Store, batch: Batch) -> Batch:
     """Writes those of BATCH at once that change a triplet's row, and nothing else.
 
     Returns the others, in their order. Of several changes of one triplet the first is written so.
     """
     changes, others, keys = [], [], set()
-    for question, asked in batch:
+    for each in batch:
+        question, asked = each
         decision = question.decision
-        is_plain = (
-            bool(decision.reason)
+        if (
+            decision.reason
             and len(decision.changes) == 1
             and isinstance(decision.changes[0].new, TripletRow)
             and asked.key not in keys
             and not (question.hook and decision.opens_message)
-        )
-        keys.add(asked.key)
-        if is_plain:
+        ):
             changes.append((asked, decision.changes[0]))
         else:
-            others.append((question, asked))
+            others.append(each)
+        keys.add(asked.key)
     if len(changes) < 2:
         return batch
     store.save_together(changes)

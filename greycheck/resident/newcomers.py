@@ -32,19 +32,20 @@ class Rooms:
 
     def take(self, network: str, limit: int) -> bool:
         """Takes a place in NETWORK, under LIMIT; returns false if there is none."""
-        room = self._rooms.get((network, limit), limit // UNCOUNTED)
+        place = network, limit
+        room = self._rooms.get(place, limit // UNCOUNTED)
         if room > 0:
-            self._set(network, limit, room - 1)
+            self._set(place, room - 1)
         return room > 0
 
     def were_counted(self, network: str, limit: int, waiting: int) -> None:
         """So many of NETWORK are WAITING, and one more is asked about."""
-        self._set(network, limit, min(limit // UNCOUNTED, limit - waiting) - 1)
+        self._set((network, limit), min(limit // UNCOUNTED, limit - waiting) - 1)
 
-    def _set(self, network: str, limit: int, room: int) -> None:
+    def _set(self, place: tuple[str, int], room: int) -> None:
         if len(self._rooms) >= NETWORKS:
             self._rooms.clear()
-        self._rooms[network, limit] = room
+        self._rooms[place] = room
 
 
 class Newcomers:
@@ -66,17 +67,17 @@ class Newcomers:
         self._of_network.clear()
         self._all.clear()
 
-    def crowd(self, asked: Asked, limit: int, count: Callable[[], int]) -> int:
-        """Returns how many of the network of ASKED wait besides it, by COUNT, as far as LIMIT.
+    def crowd(self, asked: Asked, limit: int, count: Callable[..., int], *given: object) -> int:
+        """Returns how many of the network of ASKED wait besides it, as far as LIMIT.
 
-        Returns 0 as long as they need not be counted.
+        COUNT counts them, of what is GIVEN. Returns 0 as long as they need not be counted.
         """
         network = asked.triplet.network
         counted = self._crowds.get((network, limit))
         if counted is None:
             if self._rooms.take(network, limit):
                 return 0
-            counted = count()
+            counted = count(*given)
         return self.counted(asked, limit, counted)
 
     def counted(self, asked: Asked, limit: int, counted: int) -> int:
@@ -101,9 +102,12 @@ class Newcomers:
 
     def add(self, asked: Asked, changes: Iterable[Change]) -> None:
         """CHANGES are made by what is ASKED: where it begins to wait it is one from now on."""
-        if not self._are_written and any(begins_to_wait(change) > 0 for change in changes):
-            self._of_network.setdefault(asked.triplet.network, set()).add(asked.key)
-            self._all.add(asked.key)
+        if self._are_written:
+            return
+        for change in changes:
+            if begins_to_wait(change) > 0:
+                self._of_network.setdefault(asked.triplet.network, set()).add(asked.key)
+                self._all.add(asked.key)
 
 
 def begins_to_wait(change: Change) -> int:

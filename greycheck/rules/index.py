@@ -179,9 +179,10 @@ def _take_first(found: list[RuleRow], kinds: dict[str, _Kind], asked: Asked, now
 
 def _take_name(found: list[RuleRow], kind: _Kind, name: bytes, now: int) -> None:
     """Appends to FOUND the rules of KIND that match NAME and are valid at NOW."""
-    host = normalise.host_name(name)
-    if host[host.rfind(b".") + 1 :] in kind.suspects and 0 < len(name) <= rule_keys.NAME:
-        _take(found, kind, kind.of_name(host), now)
+    if 0 < len(name) <= rule_keys.NAME:
+        host = normalise.host_name(name)
+        if host[host.rfind(b".") + 1 :] in kind.suspects:
+            _take(found, kind, kind.of_name(host), now)
 
 
 def _bits(address: str) -> tuple[int, int]:

@@ -305,6 +305,8 @@ def packed(address: str) -> bytes:
 
     ADDRESS is as ``normalise.client_address`` returns it.
     """
+    if ":" not in address:  # most mail
+        return MAPPED_BYTES + bytes(map(int, address.split(".")))
     bits, value = address_bits(address)
     return (
         MAPPED_BYTES + value.to_bytes(4, "big") if bits == IPV4_BITS else value.to_bytes(16, "big")
