@@ -51,7 +51,7 @@ def show(text: bytes) -> str:
     Escaped are bytes that are not printable, or that have a meaning in a log line. It can be
     reversed: two different texts never look the same.
     """
-    if not text.translate(None, _PLAIN):  # most mail
+    if not text.strip(_PLAIN):  # most mail
         return text.decode()
     decoded = text.decode("utf-8", "surrogateescape")
     return "".join(

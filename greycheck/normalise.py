@@ -275,8 +275,8 @@ def fold_sender(sender: bytes) -> bytes:
     local, at, domain = sender.rpartition(b"@")
     if (
         not at
-        or len(local.translate(None, _OF_TAGS)) == len(local)
         or (len(local) < _WORD and local.isalnum())
+        or len(local.translate(None, _OF_TAGS)) == len(local)
     ):
         return sender
     from greycheck import folding

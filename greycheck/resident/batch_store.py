@@ -17,7 +17,7 @@ for each other, so that a new triplet cost 170 us instead of 100.
 
 import posix
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import Any
@@ -488,12 +488,13 @@ def _identity_values(asked: Asked, settings: Settings) -> tuple[object, ...]:
 
 def _matched(
     asked: Sequence[Asked], found: list[Found], keys: Sequence[object]
-) -> Iterator[tuple[Asked, Found]]:
+) -> Iterable[tuple[Asked, Found]]:
     """Returns each of ASKED with its row of FOUND, which begins with its key of KEYS.
 
-    Rows come in the order in which they were asked for. SQL does not promise that.
+    Rows come in the order in which they were asked for. SQL does not promise that: where they do
+    not, none is returned.
     """
-    return ((each, row) for each, row, key in zip(asked, found, keys, strict=True) if row[0] == key)
+    return zip(asked, found, strict=True) if [row[0] for row in found] == keys else ()
 
 
 def write_back(path: str) -> None:

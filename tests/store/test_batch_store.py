@@ -183,6 +183,21 @@ def test_each_finds_its_own_rows_among_many(store: Store) -> None:
     store.commit()
 
 
+def test_rows_in_another_order_are_nobodys(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQL promises none: each is looked up by itself then."""
+    second = asked(b"b@example.org")
+    assert store.begin_writing()
+    assert store.save(ASKED, NEW, patient=True)
+    store.commit()
+    in_order = store._rows_of
+    store.begin_reading()
+    with monkeypatch.context() as turned:
+        turned.setattr(store, "_rows_of", lambda asked: in_order(asked)[::-1])
+        store.look_ahead([ASKED, second])
+    assert store.lookup(ASKED, NOW).triplet is not None
+    assert store.lookup(second, NOW).triplet is None
+
+
 def test_what_was_looked_up_ahead_ends_with_its_transaction(
     store: Store, other: sqlite3.Connection
 ) -> None:
