@@ -38,8 +38,9 @@ from greycheck.rules.rule import make_rule
 from greycheck.store import compiled_sqlite
 from greycheck.store.admin import rulebook
 from greycheck.store.admin.engine import open_engine
-from greycheck.store.base import Asked, digest, parameters
+from greycheck.store.base import Asked, digest
 from greycheck.store.schema import migrate
+from greycheck.store.writing import parameters
 
 ROOT = Path(__file__).parent.parent
 

@@ -20,9 +20,10 @@ from sqlalchemy import create_engine
 from greycheck import settings
 from greycheck.envelope import triplet
 from greycheck.hooks import smtpextfork
-from greycheck.policy import Decision, Pending, Rows
-from greycheck.store import base, compiled_sqlite
+from greycheck.policy import Decision, Rows
+from greycheck.store import base, writing
 from greycheck.store.schema import statements
+from greycheck.unknown import Pending
 
 STATEMENTS = statements.for_dialect("sqlite")
 
@@ -39,14 +40,14 @@ def main() -> NoReturn:
         row = connection.execute(STATEMENTS["LOOKUP"], keys).one()
         decision = Decision(envelope, found, int(time()))
         decision.advance()
-        decision.take_rows(Rows(*base.rows(tuple(row), compiled_sqlite.REVISION)))
+        decision.take_rows(Rows(*base.made(row[1:11])))
         if decision.advance():
             # What else waits is not looked up here, to the advantage of this one.
             decision.take_pending(Pending())
             decision.advance()
         for change in decision.changes:
-            name = base.statement(change)
-            if connection.execute(STATEMENTS[name], base.parameters(asked, change)).rowcount != 1:
+            name, values = writing.statement(change), writing.parameters(asked, change)
+            if connection.execute(STATEMENTS[name], values).rowcount != 1:
                 raise RuntimeError(f"{name}: the row is no longer what was read")
         connection.commit()
         os._exit(smtpextfork.ANSWERS[decision.action])

@@ -4,18 +4,8 @@ The same for everybody who decides. Time and the connection are handed in.
 """
 
 from greycheck.envelope import message_triplet
-from greycheck.policy import (
-    EARLIER,
-    IDENTITY,
-    MESSAGE,
-    MESSAGE_TIME,
-    NETWORKS,
-    PENDING,
-    ROWS,
-    message_passed_recently,
-    message_row,
-)
-from greycheck.store.base import Again, Asked, StoreError
+from greycheck.policy import EARLIER, IDENTITY, MESSAGE, NETWORKS, PENDING, ROWS
+from greycheck.store.base import Asked, StoreError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,11 +46,12 @@ def check(
             made = decision
             if store.save(asked, made.changes, patient=not made.only_counts_use):
                 return made
-        except Again as error:
-            fault = error
         except StoreError as error:
+            from greycheck.store.causes import Again
+
             fault = error
-            break
+            if not isinstance(error, Again):
+                break
     if made is None or made.needs_record:
         raise fault
     made.unrecorded = str(fault)
@@ -119,6 +110,8 @@ def message_passed(store: "Store", decision: "Decision") -> bool:
 
     Raises StoreError.
     """
+    from greycheck.unknown import message_passed_recently
+
     row = store.lookup(_of_message(decision), decision.now).triplet
     return message_passed_recently(row, decision.now)
 
@@ -129,6 +122,8 @@ def remember(store: "Store", decision: "Decision", now: int) -> None:
     That is a row among the triplets, for MESSAGE_TIME. Where the message before, from the same
     sender in the same session, has done so, nothing is written. Raises StoreError.
     """
+    from greycheck.unknown import MESSAGE_TIME, message_passed_recently, message_row
+
     message = _of_message(decision)
     row = store.lookup(message, now).triplet
     if not message_passed_recently(row, now, MESSAGE_TIME // 2):

@@ -186,13 +186,17 @@ class Check:
         """Makes DECISION with what the store knows, and records it there; returns it."""
         from greycheck.check import check
         from greycheck.store import connect
-        from greycheck.store.base import STORE_SHARE, NoSchema
+        from greycheck.store.base import STORE_SHARE, StoreError
 
         patience = max(self.left(), LEAST) * STORE_SHARE
         try:
             self.store = connect(self.settings, patience)
             return check(self.store, decision)
-        except NoSchema:
+        except StoreError as error:
+            from greycheck.store.causes import NoSchema
+
+            if not isinstance(error, NoSchema):
+                raise
             from greycheck.store import first_use
 
             self.store = first_use.make(self.settings, self.operator, patience)

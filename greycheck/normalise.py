@@ -175,8 +175,19 @@ def _parse(text: bytes) -> tuple[int, int] | None:
     return (IPV6_BITS, value) if ipv4 is None else (IPV4_BITS, ipv4)
 
 
-# The only forms of an octet: other forms of a number (blanks, leading zeros) are wrong.
-_OCTETS = {b"%d" % number: number for number in range(256)}
+class _Octets(dict[bytes, int]):
+    """The octets that were met, by how they are written: a table of all would cost each child."""
+
+    def __missing__(self, text: bytes) -> int:
+        # Other forms of a number (blanks, signs, leading zeros) are wrong.
+        number = int(text) if text.isdigit() and len(text) <= 3 else 256
+        if number > 255 or b"%d" % number != text:
+            raise KeyError(text)
+        self[text] = number
+        return number
+
+
+_OCTETS = _Octets()
 
 
 def _parse_ipv4(text: bytes) -> int | None:

@@ -1,9 +1,10 @@
 """What greylisting decides: one state machine, and one table with the order of its steps.
 
-Everything that affects a verdict is here; nothing here reads a clock, a store, an environment or a
-descriptor. A ``Decision`` goes through ``STEPS``. It stops where it needs something that a store
-knows, says what, and goes on when it was given that. Whoever drives it (``greycheck.check``) adds
-nothing to it, so the forked child, the resident, ``greycheck policy`` and ``explain`` decide alike.
+Everything that affects a verdict is here, and in ``greycheck.unknown`` for mail that is not known;
+nothing reads a clock, a store, an environment or a descriptor. A ``Decision`` goes through
+``STEPS``. It stops where it needs something that a store knows, says what, and goes on when it was
+given that. Whoever drives it (``greycheck.check``) adds nothing to it, so the forked child, the
+resident, ``greycheck policy`` and ``explain`` decide alike.
 
     decision = Decision(envelope, settings, now)
     while need := decision.advance():
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from greycheck.envelope import Triplet
     from greycheck.settings import Settings
+    from greycheck.unknown import DomainRow, Identity, NetworkRow, Pending
 
 ACCEPT = "accept"
 DEFER = "defer"
@@ -36,27 +38,6 @@ REJECT = "reject"
 # A row in use is written again only when its last use is this many seconds old, or half a shorter
 # lifetime.
 REFRESH = 3600
-
-# A client whose address many may share is warned of at most once in so many seconds.
-WARNED = 3600
-
-# How many early attempts a triplet may have for an unknown client to get a row for its haste. Each
-# address of a network retries the same triplets: an IPv6 network has more of them than any table
-# has room for.
-HASTE = 16
-
-# Attempts this many seconds apart are one attempt seen twice: both hooks may be on, and RCPT may be
-# repeated (docs/hooks.rst).
-SAME_ATTEMPT = 1
-
-# How long the first recipient of a message that passed lets later ones pass, in seconds. No client
-# takes longer to name them.
-MESSAGE_TIME = 600
-
-# Attempts of one message from one provider's networks are at least this many seconds apart: of the
-# known schedules (docs/schedules.rst) the hastiest retries after six. Closer ones are several
-# senders.
-POOL_GAP = 5
 
 
 # --- values ---------------------------------------------------------------------------------------
@@ -154,30 +135,6 @@ class ClientRow:
         self.struck = struck
 
 
-class DomainRow:
-    """What the store knows of a sender's domain that has passed.
-
-    How many triplets passed with its identity, and when it was first and last let through.
-    """
-
-    __slots__ = ("first", "last", "passes")
-
-    def __init__(self, first: int, last: int, passes: int) -> None:
-        self.first = first
-        self.last = last
-        self.passes = passes
-
-
-class NetworkRow:
-    """A NETWORK of clients that sent for the sender's domain, as a pool does; ADDED when it did."""
-
-    __slots__ = ("added", "network")
-
-    def __init__(self, network: str, added: int) -> None:
-        self.network = network
-        self.added = added
-
-
 class RuleRow:
     """A rule that matches: KEY, KIND, PATTERN as an operator reads it, ACTION, and DELAY.
 
@@ -215,73 +172,6 @@ class Rows:
         self.expected = expected
 
 
-class Identity:
-    """What the store knows of a client and of the domain of its sender.
-
-    ROW says whether the domain has passed. STATE is that of the domain's SPF (docs/identity.rst),
-    ANSWERED when DNS said so; both are empty where nobody has asked yet. SOURCE says by what the
-    client is authorised for the domain: ``spf`` (a network), ``client`` (this address), ``pool``;
-    empty where it is not. PROVIDER is the operator's provider whose network this is. WRITTEN is
-    when the recipient last wrote to this sender.
-    """
-
-    __slots__ = ("answered", "provider", "row", "source", "state", "written")
-
-    def __init__(
-        self,
-        row: DomainRow | None = None,
-        state: str = "",
-        answered: int | None = None,
-        source: str = "",
-        provider: str = "",
-        written: int | None = None,
-    ) -> None:
-        self.row = row
-        self.state = state
-        self.answered = answered
-        self.source = source
-        self.provider = provider
-        self.written = written
-
-
-# Where nothing is known.
-NOBODY = Identity()
-
-
-class Pending:
-    """What else waits in the store.
-
-    OTHERS is how many rows of the same sender and recipient wait from other networks, OLDEST since
-    when the first of them; NEWEST is the last first attempt from any network of that pair, and GAP
-    the least number of seconds between two of them (None where there are no two). CROWD is how many
-    triplets of the same network wait (counted no further than the limit), TOTAL how many in all (an
-    estimate). OF_DOMAIN is the oldest first attempt of the pair from a client that may send for the
-    sender's domain, and IDENTITY what is known of this one.
-    """
-
-    __slots__ = ("crowd", "gap", "identity", "newest", "of_domain", "oldest", "others", "total")
-
-    def __init__(
-        self,
-        others: int = 0,
-        oldest: int | None = None,
-        newest: int | None = None,
-        gap: int | None = None,
-        crowd: int = 0,
-        total: int = 0,
-        of_domain: int | None = None,
-        identity: Identity | None = None,
-    ) -> None:
-        self.others = others
-        self.oldest = oldest
-        self.newest = newest
-        self.gap = gap
-        self.crowd = crowd
-        self.total = total
-        self.of_domain = of_domain
-        self.identity = identity or NOBODY
-
-
 class Change:
     """A row to be written: from OLD as it was read (None: no row) to NEW (None: delete it).
 
@@ -293,7 +183,7 @@ class Change:
     def __init__(
         self,
         old: "TripletRow | ClientRow | DomainRow | RuleRow | None",
-        new: TripletRow | ClientRow | DomainRow | NetworkRow | None,
+        new: "TripletRow | ClientRow | DomainRow | NetworkRow | None",
         expires: int = 0,
     ) -> None:
         self.old = old
@@ -356,8 +246,6 @@ class Decision:
         "_asked_earlier",
         "_at",
         "_current",
-        "_first_passed",
-        "_networks",
         "_triplet",
         "action",
         "authorised_by",
@@ -368,8 +256,10 @@ class Decision:
         "detail",
         "domain",
         "envelope",
+        "first_passed",
         "identity",
         "may_have_identity",
+        "networks",
         "now",
         "pending",
         "phase",
@@ -400,9 +290,9 @@ class Decision:
         self.identity: Identity | None = None
         self.domain = b""
         self.authorised_by = self.by_identity = ""
-        self._networks: Sequence[str] | None = None
+        self.networks: Sequence[str] | None = None
         self._triplet = of
-        self._first_passed: bool | None = None
+        self.first_passed: bool | None = None
         self._asked_earlier = False
 
     def advance(self) -> str:
@@ -450,14 +340,14 @@ class Decision:
 
     def take_message(self, first_passed: bool) -> None:
         """Takes whether the message's first recipient passed at most MESSAGE_TIME ago."""
-        self._first_passed = first_passed
+        self.first_passed = first_passed
 
-    def take_pending(self, pending: Pending) -> None:
+    def take_pending(self, pending: "Pending") -> None:
         """Takes what else waits, and what is known of the sender's domain."""
         self.pending = pending
         self.take_identity(pending.identity)
 
-    def take_identity(self, identity: Identity) -> None:
+    def take_identity(self, identity: "Identity") -> None:
         """Takes what is known of the client and the sender's domain: whether it may send for it."""
         self.identity = identity
         if not self.may_have_identity:
@@ -468,7 +358,7 @@ class Decision:
 
     def take_networks(self, networks: "Sequence[str]") -> None:
         """Takes the networks from which the same sender and recipient wait."""
-        self._networks = networks
+        self.networks = networks
 
     # What it is about, and what came of it.
 
@@ -600,7 +490,7 @@ class Decision:
         self.action, self.reason, self.wait = action, reason, wait
         if action == ACCEPT and self.rows is not None and self.phase in (EARLY, DUE):
             assert self.row is not None
-            self._waited_since(self.row.first)
+            self.waited_since(self.row.first)
         if detail is not None:
             self.detail = detail
         elif self.rule is not None:
@@ -610,7 +500,7 @@ class Decision:
             self._carry_over()
         return NOTHING
 
-    def _waited_since(self, first: int) -> None:
+    def waited_since(self, first: int) -> None:
         """A wait ends of which the FIRST attempt was then, or before."""
         self.delayed = max(self.delayed, self.now - first)
 
@@ -631,32 +521,6 @@ class Decision:
             if row.passed is not None:
                 since, time = row.last, self.timings.lifetime
             self.changes.insert(0, Change(current, row, since + time))
-
-    def pass_triplet(self, reason: str) -> str:
-        """Ends with an acceptance by which the triplet passes.
-
-        Its client becomes known, and the domain that it may send for. A client whose address many
-        may share has a row that tells when that was last warned of, and that never counts.
-        """
-        assert self.rows is not None
-        row, client, now, settings = self.row, self.rows.client, self.now, self.settings
-        expires = now + settings.lifetime
-        first, early = (min(row.first, now), row.early) if row else (now, 0)
-        changes = [Change(row, TripletRow(first, now, early, 1, now), expires)]
-        if not settings.client_passes:
-            return self.decide(ACCEPT, reason, changes + _passed_by_domain(self))
-        if self.shared:  # which has no domain
-            if client is not None and client.passes and abs(now - client.last) < WARNED:
-                return self.decide(ACCEPT, reason, changes)
-            self.warning = (
-                f"{self.shared} is an address that many clients may share: it is not made known"
-                " (tcpserver behind NAT?)"
-            )
-        if client is None or now - client.last > settings.lifetime:
-            changes.append(Change(client, ClientRow(now, now, 1), expires))
-        else:
-            changes.append(Change(client, ClientRow(client.first, now, client.passes + 1), expires))
-        return self.decide(ACCEPT, reason, changes + _passed_by_domain(self))
 
 
 # --- the steps ------------------------------------------------------------------------------------
@@ -724,221 +588,37 @@ def _known(it: Decision) -> str:
     return NOTHING
 
 
-def _retry(it: Decision) -> str:
-    """The triplet waits, its delay is over and its retry window is not: it passes."""
-    if it.phase == DUE:
-        assert it.row is not None
-        if it.identity is None and it.settings.domain_passes and it.may_have_identity:
-            return IDENTITY
-        it.pass_triplet("retry")
-    return NOTHING
-
-
-def _expected(it: Decision) -> str:
-    """An operator or a program expects this mail: it passes, once."""
-    assert it.rows is not None
-    expected, now = it.rows.expected, it.now
-    if expected is not None:
-        passed = Change(it.row, TripletRow(now, now, 0, 1, now), now + it.timings.lifetime)
-        by = f"by={expected.pattern.replace(' ', ',')}"
-        it.decide(ACCEPT, "expected", (passed, Change(expected, None)), detail=by)
-    return NOTHING
-
-
-def _message(it: Decision) -> str:
-    """A later recipient of a message passes where its first one did (RFC 6647 5(1)).
-
-    Nothing is recorded of it. An operator's rule stands.
-    """
-    if it.rule is not None or it.envelope.first or not it.envelope.message:
-        return NOTHING
-    if it._first_passed is None:
-        return MESSAGE
-    if it._first_passed:
-        it.decide(ACCEPT, "message")
-    return NOTHING
-
-
-def _provider(it: Decision) -> str:
-    """The client is in a network of a provider whose mail the operator lets in (RFC 6647 5(6))."""
-    if it.rule is not None or it.settings.identity == "no":
-        return NOTHING
-    if it.pending is None:
-        return PENDING
-    provider = it.pending.identity.provider
-    if provider:
-        _by_identity(it, "provider", f"provider={provider}")
-    return NOTHING
-
-
-def _correspondent(it: Decision) -> str:
-    """The recipient has written to this sender.
-
-    Where the sender's domain says who may send for it, it must be one of these.
-    """
-    if it.rule is not None or not it.settings.learn_outbound:
-        return NOTHING
-    if it.pending is None:
-        return PENDING
-    identity = it.pending.identity
-    if identity.written is not None and (it.domain or identity.state != "found"):
-        it.decide(ACCEPT, "correspondent")
-    return NOTHING
-
-
-def _domain(it: Decision) -> str:
-    """The client may send for the sender's domain, which has passed often enough: so does this."""
-    if it.rule is not None or not it.may_have_identity or not it.settings.domain_passes:
-        return NOTHING
-    if it.pending is None:
-        return PENDING
-    if it.domain and is_known_domain(it.pending.identity.row, it.settings, it.now):
-        _by_identity(it, "domain", "", _used_domain(it))
-    return NOTHING
-
-
-def _moved(it: Decision) -> str:
-    """The mail waits from another client that may send for the same domain, and its delay is over.
-
-    The domain stands in the network's place.
-    """
-    if not it.may_have_identity:
-        return NOTHING
-    if it.pending is None:
-        return PENDING
-    since = it.pending.of_domain
-    if not it.domain or since is None or it.now - since < it.timings.delay:
-        return NOTHING
-    if it.settings.identity == "observe":
-        it.by_identity = it.by_identity or "retry"
-        return NOTHING
-    it._waited_since(since)
-    return it.pass_triplet("retry")
-
-
-def _haste(it: Decision) -> str:
-    """A retry that follows the last attempt too fast is a strike; with enough of them, a refusal.
-
-    What an early attempt changes is worked out here, for ``_early``.
-    """
-    if it.phase != EARLY:
-        return NOTHING
-    row, settings, now = it.row, it.settings, it.now
-    assert row is not None
-    assert it.rows is not None
-    first = min(row.first, now)
-    if first == row.first and abs(now - row.last) <= SAME_ATTEMPT:
-        return NOTHING
-    expires = first + it.timings.retry_window
-    it.changes = [Change(row, TripletRow(first, now, row.early + 1), expires)]
-    client = it.rows.client
-    if not settings.strikes or it.shared or (client is None and row.early >= HASTE):
-        return NOTHING
-    before = client.strikes if client else 0
-    is_strike = _is_hasty(row.last, settings, now) and _is_own(client, settings, now)
-    strikes = before + 1 if is_strike else 0
-    if strikes == before:
-        return NOTHING
-    if strikes >= settings.strikes:
-        struck = _struck(client, 0, now + settings.strike_time, settings, now)
-        return it.decide(REJECT, "strikes", (*it.changes, struck), detail="")
-    it.changes.append(_struck(client, strikes, 0, settings, now))
-    return NOTHING
-
-
-def _pool(it: Decision) -> str:
-    """A provider retries from another network each time: its mail waits from enough of them.
-
-    The oldest must have waited for the delay.
-    """
-    if not it.settings.pool_networks:
-        return NOTHING
-    if it.pending is None:
-        return PENDING
-    if not is_pool(it, it.pending):
-        return NOTHING
-    learns = it.may_have_identity and it.pending.identity.state != "found"
-    if learns and it._networks is None:
-        return NETWORKS
-    assert it.pending.oldest is not None
-    it._waited_since(it.pending.oldest)
-    it.pass_triplet("pool")
-    if learns:
-        # What the domain itself says of its networks counts more than what was seen.
-        expires = it.now + it.settings.lifetime
-        networks = dict.fromkeys((it.triplet.network, *(it._networks or ())))
-        it.changes += [Change(None, NetworkRow(network, it.now), expires) for network in networks]
-    return NOTHING
-
-
-def _crowded(it: Decision) -> str:
-    """Too much of one network waits: what is new from there is deferred and not recorded.
-
-    What waits already passes at its retry, and makes its client known.
-    """
-    limit = it.settings.network_limit
-    if not limit or it.phase == EARLY:
-        return NOTHING
-    if it.pending is None:
-        return PENDING
-    if it.pending.crowd >= limit:
-        it.decide(DEFER, "crowded", wait=it.timings.delay)
-    return NOTHING
-
-
-def _full(it: Decision) -> str:
-    """Too many triplets wait in all, so somebody fills the table: new ones are let through."""
-    limit = it.settings.pending_limit
-    if not limit or it.phase == EARLY:
-        return NOTHING
-    if it.pending is None:
-        return PENDING
-    if it.pending.total >= limit:
-        it.decide(ACCEPT, "full")
-    return NOTHING
-
-
-def _new(it: Decision) -> str:
-    """The triplet is unknown, or its time is over: it is recorded, and waits from now on."""
-    if it.phase != EARLY:
-        now, times = it.now, it.timings
-        fresh = Change(it.row, TripletRow(now, now), now + times.retry_window)
-        it.decide(DEFER, "new", (fresh,), _wait(it, now))
-    return NOTHING
-
-
-def _early(it: Decision) -> str:
-    """The triplet waits, and its delay is not over."""
-    assert it.row is not None
-    return it.decide(DEFER, "early", it.changes, _wait(it, min(it.row.first, it.now)))
-
-
-def _wait(it: Decision, since: int) -> int:
-    """Returns how long a mail still waits, in seconds, of which the first attempt was at SINCE.
-
-    Where the client may send for the domain, that of another of its clients counts.
-    """
-    if it.domain and it.settings.identity == "yes" and it.pending is not None:
-        since = min(since, it.pending.of_domain or since)
-    return since + it.timings.delay - it.now
+# The file of the steps for mail that is not known: most checks do not load it.
+UNKNOWN = "greycheck.unknown"
 
 
 class Step:
     """A step of the order: its NAME, the REASON that it gives, and the function that TAKEs it.
 
     NEEDS_ROWS is true where it reads what the store has of the envelope. What else it needs, the
-    function returns.
+    function returns. Where no function is given, it is that of the same name in UNKNOWN.
     """
 
-    __slots__ = ("name", "needs_rows", "reason", "take")
+    __slots__ = ("_take", "name", "needs_rows", "reason")
 
     def __init__(
-        self, name: str, reason: str, take: "Callable[[Decision], str]", needs_rows: bool = True
+        self,
+        name: str,
+        reason: str,
+        take: "Callable[[Decision], str] | None" = None,
+        needs_rows: bool = True,
     ) -> None:
         self.name = name
         self.reason = reason
-        self.take = take
+        self._take = take
         self.needs_rows = needs_rows
+
+    @property
+    def take(self) -> "Callable[[Decision], str]":
+        """The function of this step."""
+        if self._take is None:
+            self._take = getattr(__import__(UNKNOWN, fromlist=(self.name,)), self.name)
+        return self._take
 
 
 # The whole order. Each step decides, or lets the mail go on to the next; the last one always
@@ -950,19 +630,19 @@ STEPS = (
     Step("strikes", "strikes", _strikes),
     Step("client", "client", _client),
     Step("known", "known", _known),
-    Step("retry", "retry", _retry),
-    Step("expected", "expected", _expected),
-    Step("message", "message", _message),
-    Step("provider", "provider", _provider),
-    Step("correspondent", "correspondent", _correspondent),
-    Step("domain", "domain", _domain),
-    Step("moved", "retry", _moved),
-    Step("haste", "strikes", _haste),
-    Step("pool", "pool", _pool),
-    Step("crowded", "crowded", _crowded),
-    Step("full", "full", _full),
-    Step("new", "new", _new),
-    Step("early", "early", _early),
+    Step("retry", "retry"),
+    Step("expected", "expected"),
+    Step("message", "message"),
+    Step("provider", "provider"),
+    Step("correspondent", "correspondent"),
+    Step("domain", "domain"),
+    Step("moved", "retry"),
+    Step("haste", "strikes"),
+    Step("pool", "pool"),
+    Step("crowded", "crowded"),
+    Step("full", "full"),
+    Step("new", "new"),
+    Step("early", "early"),
 )
 
 
@@ -992,65 +672,13 @@ def is_known(row: ClientRow | None, settings: "Settings", now: int) -> bool:
     return row.passes >= settings.client_passes and now - row.last <= settings.lifetime
 
 
-def authority(identity: Identity, envelope: Envelope, settings: "Settings") -> str:
+def authority(identity: "Identity", envelope: Envelope, settings: "Settings") -> str:
     """By what the client of ENVELOPE may send for the sender's domain; empty where it may not."""
     if settings.identity == "no":
         return ""
     if settings.trust_spfresult == "yes" and envelope.spf_passed:
         return "SPFRESULT"
     return identity.source
-
-
-def is_known_domain(row: DomainRow | None, settings: "Settings", now: int) -> bool:
-    """Whether the domain of ROW has passed often enough for its other mail to pass too."""
-    if row is None or not settings.domain_passes:
-        return False
-    return row.passes >= settings.domain_passes and now - row.last <= settings.lifetime
-
-
-def _by_identity(it: Decision, reason: str, detail: str, changes: "Sequence[Change]" = ()) -> None:
-    """Lets a mail pass for REASON; where identities are only observed, says that it would."""
-    if it.settings.identity == "observe":
-        it.by_identity = it.by_identity or reason
-    else:
-        it.decide(ACCEPT, reason, changes, detail=detail)
-
-
-def _used_domain(it: Decision) -> list[Change]:
-    """Returns the change that records a use of a known domain."""
-    assert it.identity is not None
-    row = it.identity.row
-    if row is None or _is_recent(row, it):
-        return []
-    used = DomainRow(row.first, it.now, row.passes)
-    return [Change(row, used, it.now + it.settings.lifetime), *_used_network(it)]
-
-
-def _used_network(it: Decision) -> list[Change]:
-    """Returns the change that prolongs what was learnt of a pool, where the client is of one."""
-    if it.authorised_by != "pool":
-        return []
-    used = NetworkRow(it.triplet.network, it.now)
-    return [Change(None, used, it.now + it.settings.lifetime)]
-
-
-def _passed_by_domain(it: Decision) -> list[Change]:
-    """Returns the change by which the domain becomes known that the client may send for.
-
-    A domain that is known is hardly written: all hosts share its row.
-    """
-    if not it.domain or it.identity is None:
-        return []
-    if not it.settings.domain_passes:
-        return _used_network(it)
-    row, now = it.identity.row, it.now
-    if is_known_domain(row, it.settings, now):
-        return _used_domain(it)
-    if row is None or now - row.last > it.settings.lifetime:
-        new = DomainRow(now, now, 1)
-    else:
-        new = DomainRow(row.first, now, row.passes + 1)
-    return [Change(row, new, now + it.settings.lifetime), *_used_network(it)]
 
 
 def deciding_rule(rules: "Sequence[RuleRow]", settings: "Settings") -> RuleRow | None:
@@ -1064,49 +692,13 @@ def deciding_rule(rules: "Sequence[RuleRow]", settings: "Settings") -> RuleRow |
     return None
 
 
-def _is_hasty(last: int, settings: "Settings", now: int) -> bool:
-    """Whether an attempt NOW follows the LAST one too fast.
-
-    After one in the future, before a clock was set back, that is not known.
-    """
-    return 0 <= now - last <= settings.strike_interval
-
-
-def _is_own(client: ClientRow | None, settings: "Settings", now: int) -> bool:
-    """Whether the last attempt may have been CLIENT's own, and not its neighbour's in the network.
-
-    Of a client that never passed, the row says when its last strike was. Of others, and of the
-    first strike, nothing is known.
-    """
-    if client is None or not client.strikes or client.passes:
-        return True
-    return _is_hasty(client.last, settings, now)
-
-
-def _struck(
-    client: ClientRow | None, strikes: int, until: int, settings: "Settings", now: int
-) -> Change:
-    """The client's row with STRIKES in a row, refused UNTIL (0: it is not).
-
-    Where the client never passed, ``last`` is its last strike.
-    """
-    expires = until or now + settings.retry_window
-    if client is None:
-        return Change(None, ClientRow(now, now, 0, strikes, until), expires)
-    if not client.passes:
-        return Change(client, ClientRow(client.first, now, 0, strikes, until), expires)
-    expires = max(expires, client.last + settings.lifetime)
-    new = ClientRow(client.first, client.last, client.passes, strikes, until)
-    return Change(client, new, expires)
-
-
 def _used_by_client(it: Decision, client: ClientRow) -> list[Change]:
     """Returns the changes that record a use of a known client.
 
     The triplet's use is recorded too, if that has passed.
     """
     changes = _used_triplet(it) if it.phase == KNOWN else []
-    if not _is_recent(client, it):
+    if not is_recent(client, it):
         used = ClientRow(client.first, it.now, client.passes, client.strikes, client.struck)
         changes.append(Change(client, used, it.now + it.timings.lifetime))
     return changes
@@ -1114,35 +706,15 @@ def _used_by_client(it: Decision, client: ClientRow) -> list[Change]:
 
 def _used_triplet(it: Decision) -> list[Change]:
     row = it.row
-    if row is None or _is_recent(row, it):
+    if row is None or is_recent(row, it):
         return []
     used = TripletRow(row.first, it.now, row.early, row.passes + 1, row.passed)
     return [Change(row, used, it.now + it.timings.lifetime)]
 
 
-def _is_recent(row: TripletRow | ClientRow | DomainRow, it: Decision) -> bool:
+def is_recent(row: "TripletRow | ClientRow | DomainRow", it: Decision) -> bool:
     """Whether the last use of ROW was recorded a moment ago, so that this one need not be."""
     return abs(it.now - row.last) < min(REFRESH, it.timings.lifetime // 2)
-
-
-def is_pool(it: Decision, pending: Pending) -> bool:
-    """Whether this is a retry of what waits from other networks, ``pool_networks`` of them.
-
-    A sender of the recipient's own domain is none whose provider is elsewhere. Attempts that follow
-    each other faster than any queue retries are several senders', as a botnet's are.
-    """
-    now = it.now
-    if pending.others < it.settings.pool_networks or pending.oldest is None:
-        return False
-    if now - pending.oldest < it.timings.delay or is_own_domain(it.triplet):
-        return False
-    newest = pending.oldest if pending.newest is None else pending.newest
-    return now - newest >= POOL_GAP and (pending.gap is None or pending.gap >= POOL_GAP)
-
-
-def is_own_domain(triplet: "Triplet") -> bool:
-    """Whether sender and recipient of TRIPLET are of one domain."""
-    return domain_of(triplet.sender) == domain_of(triplet.recipient)
 
 
 def domain_of(address: bytes) -> bytes:
@@ -1156,19 +728,6 @@ def share(network: str) -> int:
     for byte in network.encode():
         value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
     return (value >> 32) % 100
-
-
-# --- what stands for a message --------------------------------------------------------------------
-
-
-def message_passed_recently(row: TripletRow | None, now: int, seconds: int = MESSAGE_TIME) -> bool:
-    """Whether a message's ROW says that its first recipient passed at most SECONDS before NOW."""
-    return row is not None and now - row.last <= seconds
-
-
-def message_row(row: TripletRow | None, now: int) -> Change:
-    """The change to a message's ROW that records that its first recipient passed."""
-    return Change(row, TripletRow(now, now, 0, 1, now), now + MESSAGE_TIME)
 
 
 # What a client is told where the check could not be made.

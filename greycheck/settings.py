@@ -268,13 +268,12 @@ if TYPE_CHECKING:
 class Setting:
     """One row of the table.
 
-    ``default`` and ``text`` are the same value, parsed and as an operator writes it. ``parse``
-    makes a value of text, and raises ValueError; ``show`` makes text of a value that ``parse``
-    reads as the same. ``where`` are the programs that read it, names of ``cli.config.READERS``
-    with commas between.
+    ``text`` is its default as an operator writes it. ``parse`` makes a value of text, and raises
+    ValueError; ``show`` makes text of a value that ``parse`` reads as the same. ``where`` are the
+    programs that read it, names of ``cli.config.READERS`` with commas between.
     """
 
-    __slots__ = ("default", "meaning", "name", "parse", "show", "text", "where")
+    __slots__ = ("meaning", "name", "parse", "show", "text", "where")
 
     def __init__(
         self, name: str, kind: "Kind", text: str, meaning: str, where: str = "check"
@@ -282,9 +281,13 @@ class Setting:
         self.name = name
         self.parse, self.show = kind
         self.text = text
-        self.default = self.parse(text) if text or name != "database" else Database()
         self.meaning = meaning
         self.where = where
+
+    @property
+    def default(self) -> object:
+        """The value of ``text``."""
+        return self.parse(self.text) if self.text or self.name != "database" else Database()
 
 
 TABLE = (
@@ -613,6 +616,8 @@ TABLE = (
     ),
 )
 
+BY_NAME = {setting.name: setting for setting in TABLE}
+
 
 class Settings:
     """The values of the table, where each came from, and what was wrong.
@@ -622,59 +627,69 @@ class Settings:
     be checked. ``database`` is nowhere if the settings that say where the store is cannot be used.
     """
 
-    database: Database
-    database_file: str
-    database_hosts: tuple[str, ...]
-    state_directory: str
-    database_mode: int
-    delay: int
-    retry_window: int
-    lifetime: int
-    history: int
-    history_senders: str
-    ipv4_prefix: int
-    ipv6_prefix: int
-    client_passes: int
-    null_sender: str
-    strikes: int
-    strike_interval: int
-    strike_time: int
-    pool_networks: int
-    identity: str
-    domain_passes: int
-    trust_spfresult: str
-    resolver: tuple[tuple[str, int], ...]
-    link_key_file: str
-    learn_outbound: int
-    network_limit: int
-    pending_limit: int
-    verified_names: str
-    mode: str
-    observe_domains: tuple[str, ...]
-    observe_percent: int
-    deadline: int
-    on_error: str
-    socket: str
-    socket_mode: int
-    socket_owner: tuple[str, str]
-    socket_patience: int
-    listen: tuple[tuple[str, int], ...]
-    listen_clients: tuple[normalise.Network, ...]
-    metrics_listen: tuple[tuple[str, int], ...]
-    max_connections: int
-    max_request: int
-    request_time: int
-    idle_time: int
-    max_queue: int
-    pool_size: int
-    header: str
-    defer_text: str
-    reject_text: str
+    if TYPE_CHECKING:
+        database: Database
+        database_file: str
+        database_hosts: tuple[str, ...]
+        state_directory: str
+        database_mode: int
+        delay: int
+        retry_window: int
+        lifetime: int
+        history: int
+        history_senders: str
+        ipv4_prefix: int
+        ipv6_prefix: int
+        client_passes: int
+        null_sender: str
+        strikes: int
+        strike_interval: int
+        strike_time: int
+        pool_networks: int
+        identity: str
+        domain_passes: int
+        trust_spfresult: str
+        resolver: tuple[tuple[str, int], ...]
+        link_key_file: str
+        learn_outbound: int
+        network_limit: int
+        pending_limit: int
+        verified_names: str
+        mode: str
+        observe_domains: tuple[str, ...]
+        observe_percent: int
+        deadline: int
+        on_error: str
+        socket: str
+        socket_mode: int
+        socket_owner: tuple[str, str]
+        socket_patience: int
+        listen: tuple[tuple[str, int], ...]
+        listen_clients: tuple[normalise.Network, ...]
+        metrics_listen: tuple[tuple[str, int], ...]
+        max_connections: int
+        max_request: int
+        request_time: int
+        idle_time: int
+        max_queue: int
+        pool_size: int
+        header: str
+        defer_text: str
+        reject_text: str
+    else:
+
+        def __getattr__(self, name: str) -> object:
+            """The default of the setting NAME, which nothing else gave a value."""
+            setting = BY_NAME.get(name)
+            if setting is None:
+                raise AttributeError(name)
+            self.__dict__[name] = value = setting.default
+            return value
 
     def __init__(self) -> None:
         self.off = False
         self.has_store = True
-        self.sources: dict[str, str] = {}
+        self.sources = dict.fromkeys(BY_NAME, "default")
         self.problems: list[str] = []
 
     def set(self, setting: Setting, value: object, source: str) -> None:
@@ -697,15 +712,15 @@ def read(environ: dict[bytes, bytes], lines: Lines | None = None) -> Settings:
     given = in_file.copy()
     settings.problems += problems
     _read_environ(environ, given, settings)
-    for setting in TABLE:
-        text, source = given.pop(setting.name, ("", "default"))
-        settings.set(setting, setting.default, "default")
-        if source != "default":
+    unknown = 0
+    for name, (text, source) in given.items():
+        setting = BY_NAME.get(name)
+        if setting is not None:
             _take(settings, setting, text, source)
-    for number, (name, (_text, source)) in enumerate(given.items()):
-        settings.problems.append(
-            f"{source}: {no_such(name) if number < GUESSES else f'{name}: no such setting'}"
-        )
+        else:
+            unknown += 1
+            said = no_such(name) if unknown <= GUESSES else f"{name}: no such setting"
+            settings.problems.append(f"{source}: {said}")
     _settle_database(settings, environ)
     _hold_together(settings)
     return settings
@@ -720,7 +735,7 @@ def no_such(name: str) -> str:
     """What is said of a setting NAME that does not exist."""
     from greycheck.spelling import nearest
 
-    near = nearest(name, (setting.name for setting in TABLE))
+    near = nearest(name, BY_NAME)
     return f"{name}: no such setting" + (f": did you mean {near}?" if near else "")
 
 
@@ -803,11 +818,11 @@ def _hold_together(settings: Settings) -> None:
     source = settings.sources[
         "retry_window" if settings.sources["retry_window"] != "default" else "delay"
     ]
-    by_name = {setting.name: setting for setting in TABLE}
-    settings.set(by_name["retry_window"], by_name["retry_window"].default, "default")
-    used = f"retry_window = {by_name['retry_window'].text}"
+    window, delay = BY_NAME["retry_window"], BY_NAME["delay"]
+    settings.set(window, window.default, "default")
+    used = f"retry_window = {window.text}"
     if settings.retry_window <= settings.delay:
-        settings.set(by_name["delay"], by_name["delay"].default, "default")
+        settings.set(delay, delay.default, "default")
         used += ", delay = 5m"
     settings.problems.append(
         f"{source}: retry_window ends before delay is over: no retry could pass; using {used}"

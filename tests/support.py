@@ -29,12 +29,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError
 
-from greycheck.policy import Change, Identity, Pending, Rows
+from greycheck.policy import Change, Rows
 from greycheck.resident import batch_store, together
 from greycheck.settings import Settings, read
-from greycheck.store import base, connect, drivers
+from greycheck.store import base, connect, drivers, writing
 from greycheck.store.admin import rulebook
-from greycheck.store.base import Again, Asked
+from greycheck.store.base import Asked
+from greycheck.store.causes import Again
 from greycheck.store.schema import migrate
 from greycheck.store.schema.tables import (
     authorised,
@@ -47,6 +48,7 @@ from greycheck.store.schema.tables import (
     spf,
     triplet,
 )
+from greycheck.unknown import Identity, Pending
 from tests.servers import USER, GaleraNode, Server, wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -412,7 +414,8 @@ class Together(together.Store):
         if not changes or self._session.in_transaction:
             return super().save(asked, changes, patient)
         one = _one(asked, 0, None)
-        one.changes = [(base.statement(each), base.parameters(asked, each)) for each in changes]
+        made = [(writing.statement(each), writing.parameters(asked, each)) for each in changes]
+        one.changes = made
         try:
             self.save_all([one])
         except Again:

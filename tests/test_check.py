@@ -14,22 +14,14 @@ from greycheck import rule_keys
 from greycheck.check import ATTEMPTS, check, decide, remember
 from greycheck.envelope import OF_MESSAGE, Envelope, Triplet, message_triplet, triplet
 from greycheck.log import show
-from greycheck.policy import (
-    MESSAGE_TIME,
-    Change,
-    ClientRow,
-    Decision,
-    Identity,
-    Pending,
-    Rows,
-    RuleRow,
-    TripletRow,
-)
+from greycheck.policy import Change, ClientRow, Decision, Rows, RuleRow, TripletRow
 from greycheck.settings import Settings, read
-from greycheck.store import base
-from greycheck.store.base import Again, Asked, StoreError
+from greycheck.store import base, causes, waiting
+from greycheck.store.base import Asked, StoreError
+from greycheck.store.causes import Again
 from greycheck.store.schema import migrate, tables
 from greycheck.store.sqlite import Store
+from greycheck.unknown import MESSAGE_TIME, Identity, Pending
 from tests.support import Database, in_every_store, on_every_database
 
 NOW = 1_800_000_000
@@ -367,7 +359,7 @@ def test_a_file_without_tables_has_no_schema(tmp_path: Path) -> None:
     (tmp_path / "empty.db").touch()
     with (
         closing(Store(f"{tmp_path}/empty.db", 1)) as store,
-        pytest.raises(base.NoSchema, match="no such table"),
+        pytest.raises(causes.NoSchema, match="no such table"),
     ):
         store.lookup(ASKED, NOW)
 
@@ -419,7 +411,7 @@ def test_who_is_not_patient_hardly_waits_for_another_writer(
     with closing(Store(str(path), 1)) as other, closing(Store(str(path), 0.3)) as store:
         store.begin(0.3)
         other.lock(ASKED)
-        with pytest.raises(base.Busy, match=f"locked by another process for {waits / 1000}s"):
+        with pytest.raises(causes.Busy, match=f"locked by another process for {waits / 1000}s"):
             store.save(ASKED, [Change(None, TripletRow(1, 1), 9)], patient)
         assert pragma(store, "busy_timeout") == waits
 
@@ -451,7 +443,7 @@ def test_a_message_hardly_waits_to_be_remembered(path: Path) -> None:
     with closing(Store(str(path), 1)) as other, closing(Store(str(path), 0.3)) as store:
         other.lock(ASKED)
         decision = Decision(recipient(b"b@example.net", first=True), EACH_WAITS, NOW)
-        with pytest.raises(base.Busy, match=r"locked by another process for 0\.1s"):
+        with pytest.raises(causes.Busy, match=r"locked by another process for 0\.1s"):
             remember(store, decision, NOW)
 
 
@@ -818,14 +810,14 @@ def test_what_was_made_to_stand_together_does_not_seem_to_be_everything(
 
 @given(st.integers(1, 999_999_999))
 def test_a_sample_is_a_few_ranges_of_keys_in_proportion(limit: int) -> None:
-    ranges, times = base.sample(limit)
+    ranges, times = waiting.sample(limit)
     used = [(low, high) for low, high in ranges if high]
     assert all(low < high for low, high in used)
     assert len(used) == (1 if times == 1 else 3)
     assert times == 1 or all(
         int.from_bytes(high) - int.from_bytes(low) == (1 << 64) // times for low, high in used
     )
-    assert times == 1 or base.sample(limit)[0] != ranges
+    assert times == 1 or waiting.sample(limit)[0] != ranges
 
 
 @in_every_store

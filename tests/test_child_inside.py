@@ -18,8 +18,9 @@ import pytest
 from greycheck import child, history, hooks, log, settings, store
 from greycheck.hooks import smtpextfork, spp
 from greycheck.policy import Verdict
-from greycheck.store import base, first_use, sqlite
-from greycheck.store.base import NoSchema, StoreError
+from greycheck.store import causes, first_use, sqlite, sqlite_faults
+from greycheck.store.base import StoreError
+from greycheck.store.causes import NoSchema
 from greycheck.store.schema import migrate
 
 if TYPE_CHECKING:
@@ -433,7 +434,7 @@ def test_a_file_that_cannot_be_opened_is_explained(
 ) -> None:
     if exists:
         (tmp_path / "greycheck.db").touch()
-    error = sqlite._cannot_open(f"{tmp_path}/greycheck.db", "text")
+    error = sqlite_faults.cannot_open(f"{tmp_path}/greycheck.db", "text")
     assert message in str(error)
     assert isinstance(error, NoSchema) != exists
 
@@ -441,8 +442,8 @@ def test_a_file_that_cannot_be_opened_is_explained(
 def test_a_file_that_cannot_be_made_is_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite.posix, "access", lambda _name, _mode: False)
-    assert "cannot write here" in str(sqlite._cannot_open(f"{tmp_path}/greycheck.db", "text"))
+    monkeypatch.setattr(sqlite_faults.posix, "access", lambda _name, _mode: False)
+    assert "cannot write here" in str(sqlite_faults.cannot_open(f"{tmp_path}/greycheck.db", "text"))
 
 
 @pytest.mark.parametrize(
@@ -456,26 +457,27 @@ def test_a_file_of_somebody_else_is_explained(
 
     path = tmp_path / "greycheck.db"
     path.touch()
-    monkeypatch.setattr(sqlite.posix, "access", lambda _name, _mode: denied == "file")
-    monkeypatch.setattr(sqlite.posix, "open", refuse)
-    assert message in str(sqlite._cannot_open(str(path), "text"))
+    monkeypatch.setattr(sqlite_faults.posix, "access", lambda _name, _mode: denied == "file")
+    monkeypatch.setattr(sqlite_faults.posix, "open", refuse)
+    assert message in str(sqlite_faults.cannot_open(str(path), "text"))
 
 
 def test_a_read_only_file_system_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        sqlite.posix, "statvfs", lambda _path: type("", (), {"f_flag": os.ST_RDONLY})()
+        sqlite_faults.posix, "statvfs", lambda _path: type("", (), {"f_flag": os.ST_RDONLY})()
     )
-    assert "is on a read-only file system" in str(sqlite._cannot_open(f"{tmp_path}/x.db", "text"))
+    said = str(sqlite_faults.cannot_open(f"{tmp_path}/x.db", "text"))
+    assert "is on a read-only file system" in said
 
 
 def test_a_path_that_cannot_be_looked_at_is_explained(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    assert "Too many levels" in str(sqlite._cannot_open(f"{tmp_path}/loop", "text"))
-    assert "Too many levels" in str(sqlite._cannot_open(f"{tmp_path}/loop/greycheck.db", "text"))
+    for path in (tmp_path / "loop", tmp_path / "loop/greycheck.db"):
+        assert "Too many levels" in str(sqlite_faults.cannot_open(str(path), "text"))
 
 
 def test_a_file_below_the_root_directory_has_a_directory_too() -> None:
-    said = str(sqlite._cannot_open("/greycheck-none.db", "text"))
+    said = str(sqlite_faults.cannot_open("/greycheck-none.db", "text"))
     assert said.startswith("/greycheck-none.db: " if os.access("/", os.W_OK) else "/: user ")
 
 
@@ -489,7 +491,7 @@ def test_a_revision_that_cannot_be_read_explains_nothing(tmp_path: Path) -> None
 
 def test_a_schema_without_a_revision_is_none() -> None:
     with pytest.raises(NoSchema):
-        base.check_revision(None, "0001")
+        causes.check_revision(None, "0001")
 
 
 # --- first use ------------------------------------------------------------------------------------
@@ -542,6 +544,11 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, tuple[int, int
             "echo warning >&2; echo 'Traceback (most recent call last):' >&2; yes '  File x' |"
             " head -n 999 >&2;"
             " printf 'ValueError: no such thing\\n' >&2; exit 1",
+            "the schema could not be made: ValueError: no such thing",
+        ),
+        (
+            "echo 'Traceback (most recent call last):' >&2; yes 'cut here' | head -n 999 >&2;"
+            " echo 'ValueError: no such thing' >&2; exit 1",
             "the schema could not be made: ValueError: no such thing",
         ),
         ("exit 3", "the schema could not be made: .*maker ended with status 768"),
@@ -632,8 +639,8 @@ def test_a_store_without_a_schema_is_closed(tmp_path: Path) -> None:
 
 
 def test_a_path_is_one_word_of_a_shell() -> None:
-    assert base._word("/var/lib/greycheck/a-b_c.db") == "/var/lib/greycheck/a-b_c.db"
-    assert base._word("/a b/it's") == "'/a b/it'\"'\"'s'"
+    assert sqlite_faults.word("/var/lib/greycheck/a-b_c.db") == "/var/lib/greycheck/a-b_c.db"
+    assert sqlite_faults.word("/a b/it's") == "'/a b/it'\"'\"'s'"
 
 
 def test_a_disk_that_fails_is_full_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -644,9 +651,11 @@ def test_a_disk_that_fails_is_full_or_not(tmp_path: Path, monkeypatch: pytest.Mo
     error.sqlite_errorname = "SQLITE_IOERR_WRITE"
     assert str(found._fault(error)) == f"{path}: disk I/O error (SQLITE_IOERR_WRITE)"
     monkeypatch.setattr(
-        sqlite.posix, "statvfs", lambda _path: SimpleNamespace(f_bavail=0, f_files=0, f_favail=0)
+        sqlite_faults.posix,
+        "statvfs",
+        lambda _path: SimpleNamespace(f_bavail=0, f_files=0, f_favail=0),
     )
     assert str(found._fault(error)) == f"{path}: the disk is full (SQLITE_IOERR_WRITE)"
     found.close()
     monkeypatch.undo()
-    assert sqlite._full("/nonexistent/greycheck.db") == ""
+    assert sqlite_faults.full("/nonexistent/greycheck.db") == ""

@@ -13,11 +13,12 @@ from sqlalchemy import insert, select
 from greycheck import check, earlier, normalise, rule_keys
 from greycheck.envelope import Envelope, triplet
 from greycheck.log import show
-from greycheck.policy import Change, Decision, Identity, Pending, Rows, TripletRow
+from greycheck.policy import Change, Decision, Rows, TripletRow
 from greycheck.settings import Settings, read
 from greycheck.store import base
 from greycheck.store.base import Asked
 from greycheck.store.schema import tables
+from greycheck.unknown import Identity, Pending
 from tests.senders import ONE, TWO
 from tests.servers import wait_until
 from tests.support import (

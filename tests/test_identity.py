@@ -13,12 +13,20 @@ from sqlalchemy import insert, select
 from greycheck.check import check
 from greycheck.envelope import Envelope, triplet
 from greycheck.log import verdict_line
-from greycheck.policy import Change, Decision, Identity, NetworkRow, authority
+from greycheck.policy import (
+    Change,
+    Decision,
+    authority,
+)
 from greycheck.settings import Settings, read
 from greycheck.simulation.schedules import SCHEDULES, times
-from greycheck.store import base
+from greycheck.store import base, waiting
 from greycheck.store.base import Asked
 from greycheck.store.schema import tables
+from greycheck.unknown import (
+    Identity,
+    NetworkRow,
+)
 from tests.support import Database, SQLiteFile, in_every_store
 from tests.test_docs import tables as documented
 from tests.test_schedules import COLUMNS, FIRST, NOW, settings
@@ -40,9 +48,9 @@ def authorise(
     until: int = NOW + YEAR,
 ) -> None:
     """Lets NETWORKS send for DOMAIN, and its SPF have STATE (empty: nobody asked)."""
-    key = base.PROVIDERS if source == "provider" else base.domain_key(domain.encode())
+    key = waiting.PROVIDERS if source == "provider" else base.domain_key(domain.encode())
     for network in networks:
-        first, last = base.packed_range(network)
+        first, last = waiting.packed_range(network)
         database.execute(
             insert(tables.authorised).values(
                 network_key=key + first,
@@ -409,7 +417,7 @@ def test_a_provider_that_is_let_in_passes_at_its_first_attempt(database: Databas
 def written(database: Database, sender: bytes, recipient: bytes, until: int) -> None:
     database.execute(
         insert(tables.correspondent).values(
-            pair_key=base.correspondent_key(sender, recipient),
+            pair_key=waiting.correspondent_key(sender, recipient),
             sender=sender.decode(),
             recipient=recipient.decode(),
             first_seen=NOW - 9,

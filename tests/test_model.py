@@ -25,14 +25,9 @@ from greycheck.rules import patterns
 from greycheck.rules.patterns import FIELD_OF
 from greycheck.store.admin import expiry, rulebook
 from greycheck.store.admin.engine import open_engine
-from greycheck.store.base import (
-    PROVIDERS,
-    correspondent_key,
-    digest,
-    domain_key,
-    packed_range,
-)
+from greycheck.store.base import digest, domain_key
 from greycheck.store.schema import tables
+from greycheck.store.waiting import PROVIDERS, correspondent_key, packed_range
 from tests.resident.resident import Resident
 from tests.support import ROOT, Child, Database, Ran
 from tests.test_order import BOTH

@@ -20,15 +20,13 @@ from greycheck.policy import (
     ROWS,
     ClientRow,
     Decision,
-    DomainRow,
-    Identity,
-    Pending,
     Rows,
     RuleRow,
     Step,
     TripletRow,
 )
 from greycheck.settings import read
+from greycheck.unknown import DomainRow, Identity, Pending
 
 NOW = 1_800_000_000
 SETTINGS = {

@@ -14,17 +14,11 @@ from greycheck import outbound
 from greycheck.log import show_address
 from greycheck.settings import Settings, read
 from greycheck.store import connect
-from greycheck.store.base import CORRESPONDENTS, domain_key, packed_range
+from greycheck.store.base import domain_key
 from greycheck.store.schema.tables import authorised, correspondent, spf
+from greycheck.store.waiting import CORRESPONDENTS, packed_range
 from tests.servers import wait_until
-from tests.support import (
-    ACCEPTED,
-    DEFERRED,
-    Child,
-    Database,
-    ServerDatabase,
-    on_every_database,
-)
+from tests.support import ACCEPTED, DEFERRED, Child, Database, ServerDatabase, on_every_database
 
 DAY = 86400
 USER = b"joe@ours.example"
@@ -173,7 +167,7 @@ def settings_of(database: Database) -> Settings:
 
 def fill(database: Database, letters: list[outbound.Letter]) -> None:
     """Puts LETTERS there in one statement."""
-    from greycheck.store.base import letter_parameters
+    from greycheck.store.writing import letter_parameters
 
     names = [column.name for column in correspondent.columns]
     rows = [{name: values[name] for name in names} for values in map(letter_parameters, letters)]

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from greycheck import policy
+from greycheck import policy, unknown
 from greycheck.envelope import Envelope
 from greycheck.policy import (
     ACCEPT,
@@ -21,15 +21,13 @@ from greycheck.policy import (
     Change,
     ClientRow,
     Decision,
-    DomainRow,
-    Identity,
-    Pending,
     Rows,
     RuleRow,
     TripletRow,
     Verdict,
 )
 from greycheck.settings import Settings
+from greycheck.unknown import DomainRow, Identity, Pending
 
 NOW = 1_800_000_000
 DELAY, WINDOW, LIFETIME = 300, 86400, 36 * 86400
@@ -491,8 +489,8 @@ SHARED = Envelope("smtpextfork", "172.18.0.1", b"a@example.org", b"b@example.net
     ("client", "warns"),
     [
         (None, True),
-        (ClientRow(NOW - policy.WARNED, NOW - policy.WARNED, 1), True),
-        (ClientRow(NOW - policy.WARNED + 1, NOW - policy.WARNED + 1, 1), False),
+        (ClientRow(NOW - unknown.WARNED, NOW - unknown.WARNED, 1), True),
+        (ClientRow(NOW - unknown.WARNED + 1, NOW - unknown.WARNED + 1, 1), False),
         (ClientRow(NOW - 9, NOW - 9, 0), True),
     ],
 )
@@ -623,7 +621,7 @@ def test_haste_counts_as_far_as_it_may_be_the_clients_own(client: ClientRow, str
 
 
 def test_who_is_hasty_from_one_address_after_another_gets_no_row_for_each() -> None:
-    row = TripletRow(NOW - 100, NOW - 3, early=policy.HASTE)
+    row = TripletRow(NOW - 100, NOW - 3, early=unknown.HASTE)
     verdict, [counted] = decide(row, None, STRIKES)
     assert (verdict.action, verdict.reason) == (DEFER, "early")
     assert isinstance(counted.new, TripletRow)
@@ -836,14 +834,14 @@ def test_a_known_client_that_a_rule_greylists_opens_no_message() -> None:
     [
         (None, False),
         (NOW, True),
-        (NOW - policy.MESSAGE_TIME, True),
-        (NOW - policy.MESSAGE_TIME - 1, False),
+        (NOW - unknown.MESSAGE_TIME, True),
+        (NOW - unknown.MESSAGE_TIME - 1, False),
     ],
 )
 def test_a_message_is_remembered_for_a_moment(passed: int | None, remembered: bool) -> None:
-    row = None if passed is None else policy.message_row(None, passed).new
+    row = None if passed is None else unknown.message_row(None, passed).new
     assert row is None or isinstance(row, TripletRow)
-    assert policy.message_passed_recently(row, NOW) == remembered
+    assert unknown.message_passed_recently(row, NOW) == remembered
 
 
 @pytest.mark.parametrize(
@@ -882,9 +880,9 @@ def test_what_waits_since_the_future_must_be_recorded() -> None:
 
 
 def test_what_is_remembered_counts_as_no_waiting_triplet() -> None:
-    change = policy.message_row(None, NOW)
+    change = unknown.message_row(None, NOW)
     assert state(change.new) == {"first": NOW, "last": NOW, "early": 0, "passes": 1, "passed": NOW}
-    assert (change.old, change.expires) == (None, NOW + policy.MESSAGE_TIME)
+    assert (change.old, change.expires) == (None, NOW + unknown.MESSAGE_TIME)
 
 
 # --- observing ------------------------------------------------------------------------------------

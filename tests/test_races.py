@@ -16,8 +16,9 @@ import pytest
 from sqlalchemy import text
 
 from greycheck.store.admin.engine import open_engine
-from greycheck.store.base import domain_key, packed_range
+from greycheck.store.base import domain_key
 from greycheck.store.schema import migrate
+from greycheck.store.waiting import packed_range
 from tests import databases
 from tests.servers import Galera, Server
 from tests.support import ACCEPTED, DEFERRED

@@ -10,11 +10,12 @@ import pytest
 
 from greycheck.check import check
 from greycheck.envelope import Envelope
-from greycheck.policy import POOL_GAP, Decision
+from greycheck.policy import Decision
 from greycheck.settings import Settings, read
 from greycheck.simulation.schedules import SCHEDULES, times
 from greycheck.store import base
-from greycheck.store.base import POOL_MOST
+from greycheck.store.waiting import POOL_MOST
+from greycheck.unknown import POOL_GAP
 from tests.support import Database, SQLiteFile, in_every_store
 
 NOW = 1_800_000_000

@@ -1,6 +1,9 @@
 """Reading settings: sources, types, and what cannot be read."""
 
+import ast
+import inspect
 import os
+from copy import copy
 from pathlib import Path
 from time import monotonic
 
@@ -44,8 +47,18 @@ def test_the_defaults_are_those_of_the_table() -> None:
 
 
 def test_every_setting_has_an_attribute_and_a_meaning() -> None:
-    assert {setting.name for setting in TABLE} == set(Settings.__annotations__)
+    source = ast.parse(inspect.getsource(Settings))
+    annotated = [node.target for node in ast.walk(source) if isinstance(node, ast.AnnAssign)]
+    names = {target.id for target in annotated if isinstance(target, ast.Name)}
+    assert {setting.name for setting in TABLE} == names
     assert all(setting.meaning.endswith(".") for setting in TABLE)
+
+
+def test_what_is_no_setting_is_no_attribute() -> None:
+    found = read(NO_FILE)
+    with pytest.raises(AttributeError, match="dealy"):
+        found.dealy  # type: ignore[attr-defined]  # noqa: B018
+    assert copy(found).delay == 300
 
 
 @pytest.mark.parametrize(

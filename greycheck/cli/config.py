@@ -9,7 +9,7 @@ import click
 from greycheck import log
 from greycheck.cli import completing, terminal
 from greycheck.cli.output import print_json
-from greycheck.settings import TABLE, Setting, Settings, read
+from greycheck.settings import BY_NAME, TABLE, Setting, Settings, read
 from greycheck.store.schema import migrate
 
 # The programs that read settings, by the names that a setting's record has for them. All that a
@@ -45,14 +45,13 @@ def line(setting: Setting, settings: Settings) -> str:
 
 def chosen(names: Sequence[str]) -> list[Setting]:
     """Returns the settings called NAMES, or all without a name. Raises UsageError."""
-    by_name = {setting.name: setting for setting in TABLE}
     meant = [name.lower().removeprefix("greycheck_").replace("-", "_") for name in names]
     for name, written in zip(meant, names, strict=True):
-        if name not in by_name:
+        if name not in BY_NAME:
             raise click.UsageError(
-                f"{written}: no such setting.{terminal.suggestion(name, by_name)}"
+                f"{written}: no such setting.{terminal.suggestion(name, BY_NAME)}"
             )
-    return [by_name[name] for name in dict.fromkeys(meant)] or list(TABLE)
+    return [BY_NAME[name] for name in dict.fromkeys(meant)] or list(TABLE)
 
 
 @click.command()

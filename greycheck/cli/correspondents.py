@@ -7,7 +7,7 @@ from greycheck import normalise, outbound
 from greycheck.cli.columns import Cell
 from greycheck.explain.decision import address_bytes
 from greycheck.settings import Settings
-from greycheck.store.base import correspondent_key
+from greycheck.store.waiting import correspondent_key
 from greycheck.times import coarse
 
 # What stands before both addresses, for forget.

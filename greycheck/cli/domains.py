@@ -11,11 +11,11 @@ from greycheck.cli import terminal
 from greycheck.cli.columns import Cell, Rows, facts
 from greycheck.cli.output import console, print_json
 from greycheck.explain.decision import address_bytes
-from greycheck.policy import DomainRow, is_known_domain
 from greycheck.settings import Settings
 from greycheck.store.admin import domains
 from greycheck.store.admin.domains import POOL, REFUSED, Named
 from greycheck.times import away, coarse, local
+from greycheck.unknown import DomainRow, is_known_domain
 
 # What stands before the name of a domain, for show and forget.
 KEYWORD = "domain"

@@ -25,7 +25,8 @@ from greycheck.log import detail_of, show
 from greycheck.policy import ACCEPT, DEFER, REJECT, domain_of
 from greycheck.settings import Settings
 from greycheck.store import connect
-from greycheck.store.base import Advised, NoSchema, StoreError
+from greycheck.store.base import Advised, StoreError
+from greycheck.store.causes import NoSchema
 from greycheck.store.schema import migrate
 from greycheck.times import away, local
 

@@ -52,10 +52,12 @@ OPTIONS = (
 
 def setting_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds an option for each setting of OPTIONS to COMMAND, which takes them by its name."""
-    table = {setting.name: setting for setting in settings.TABLE}
     for name in reversed(OPTIONS):
         command = click.option(
-            f"--{name.replace('_', '-')}", name, metavar="VALUE", help=table[name].meaning
+            f"--{name.replace('_', '-')}",
+            name,
+            metavar="VALUE",
+            help=settings.BY_NAME[name].meaning,
         )(command)
     return command
 
@@ -180,8 +182,7 @@ def _row(rule: Rule) -> tuple[bytes, str, str, str, int | None, int | None]:
 
 def _shown(name: str, of: Settings) -> str:
     """The value of the setting NAME, as an operator writes it."""
-    table = {setting.name: setting for setting in settings.TABLE}
-    return str(table[name].show(getattr(of, name)))
+    return str(settings.BY_NAME[name].show(getattr(of, name)))
 
 
 def _nothing(found: Simulation) -> str:

@@ -18,24 +18,18 @@ from greycheck import log, normalise, rule_keys
 from greycheck.digest.near import Near
 from greycheck.digest.signs import Sign, score
 from greycheck.envelope import Triplet
-from greycheck.policy import ClientRow, DomainRow, domain_of, is_known, is_known_domain
+from greycheck.policy import ClientRow, domain_of, is_known
 from greycheck.rules import patterns
 from greycheck.settings import Settings
 from greycheck.store.admin import rulebook, waiting
 from greycheck.store.admin.engine import reading
 from greycheck.store.admin.queries import as_today
 from greycheck.store.admin.waiting import origin_within, provider_within
-from greycheck.store.base import (
-    AUTHORISING,
-    DIGEST,
-    correspondent_key,
-    digest,
-    domain_key,
-    packed_range,
-    pair_keys,
-)
+from greycheck.store.base import DIGEST, digest, domain_key
 from greycheck.store.schema.tables import ORIGIN
+from greycheck.store.waiting import AUTHORISING, correspondent_key, packed_range, pair_keys
 from greycheck.times import away
+from greycheck.unknown import DomainRow, is_known_domain
 
 # How many rows are looked up at once, and how many are kept.
 BATCH, KEPT = 500, 2000

@@ -20,9 +20,11 @@ from greycheck.explain.remedies import REMEDIES
 from greycheck.explain.steps import steps_of
 from greycheck.hooks import calling
 from greycheck.hooks import delegation as protocol
-from greycheck.policy import Decision, Identity, Pending, Rows
+from greycheck.policy import Decision, Rows
 from greycheck.settings import Settings
-from greycheck.store.base import Asked, NoSchema
+from greycheck.store.base import Asked
+from greycheck.store.causes import NoSchema
+from greycheck.unknown import Identity, Pending
 
 if TYPE_CHECKING:
     from greycheck.store.base import Store

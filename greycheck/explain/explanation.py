@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 from greycheck.envelope import Envelope, Triplet
 from greycheck.hooks import delegation as protocol
 from greycheck.hooks import every, records, smtpextfork
-from greycheck.policy import STEPS, Change, Decision, Identity, Pending, Rows, Verdict
+from greycheck.policy import STEPS, Change, Decision, Rows, Verdict
 from greycheck.settings import Settings
+from greycheck.unknown import Identity, Pending
 
 if TYPE_CHECKING:
     from greycheck.hooks import Hook

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from greycheck import policy
+from greycheck import policy, unknown
 from greycheck.explain.explanation import (
     DECIDES,
     LINES,
@@ -14,10 +14,11 @@ from greycheck.explain.explanation import (
     Step,
 )
 from greycheck.log import show
-from greycheck.policy import Identity, RuleRow, Timings
+from greycheck.policy import RuleRow, Timings
 from greycheck.rules.patterns import is_release
-from greycheck.store.base import POOL_MOST
+from greycheck.store.waiting import POOL_MOST
 from greycheck.times import away, local, span
+from greycheck.unknown import Identity
 
 
 def steps_of(explanation: Explanation) -> list[Step]:
@@ -281,7 +282,7 @@ def _domain(explanation: Explanation) -> tuple[str, str]:
     if row is None or not row.passes:
         passed = "not known: it has never passed"
     else:
-        known = "known" if policy.is_known_domain(row, settings, decision.now) else "not known"
+        known = "known" if unknown.is_known_domain(row, settings, decision.now) else "not known"
         passed = f"{known}: {_times(row.passes)} passed, last {away(row.last, decision.now)}"
     if settings.identity == "observe":
         return looked_at, f"{line}; {passed}; only observed"
@@ -323,11 +324,11 @@ def _pool(explanation: Explanation) -> tuple[str, str]:
     line = f"waits from {least}{pending.others} other {networks}, since {since}"
     if pending.others < needed or explanation.verdict.reason == "pool":
         return looked_at, line
-    if explanation.triplet is not None and policy.is_own_domain(explanation.triplet):
+    if explanation.triplet is not None and unknown.is_own_domain(explanation.triplet):
         return looked_at, f"{line}; does not count: sender and recipient are of one domain"
-    if pending.gap is not None and pending.gap < policy.POOL_GAP:
+    if pending.gap is not None and pending.gap < unknown.POOL_GAP:
         return looked_at, f"{line}; two within {span(pending.gap)}: not one sender that retries"
-    if pending.newest is not None and explanation.now - pending.newest < policy.POOL_GAP:
+    if pending.newest is not None and explanation.now - pending.newest < unknown.POOL_GAP:
         return looked_at, f"{line}; the last a moment ago: not one sender that retries"
     return looked_at, line
 

@@ -22,29 +22,23 @@ from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import Any
 
-from greycheck.policy import Change, ClientRow, Identity, Pending, Rows, TripletRow
+from greycheck.policy import Change, ClientRow, Rows, TripletRow
 from greycheck.resident.newcomers import Newcomers, Rooms, begins_to_wait
 from greycheck.rules.index import RuleIndex
 from greycheck.settings import Settings
 from greycheck.store import compiled_sqlite as compiled
 from greycheck.store import sqlite
-from greycheck.store.base import (
-    DIGEST,
+from greycheck.store.base import DIGEST, Asked, StoreError
+from greycheck.store.causes import Again, Busy, NoSchema, check_revision
+from greycheck.store.waiting import (
     PROVIDERS,
-    Again,
-    Asked,
-    Busy,
-    NoSchema,
-    StoreError,
-    check_revision,
     correspondent_key,
     identity,
-    is_done,
     origin_of,
-    parameters,
-    statement,
     wants_identity,
 )
+from greycheck.store.writing import is_done, parameters, statement
+from greycheck.unknown import Identity, Pending
 
 # The driver asks whatever is neither a number nor a text how it is to be stored, and makes an error
 # of each answer that is missing, 1 us for a key. What is told so is stored as it is.

@@ -48,7 +48,8 @@ from greycheck.resident.messages import Messages
 from greycheck.resident.questions import Question
 from greycheck.settings import Settings
 from greycheck.store import sqlite
-from greycheck.store.base import STORE_SHARE, Asked, Busy, NoSchema, StoreError, WrongSchema
+from greycheck.store.base import STORE_SHARE, Asked, StoreError
+from greycheck.store.causes import Busy, NoSchema, WrongSchema
 from greycheck.store.schema import migrate
 
 # States of a request that is not written yet.

@@ -6,7 +6,8 @@ from greycheck.check import check, remember
 from greycheck.resident.messages import Messages
 from greycheck.resident.questions import Question
 from greycheck.store import connect
-from greycheck.store.base import STORE_SHARE, NoSchema
+from greycheck.store.base import STORE_SHARE
+from greycheck.store.causes import NoSchema
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

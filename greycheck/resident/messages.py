@@ -5,7 +5,7 @@ from collections import OrderedDict
 from greycheck.check import message_passed
 from greycheck.envelope import Envelope
 from greycheck.hooks import delegation as protocol
-from greycheck.policy import MESSAGE_TIME
+from greycheck.unknown import MESSAGE_TIME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

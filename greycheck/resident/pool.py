@@ -54,7 +54,8 @@ from greycheck.resident.questions import Question
 from greycheck.resident.together import Shared, Store
 from greycheck.settings import Settings
 from greycheck.store import drivers
-from greycheck.store.base import STORE_SHARE, StoreError, WrongSchema
+from greycheck.store.base import STORE_SHARE, StoreError
+from greycheck.store.causes import WrongSchema
 from greycheck.store.drivers import arguments
 
 Answer = Callable[[Question, Verdict | None, "list[str]"], None]

@@ -48,7 +48,8 @@ from greycheck.resident.resolving import Resolving
 from greycheck.resident.sockets import notify
 from greycheck.resident.watchdog import AGAIN, Watchdog
 from greycheck.settings import Settings
-from greycheck.store.base import StoreError, WrongSchema
+from greycheck.store.base import StoreError
+from greycheck.store.causes import WrongSchema
 
 # How often one turn reads, so that more requests are committed together.
 ROUNDS = 2

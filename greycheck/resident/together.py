@@ -23,47 +23,30 @@ from time import monotonic
 from typing import Any
 
 from greycheck import check
-from greycheck.policy import (
-    IDENTITY,
-    PENDING,
-    ClientRow,
-    Decision,
-    Identity,
-    Pending,
-    Rows,
-    TripletRow,
-    Verdict,
-)
+from greycheck.policy import IDENTITY, PENDING, ClientRow, Decision, Rows, TripletRow, Verdict
 from greycheck.resident.newcomers import Newcomers, Rooms
 from greycheck.resident.questions import Question
 from greycheck.resident.wide import List, Ranges, Table, union
 from greycheck.rules.index import RuleIndex
 from greycheck.settings import Settings
 from greycheck.store import server
-from greycheck.store.base import (
-    DIGEST,
+from greycheck.store.base import DIGEST, PAIR, Asked, StoreError, text
+from greycheck.store.breaker import DOWN, STUCK
+from greycheck.store.causes import NO_SCHEMA, Again, check_revision
+from greycheck.store.drivers.faults import CONFLICT, LOCKED, Fault
+from greycheck.store.server import READING, WRITING_FREE, WRITING_HELD
+from greycheck.store.waiting import (
     MOST,
-    NO_SCHEMA,
-    PAIR,
     PROVIDERS,
-    Again,
-    Asked,
-    StoreError,
-    check_revision,
     crowd_parameters,
     identity,
     identity_parameters,
-    is_done,
     pair_keys,
-    parameters,
     sample,
-    statement,
-    text,
     total,
 )
-from greycheck.store.breaker import DOWN, STUCK
-from greycheck.store.drivers.faults import CONFLICT, LOCKED, Fault
-from greycheck.store.server import READING, WRITING_FREE, WRITING_HELD
+from greycheck.store.writing import is_done, parameters, statement
+from greycheck.unknown import Identity, Pending
 
 # After a change to the rules they are read again once they are REREAD seconds old, or TIMES as old
 # as reading them took. A program of an earlier release says nothing of its changes: OLD.

@@ -29,7 +29,6 @@ from greycheck.policy import (
     Change,
     ClientRow,
     Decision,
-    DomainRow,
     TripletRow,
     domain_of,
 )
@@ -50,6 +49,7 @@ from greycheck.simulation.figures import (
 )
 from greycheck.simulation.history import IDLE, OBSERVED, Attempt, Log, Mail, Mails, Reader
 from greycheck.simulation.store import Store, Told, Wanted
+from greycheck.unknown import DomainRow
 
 # The reasons by which a client, a triplet and a domain are known; and those that say nothing of
 # these, as they come before.

@@ -15,22 +15,12 @@ from typing import Any
 from greycheck import normalise
 from greycheck.envelope import Envelope, Triplet
 from greycheck.outbound import Letter
-from greycheck.policy import (
-    NOBODY,
-    Change,
-    ClientRow,
-    DomainRow,
-    Identity,
-    NetworkRow,
-    Pending,
-    Rows,
-    RuleRow,
-    TripletRow,
-    domain_of,
-)
+from greycheck.policy import Change, ClientRow, Rows, RuleRow, TripletRow, domain_of
 from greycheck.rules.index import RuleIndex
 from greycheck.settings import Settings
-from greycheck.store.base import POOL_MOST, Asked, wants_identity
+from greycheck.store.base import Asked
+from greycheck.store.waiting import POOL_MOST, wants_identity
+from greycheck.unknown import NOBODY, DomainRow, Identity, NetworkRow, Pending
 
 # The prefix lengths of the networks that are told to send for a domain, whatever those of triplets.
 IPV4, IPV6 = 24, 64

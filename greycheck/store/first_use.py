@@ -13,7 +13,9 @@ import posix
 from greycheck import settings as names
 from greycheck.envelope import Envelope, triplet
 from greycheck.store import connect
-from greycheck.store.base import Asked, NoSchema, StoreError, make_it
+from greycheck.store.base import Asked, StoreError
+from greycheck.store.causes import NoSchema
+from greycheck.store.sqlite_faults import make_it
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -104,12 +106,13 @@ def _run(operator: tuple[str, ...], settings: "Settings", lock: int) -> None:
 
 
 def _read_all(reader: int) -> bytes:
-    """What comes from READER until its end: the first COMPLAINT bytes and the last."""
+    """The first COMPLAINT bytes that come from READER; of a traceback its mark and the last."""
     first, last = b"", b""
     while part := posix.read(reader, COMPLAINT):
         first = (first + part)[:COMPLAINT]
         last = (last + part)[-COMPLAINT:]
-    return last if TRACEBACK.encode() in first else first
+    mark = TRACEBACK.encode()
+    return mark + b"\n" + last if mark in first else first
 
 
 # How Python's account begins of an error that nobody foresaw; its last line says which.

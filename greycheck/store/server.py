@@ -19,32 +19,11 @@ and which one answers again.
 import posix
 from time import monotonic, sleep
 
-from greycheck.policy import Change, Identity, Pending, Rows, authority
+from greycheck.policy import Change, Rows
 from greycheck.store import drivers
-from greycheck.store.base import (
-    CORRESPONDENTS,
-    DIGEST,
-    NO_SCHEMA,
-    Again,
-    Asked,
-    RuleKeys,
-    StoreError,
-    WrongSchema,
-    check_revision,
-    identity,
-    identity_parameters,
-    is_done,
-    letter_parameters,
-    oldest_held,
-    parameters,
-    pool_parameters,
-    rows,
-    statement,
-    text,
-    total,
-    waiting_parameters,
-)
+from greycheck.store.base import DIGEST, Asked, StoreError, made, text
 from greycheck.store.breaker import DOWN, STUCK
+from greycheck.store.causes import NO_SCHEMA, Again, WrongSchema, check_revision
 from greycheck.store.drivers import faults
 from greycheck.store.drivers.faults import Fault
 from greycheck.store.host_list import (
@@ -58,6 +37,7 @@ from greycheck.store.host_list import (
     HostList,
     judge,
 )
+from greycheck.store.matching import RuleKeys
 from greycheck.store.url import Host
 
 TYPE_CHECKING = False
@@ -70,6 +50,7 @@ if TYPE_CHECKING:
     from greycheck.settings import Settings
     from greycheck.store.drivers import Connection, Driver
     from greycheck.store.url import Server
+    from greycheck.unknown import Identity, Pending
 
 # How long to wait for a lock, as a share of all the time there is; in whole seconds, one at least.
 LOCK_PATIENCE = 0.25
@@ -234,15 +215,24 @@ class Store:
         self._answered(DOWN)
         if found[0][0] is None:
             raise StoreError(NO_SCHEMA)
-        there = rows((text(found[0][0]), *found[0][1:]), compiled.REVISION)
+        check_revision(text(found[0][0]), compiled.REVISION)
+        there = made(found[0][1:11])
         rules = [rule(row[11:]) for row in found]
         pairs = compiled.PAIRS_IPV6 if ":" in asked.triplet.client else compiled.PAIRS_IPV4
         for values in keys.of_pairs(rules, len(pairs[1])):
             rules += map(rule, self._run(pairs[0], values))
         return Rows(*there, *keys.pick(rules, now))
 
-    def waiting(self, asked: Asked, since: int, now: int, settings: "Settings") -> Pending:
+    def waiting(self, asked: Asked, since: int, now: int, settings: "Settings") -> "Pending":
         """What waits besides."""
+        from greycheck.policy import (
+            authority,
+        )
+        from greycheck.store.waiting import identity, total, waiting_parameters
+        from greycheck.unknown import (
+            Pending,
+        )
+
         sql, names = self._compiled.WAITING
         values, times = waiting_parameters(asked, since, now, settings)
         found = self._run(sql, [values[name] for name in names])[0]
@@ -257,6 +247,8 @@ class Store:
 
     def _oldest_held(self, asked: Asked, since: int, now: int, settings: "Settings") -> int | None:
         """The oldest first attempt of the pair from a client that may send for the domain."""
+        from greycheck.store.waiting import oldest_held, pool_parameters
+
         sql, names = self._compiled.NETWORKS
         values = pool_parameters(asked, since, now, settings)
         waiting = self._run(sql, [values[name] for name in names])
@@ -265,14 +257,18 @@ class Store:
         ranges = self._run(self._compiled.DOMAIN_RANGES[0], (key, key + b"\xff" * DIGEST))
         return oldest_held([(row[1], row[2] and bytes(row[2])) for row in waiting], ranges, now)
 
-    def identity(self, asked: Asked, now: int, settings: "Settings") -> Identity:
+    def identity(self, asked: Asked, now: int, settings: "Settings") -> "Identity":
         """What is known of the client and of its sender's domain."""
+        from greycheck.store.waiting import identity, identity_parameters
+
         sql, names = self._compiled.IDENTITY
         values = identity_parameters(asked, now, settings)
         return identity(self._run(sql, [values[name] for name in names])[0], asked, now)
 
     def networks(self, asked: Asked, since: int, settings: "Settings") -> "Sequence[str]":
         """The networks from which the pair waits."""
+        from greycheck.store.waiting import pool_parameters
+
         sql, names = self._compiled.NETWORKS
         values = pool_parameters(asked, since, 0, settings)
         return [text(row[0]) for row in self._run(sql, [values[name] for name in names])]
@@ -292,6 +288,8 @@ class Store:
         """
         if not changes:
             return self._end("ROLLBACK", True)
+        from greycheck.store.writing import is_done, parameters, statement
+
         self._claim_writes(patient)
         self._phase, self._patient = WRITING_HELD, patient
         if len(changes) > 1:
@@ -313,6 +311,9 @@ class Store:
         return sum(map(self._learn, letters))
 
     def _learn(self, letter: "Letter") -> bool:
+        from greycheck.store.waiting import CORRESPONDENTS
+        from greycheck.store.writing import letter_parameters
+
         compiled, values = self._compiled, letter_parameters(letter)
 
         def given(names: "Sequence[str]") -> list[object]:

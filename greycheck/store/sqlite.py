@@ -11,32 +11,9 @@ would wait for the disk at every commit.
 import posix
 import sys
 
-from greycheck.policy import NOBODY, Change, Identity, Pending, Rows, RuleRow
+from greycheck.policy import Change, Rows, RuleRow
 from greycheck.store import compiled_sqlite as compiled
-from greycheck.store.base import (
-    CORRESPONDENTS,
-    Asked,
-    Busy,
-    NoSchema,
-    RuleKeys,
-    StoreError,
-    check_revision,
-    identity,
-    identity_parameters,
-    imported,
-    is_done,
-    letter_parameters,
-    make_it,
-    not_a_database,
-    pair_keys,
-    parameters,
-    pool_parameters,
-    rows,
-    sample,
-    statement,
-    total,
-    wants_identity,
-)
+from greycheck.store.base import Asked, StoreError, imported, made
 
 # Bytes of write-ahead log after which it is written back. A child that comes alone reads the log
 # first, 0.15 ms for each 100 pages.
@@ -68,6 +45,7 @@ if TYPE_CHECKING:
 
     from greycheck.outbound import Letter
     from greycheck.settings import Settings
+    from greycheck.unknown import Identity, Pending
 else:
     _sqlite3 = _import_sqlite()
 
@@ -107,11 +85,17 @@ class Store:
         found = self._execute(
             sql, names, {"triplet_key": asked.key, "address": asked.triplet.client}
         ).fetchone()
+        if found[0] != compiled.REVISION:
+            from greycheck.store.causes import check_revision
+
+            check_revision(found[0], compiled.REVISION)
         rules, expected = self._rules(asked, now) if found[-1] else ([], None)
-        return Rows(*rows(found, compiled.REVISION), rules, expected)
+        return Rows(*made(found[1:11]), rules, expected)
 
     def _rules(self, asked: Asked, now: int) -> tuple[list[RuleRow], RuleRow | None]:
         """The rules that match, the deciding one first, and the expectation, if there is one."""
+        from greycheck.store.matching import RuleKeys
+
         of_ipv6 = ":" in asked.triplet.client
         sql, names = compiled.RULES_IPV6 if of_ipv6 else compiled.RULES_IPV4
         keys = RuleKeys(asked)
@@ -121,8 +105,11 @@ class Store:
             found += self._run(pairs[0], values).fetchall()
         return keys.pick(found, now)
 
-    def waiting(self, asked: Asked, since: int, now: int, settings: "Settings") -> Pending:
+    def waiting(self, asked: Asked, since: int, now: int, settings: "Settings") -> "Pending":
         """What waits besides."""
+        from greycheck.store.waiting import pool_parameters
+        from greycheck.unknown import Pending
+
         others, oldest, newest, gap, of_domain = 0, None, None, None, None
         if not self._is_alone(asked):
             sql, names = compiled.POOL
@@ -134,8 +121,11 @@ class Store:
         known = self.identity(asked, now, settings)
         return Pending(others, oldest, newest, gap, crowd, in_all, of_domain, known)
 
-    def identity(self, asked: Asked, now: int, settings: "Settings") -> Identity:
+    def identity(self, asked: Asked, now: int, settings: "Settings") -> "Identity":
         """What is known of the client and of its sender's domain."""
+        from greycheck.store.waiting import identity, identity_parameters, wants_identity
+        from greycheck.unknown import NOBODY
+
         if not wants_identity(settings):
             return NOBODY
         sql, names = compiled.IDENTITY
@@ -144,6 +134,8 @@ class Store:
 
     def networks(self, asked: Asked, since: int, settings: "Settings") -> "Sequence[str]":
         """The networks from which the pair waits."""
+        from greycheck.store.waiting import pool_parameters
+
         sql, names = compiled.NETWORKS
         found = self._execute(sql, names, pool_parameters(asked, since, 0, settings))
         return [row[0] for row in found.fetchall()]
@@ -152,6 +144,8 @@ class Store:
         """Whether no other triplet of the same pair is there."""
         if not asked.triplet.sender:
             return True
+        from greycheck.store.waiting import pair_keys
+
         pair_low, pair_high = pair_keys(asked.key)
         return self._run(compiled.OTHERS[0], (pair_low, pair_high, asked.key)).fetchone() is None
 
@@ -163,6 +157,8 @@ class Store:
 
     def _estimate(self, limit: int, now: int) -> int:
         """How many wait in all, as far as LIMIT wants to know."""
+        from greycheck.store.waiting import sample, total
+
         ranges, times = sample(limit)
         counts = [
             self._run(compiled.PENDING[0], (low, high, now)).fetchone()[0]
@@ -188,6 +184,8 @@ class Store:
         """
         if not changes:
             return self._end("ROLLBACK", True)
+        from greycheck.store.writing import is_done, parameters, statement
+
         log = self.log_size()
         if not patient:
             self._patience = HURRY
@@ -227,6 +225,8 @@ class Store:
 
     def _news(self, letter: "Letter") -> dict[str, object] | None:
         """The parameters of a LETTER that is to be recorded; None where it has been of late."""
+        from greycheck.store.writing import letter_parameters
+
         values = letter_parameters(letter)
         found = self._execute(*compiled.CORRESPONDENT, values).fetchone()
         if found is None:
@@ -237,6 +237,8 @@ class Store:
     def _put_correspondent(self, values: dict[str, object]) -> bool:
         """Records a letter by its VALUES, unless its user has too many correspondents."""
         if values["pair_low"] is not None:
+            from greycheck.store.waiting import CORRESPONDENTS
+
             (count,) = self._execute(*compiled.CORRESPONDENTS, values).fetchone()
             if count >= CORRESPONDENTS:
                 return False
@@ -287,6 +289,8 @@ class Store:
 
     def _check_revision(self) -> None:
         """Raises StoreError where a column is not there because the schema is another program's."""
+        from greycheck.store.causes import check_revision
+
         try:
             found = self._connection.execute(compiled.SCHEMA[0]).fetchone()
         except _sqlite3.Error:
@@ -301,19 +305,9 @@ class Store:
             return 0
 
     def _fault(self, error: Exception) -> StoreError:
-        name = getattr(error, "sqlite_errorname", "")
-        message = str(error)
-        if message.startswith("no such table"):
-            return NoSchema(f"{self._path}: {message}: run greycheck db upgrade")
-        if name == "SQLITE_CANTOPEN" or name.startswith("SQLITE_READONLY"):
-            return _cannot_open(self._path, message)
-        if name == "SQLITE_NOTADB":
-            return StoreError(f"{self._path}: {message}{not_a_database(self._path)}")
-        if name.startswith("SQLITE_BUSY"):
-            return Busy(f"{self._path}: locked by another process for {self._patience:.1f}s")
-        if name.startswith("SQLITE_IOERR"):
-            message = _full(self._path) or message
-        return StoreError(f"{self._path}: {message}" + (f" ({name})" if name else ""))
+        from greycheck.store.sqlite_faults import fault
+
+        return fault(self._path, error, self._patience)
 
 
 def uri(path: str) -> str:
@@ -321,44 +315,3 @@ def uri(path: str) -> str:
     for special in "%?#":
         path = path.replace(special, f"%{ord(special):02x}")
     return f"file://{path}?mode=rw"
-
-
-def _full(path: str) -> str:
-    """That the disk of PATH is full, if it is."""
-    try:
-        room = posix.statvfs(path.rpartition("/")[0] or "/")
-    except OSError:
-        return ""
-    return "the disk is full" if room.f_bavail == 0 or (room.f_files and room.f_favail == 0) else ""
-
-
-def _cannot_open(path: str, message: str) -> StoreError:
-    directory = path.rpartition("/")[0] or "/"
-    try:
-        owner = posix.stat(directory).st_uid
-    except FileNotFoundError as error:
-        return NoSchema(f"{directory}: {error.strerror}: {make_it(directory)}")
-    except OSError as error:
-        return StoreError(f"{directory}: {error.strerror}")
-    if posix.statvfs(directory).f_flag & posix.ST_RDONLY:
-        return StoreError(f"{directory}: is on a read-only file system")
-    me = posix.geteuid()
-    writable = posix.access(directory, posix.W_OK | posix.X_OK)
-    try:
-        posix.close(posix.open(path, posix.O_RDWR | posix.O_CLOEXEC))
-    except FileNotFoundError as error:
-        if writable:
-            return NoSchema(f"{path}: {error.strerror}")
-    except PermissionError:
-        if posix.access(directory, posix.X_OK):
-            return StoreError(
-                f"{path}: user {me} cannot write it, its owner is user {posix.stat(path).st_uid}"
-            )
-    except OSError as error:
-        return StoreError(f"{path}: {error.strerror}")
-    if not writable:
-        return StoreError(
-            f"{directory}: user {me} cannot write here, its owner is user {owner}: chown it, or"
-            " run as its owner"
-        )
-    return StoreError(f"{path}: {message}")

@@ -21,8 +21,8 @@ from click.testing import CliRunner
 
 from greycheck import child as module
 from greycheck.cli.main import cli
-from greycheck.store.base import PROVIDERS
 from greycheck.store.schema import migrate
+from greycheck.store.waiting import PROVIDERS
 from tests.support import ACCEPTED, DEFERRED, ROOT, Child
 
 PROGRAMS = Path(sys.executable).parent

@@ -9,8 +9,9 @@ from click.testing import CliRunner, Result
 from rich.cells import cell_len
 
 from greycheck.cli.main import cli
-from greycheck.store.base import domain_key, packed_range
+from greycheck.store.base import domain_key
 from greycheck.store.schema import migrate
+from greycheck.store.waiting import packed_range
 from tests import databases
 from tests.support import ACCEPTED, DEFERRED, Child, only_settings
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from greycheck.store.base import domain_key, packed_range
+from greycheck.store.base import domain_key
+from greycheck.store.waiting import packed_range
 from tests import databases
 from tests.simulation.test_replay import NEW, RETRY, line
 from tests.support import Child

@@ -7,8 +7,9 @@ from sqlalchemy import insert
 
 from greycheck.envelope import Envelope, triplet
 from greycheck.log import show_address
-from greycheck.store.base import PROVIDERS, Asked, correspondent_key, domain_key, packed_range
+from greycheck.store.base import Asked, domain_key
 from greycheck.store.schema import tables
+from greycheck.store.waiting import PROVIDERS, correspondent_key, packed_range
 from tests.support import Database
 
 HOUR, DAY = 3600, 86400

@@ -25,18 +25,9 @@ from greycheck.log import show
 from greycheck.policy import domain_of
 from greycheck.settings import read
 from greycheck.store import connect
-from greycheck.store.base import (
-    PAIR,
-    PROVIDERS,
-    Asked,
-    StoreError,
-    correspondent_key,
-    digest,
-    domain_key,
-    packed_range,
-    pair_keys,
-)
+from greycheck.store.base import PAIR, Asked, StoreError, digest, domain_key
 from greycheck.store.schema.tables import metadata
+from greycheck.store.waiting import PROVIDERS, correspondent_key, packed_range, pair_keys
 from tests.support import CLIENT, RECIPIENT, SENDER, Child, Ran
 
 HELO = b"client.example.org"

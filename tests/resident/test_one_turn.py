@@ -20,8 +20,8 @@ from greycheck.resident.messages import Messages
 from greycheck.resident.peers import Peer
 from greycheck.resident.questions import Question
 from greycheck.settings import Settings, read
-from greycheck.store import base
-from greycheck.store.base import Busy, WrongSchema
+from greycheck.store import base, causes, writing
+from greycheck.store.causes import Busy, WrongSchema
 from greycheck.store.schema import tables
 from tests.support import SQLiteFile
 from tests.test_identity import authorise, written
@@ -305,12 +305,12 @@ def undone(
     other.execute(QUICKER, {"now": NOW})
     roll_back, save_together = batch_store.Store.roll_back, batch_store.Store.save_together
     calls: list[Callable[[], object]] = []
-    faults: list[base.Again] = []
+    faults: list[causes.Again] = []
 
     def noting(store: batch_store.Store, changes: list[tuple[base.Asked, Change]]) -> None:
         try:
             save_together(store, changes)
-        except base.Again as fault:
+        except causes.Again as fault:
             faults.append(fault)
             raise
 
@@ -409,7 +409,7 @@ def test_what_is_known_of_a_domain_and_cannot_be_read_hides_no_other(
 def test_one_that_cannot_be_written_among_two_hundred(
     turns: Turns, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    statement = base.statement
+    statement = writing.statement
     values = batch_store.triplet_values
 
     def failing(asked: base.Asked, change: Change) -> tuple[str, tuple[object, ...]]:

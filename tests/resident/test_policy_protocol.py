@@ -13,17 +13,8 @@ from greycheck import settings
 from greycheck.envelope import Envelope
 from greycheck.hooks import delegation as protocol
 from greycheck.hooks.delegation import Malformed
-from greycheck.policy import (
-    ACCEPT,
-    DEFER,
-    IDENTITY,
-    REJECT,
-    Decision,
-    Identity,
-    Rows,
-    TripletRow,
-    Verdict,
-)
+from greycheck.policy import ACCEPT, DEFER, IDENTITY, REJECT, Decision, Rows, TripletRow, Verdict
+from greycheck.unknown import Identity
 from tests.resident.conftest import Start
 from tests.resident.resident import Peer
 

@@ -14,7 +14,7 @@ from sqlalchemy import func, insert, select, update
 
 from greycheck import check, rule_keys, settings
 from greycheck.envelope import Envelope
-from greycheck.policy import Identity, Verdict
+from greycheck.policy import Verdict
 from greycheck.resident import together
 from greycheck.resident.messages import Messages
 from greycheck.resident.pool import Pool
@@ -23,12 +23,13 @@ from greycheck.resident.together import Shared, Store
 from greycheck.resident.wide import List, Ranges, Table
 from greycheck.rules import patterns
 from greycheck.settings import Settings
-from greycheck.store import base, compiled_mysql, compiled_postgresql, server
+from greycheck.store import base, causes, compiled_mysql, compiled_postgresql, server, waiting
 from greycheck.store.admin import rulebook
 from greycheck.store.admin.engine import open_engine
 from greycheck.store.drivers import faults
 from greycheck.store.schema import tables
 from greycheck.store.schema.tables import client, triplet
+from greycheck.unknown import Identity
 from tests.resident.test_pool import each_kind, marks
 from tests.servers import Postgres, wait_until
 from tests.support import RECIPIENT, Database, ServerDatabase, on_every_server
@@ -104,7 +105,7 @@ def fill(database: Database) -> None:
         pooled = f"pooled{number}.example"
         authorise(database, "198.51.8.0/22", domain=pooled, source="pool", state="")
     authorise(database, "198.51.6.0/23", domain="big.example", source="provider", state="")
-    outside = base.correspondent_key(b"friend@out.example", RECIPIENT)
+    outside = waiting.correspondent_key(b"friend@out.example", RECIPIENT)
     database.execute(
         insert(tables.correspondent).values(
             pair_key=outside,
@@ -445,7 +446,7 @@ def test_a_lock_that_a_batch_waits_for_in_vain_is_no_fault_of_the_host(
     batches.store.begin(2)
     with pytest.raises(base.StoreError, match="as the server says") as raised:
         together.decide(batches.store, rest, Messages().first_passed, lambda *_given: None)
-    assert not isinstance(raised.value, base.Again)
+    assert not isinstance(raised.value, causes.Again)
     assert list(rest) == questions
     assert not marks(database)
     assert not batches.store.notes

@@ -16,8 +16,9 @@ from sqlalchemy import event, insert, select
 
 from greycheck.resolve import due, keeping, work
 from greycheck.store.admin import expiry
-from greycheck.store.base import domain_key, packed, packed_range
+from greycheck.store.base import domain_key, packed
 from greycheck.store.schema.tables import authorised, domain, triplet
+from greycheck.store.waiting import packed_range
 from tests import databases
 from tests.dns_servers import Liar, answering, silent
 from tests.resolve.parts import command, engine_of, ran, resolved, settings_of

@@ -15,7 +15,8 @@ from greycheck.policy import RuleRow
 from greycheck.rules import patterns
 from greycheck.rules.index import Row, RuleIndex, Unreadable
 from greycheck.rules.patterns import Pattern
-from greycheck.store.base import Asked, RuleKeys, digest
+from greycheck.store.base import Asked, digest
+from greycheck.store.matching import RuleKeys
 
 NOW = 1_800_000_000
 

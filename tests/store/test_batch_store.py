@@ -18,17 +18,10 @@ from greycheck.resident import batch_store
 from greycheck.resident.batch_store import Store, write_back
 from greycheck.settings import Settings, read
 from greycheck.store import compiled_sqlite, sqlite
-from greycheck.store.base import (
-    Again,
-    Asked,
-    Busy,
-    NoSchema,
-    StoreError,
-    WrongSchema,
-    digest,
-    parameters,
-)
+from greycheck.store.base import Asked, StoreError, digest
+from greycheck.store.causes import Again, Busy, NoSchema, WrongSchema
 from greycheck.store.schema import migrate
+from greycheck.store.writing import parameters
 
 NOW = 1_800_000_000
 SETTINGS = read({b"GREYCHECK_CONFIG": b"/dev/null"})
@@ -543,7 +536,7 @@ def test_others_of_a_pair_are_asked_for_where_there_are_any(
 ) -> None:
     """Whether the triplet is new, or was known and its lifetime is over."""
     look(store)
-    monkeypatch.setattr("greycheck.store.sqlite.pool_parameters", None)
+    monkeypatch.setattr("greycheck.store.waiting.pool_parameters", None)
     store.begin_reading()
     assert store.lookup(ASKED, NOW).triplet is None
     assert store.waiting(ASKED, 0, 0, settings_with(pending_limit=0, network_limit=0)).others == 0

@@ -15,7 +15,14 @@ from sqlalchemy import Connection, insert, text
 from greycheck import rule_keys
 from greycheck.envelope import Envelope, Triplet
 from greycheck.settings import read
-from greycheck.store import base, compiled_mysql, compiled_postgresql, compiled_sqlite
+from greycheck.store import (
+    base,
+    compiled_mysql,
+    compiled_postgresql,
+    compiled_sqlite,
+    matching,
+    waiting,
+)
 from greycheck.store.base import Asked
 from greycheck.store.schema import tables
 from tests.support import Database, ServerDatabase, in_every_store, on_every_database
@@ -39,7 +46,7 @@ MANY = {"sqlite": 131_000, "postgresql": 131_000, "mysql": 30_000}
 
 # Rows that a question may read: those of the pair, of its network, and of three ranges of keys; and
 # what leads there.
-MOST = base.POOL_READ + SETTINGS.network_limit + base.RANGES * base.MOST_READ + 1000
+MOST = waiting.POOL_READ + SETTINGS.network_limit + waiting.RANGES * waiting.MOST_READ + 1000
 
 # Rows of one pair from so many networks, whose keys begin alike, made where they are to be.
 SERIES = {
@@ -104,15 +111,15 @@ def settle(database: Database) -> None:
 
 def question() -> dict[str, object]:
     """The parameters of the statements that say what waits, by name."""
-    values, _times = base.waiting_parameters(ASKED, 0, NOW, SETTINGS)
+    values, _times = waiting.waiting_parameters(ASKED, 0, NOW, SETTINGS)
     # A range that holds the pair's rows, as one that is drawn may.
     return (
         values
         | {"triplet_key": ASKED.key}
         | {
             f"{end}_{index}": bound
-            for index in range(base.RANGES)
-            for end, bound in zip(("low", "high"), base.pair_keys(ASKED.key), strict=True)
+            for index in range(waiting.RANGES)
+            for end, bound in zip(("low", "high"), waiting.pair_keys(ASKED.key), strict=True)
         }
     )
 
@@ -130,7 +137,7 @@ def asking(
 
 def read_for_pairs(database: Database) -> int:
     """How many rows and entries of an index are read for the pairs of the recipient of ASKED."""
-    keys = base.RuleKeys(ASKED)
+    keys = matching.RuleKeys(ASKED)
     mark = base.digest(rule_keys.mark_key(ENVELOPE.recipient))
     with database.begin() as connection:
         sql, names = COMPILED[connection.dialect.name].PAIRS_IPV4
@@ -150,7 +157,7 @@ def read_for_pairs(database: Database) -> int:
 def read_rows(database: Database) -> int:
     """How many rows and entries of indexes the database reads to say what is waiting."""
     if database.url.startswith("sqlite"):
-        ranges = base.RANGES * read_by_steps(database, "PENDING")
+        ranges = waiting.RANGES * read_by_steps(database, "PENDING")
         return sum(read_by_steps(database, name) for name in ("OTHERS", "POOL", "CROWD")) + ranges
     with asking(database, "WAITING") as (connection, sql, values):
         if connection.dialect.name == "postgresql":
@@ -240,10 +247,10 @@ def test_a_flood_that_the_server_has_no_statistics_of_is_not_read_as_a_whole(
 @in_every_store
 def test_a_pair_from_more_networks_than_are_read_still_is_a_pool(database: Database) -> None:
     flood(database, 3000, 0)
-    waiting = database.connect(20).waiting(ASKED, 0, NOW, SETTINGS)
-    assert waiting.others == base.POOL_MOST
-    assert waiting.oldest is not None
-    assert NOW - 3900 <= waiting.oldest < NOW - 900
+    found = database.connect(20).waiting(ASKED, 0, NOW, SETTINGS)
+    assert found.others == waiting.POOL_MOST
+    assert found.oldest is not None
+    assert NOW - 3900 <= found.oldest < NOW - 900
 
 
 @on_every_database
@@ -362,7 +369,7 @@ def test_where_all_else_has_passed_the_count_of_what_waits_ends_too(database: Da
 
 # As many ranges as a domain may have, ten times over; and as many networks as a pool counts.
 RANGES = 20_000
-WAITING = base.POOL_MOST
+WAITING = waiting.POOL_MOST
 
 
 @pytest.mark.parametrize("settled", [True, False])

@@ -16,7 +16,8 @@ from greycheck.envelope import Envelope, triplet
 from greycheck.policy import Change, Decision, TripletRow
 from greycheck.settings import Settings, read
 from greycheck.store import connect, drivers, server
-from greycheck.store.base import Again, Asked, NoSchema, StoreError
+from greycheck.store.base import Asked, StoreError
+from greycheck.store.causes import Again, NoSchema
 from greycheck.store.drivers import faults
 from greycheck.store.drivers.faults import Fault
 from greycheck.store.schema import migrate

@@ -34,8 +34,9 @@ from greycheck.store.admin import errors
 from greycheck.store.admin.engine import reading
 from greycheck.store.admin.expiry import BATCH
 from greycheck.store.admin.queries import FETCHED, PAGING, Condition, Filter
-from greycheck.store.base import DIGEST, PROVIDERS, domain_key, packed_range
+from greycheck.store.base import DIGEST, domain_key
 from greycheck.store.schema.tables import Digest, Packed, authorised, domain, provider, spf
+from greycheck.store.waiting import PROVIDERS, packed_range
 
 # The source of ranges that were learnt, and of those that say that a client may not send.
 POOL, REFUSED = "pool", "refused"

@@ -17,7 +17,6 @@ from time import monotonic, sleep
 from sqlalchemy import Engine, Table, bindparam, delete, func, select
 from sqlalchemy.exc import DBAPIError
 
-from greycheck.policy import MESSAGE_TIME
 from greycheck.settings import Settings
 from greycheck.store.admin import errors
 from greycheck.store.admin import history as totals
@@ -32,6 +31,7 @@ from greycheck.store.schema.tables import (
     spf,
     triplet,
 )
+from greycheck.unknown import MESSAGE_TIME
 
 TABLES = (triplet, client, rule, domain, spf, authorised, correspondent, history)
 

@@ -75,16 +75,9 @@ from greycheck.settings import Settings
 from greycheck.store import rights
 from greycheck.store.admin.engine import reading
 from greycheck.store.admin.errors import retry_on_conflict
-from greycheck.store.base import AUTHORISING, MAPPED_BYTES, digest, pair_keys
-from greycheck.store.schema.tables import (
-    DIGEST,
-    authorised,
-    client,
-    domain,
-    history,
-    spf,
-    triplet,
-)
+from greycheck.store.base import MAPPED_BYTES, digest
+from greycheck.store.schema.tables import DIGEST, authorised, client, domain, history, spf, triplet
+from greycheck.store.waiting import AUTHORISING, pair_keys
 
 VERDICT, HOUR, DELAY, NEVER = "verdict", "hour", "delay", "never"
 SENDER, NETWORK, EVER, WAITED, FILE = "sender", "network", "ever", "waited", "file"

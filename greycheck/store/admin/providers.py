@@ -21,9 +21,10 @@ from greycheck.spf import networks
 from greycheck.spf.providers import Said, in_words
 from greycheck.store.admin import errors
 from greycheck.store.admin.engine import reading
-from greycheck.store.base import PROVIDERS, StoreError, domain_key
+from greycheck.store.base import StoreError, domain_key
 from greycheck.store.schema.tables import authorised
 from greycheck.store.schema.tables import provider as table
+from greycheck.store.waiting import PROVIDERS
 
 # The most providers: the names of all of them must have room at one range.
 MOST = 100

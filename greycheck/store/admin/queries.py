@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.schema import Column
 
-from greycheck import earlier, folding, normalise, policy
+from greycheck import earlier, folding, normalise, policy, unknown
 from greycheck.envelope import OF_MESSAGE
 from greycheck.log import CUT, show, show_address, unshown
 from greycheck.normalise import Network
@@ -39,8 +39,9 @@ from greycheck.settings import Settings
 from greycheck.store.admin import errors
 from greycheck.store.admin.engine import reading
 from greycheck.store.admin.expiry import BATCH
-from greycheck.store.base import DIGEST, Asked, pair_keys
+from greycheck.store.base import DIGEST, Asked
 from greycheck.store.schema.tables import client, correspondent, domain, triplet
+from greycheck.store.waiting import pair_keys
 
 # The list that ``greycheck.store.admin.domains`` reads.
 DOMAINS = "domains"
@@ -504,8 +505,8 @@ def terms_of(row: RowMapping, settings: Settings, now: int) -> tuple[str, int, i
     """
     if message_of(row):
         last = row["last_attempt"]
-        state = MESSAGE if now - last <= policy.MESSAGE_TIME else STATES[policy.OVER]
-        return state, last, last + policy.MESSAGE_TIME
+        state = MESSAGE if now - last <= unknown.MESSAGE_TIME else STATES[policy.OVER]
+        return state, last, last + unknown.MESSAGE_TIME
     known = TripletRow(
         row["first_attempt"],
         row["last_attempt"],

@@ -34,7 +34,7 @@ from greycheck.settings import Settings
 from greycheck.store.admin import errors, rulebook
 from greycheck.store.admin.engine import reading
 from greycheck.store.admin.queries import FETCHED, PAGING
-from greycheck.store.base import DIGEST, PROVIDERS, packed_range
+from greycheck.store.base import DIGEST
 from greycheck.store.schema.tables import (
     authorised,
     client,
@@ -45,6 +45,7 @@ from greycheck.store.schema.tables import (
     spf,
     triplet,
 )
+from greycheck.store.waiting import PROVIDERS, packed_range
 
 # How many rows are read at most, those that pass or do not count among them.
 READ = 100_000

@@ -4,7 +4,8 @@ Interface: drivers raise a ``Fault``, whose ``kind`` says what to do about it; w
 driver, ``drivers.load`` raises ``NoDriver``.
 """
 
-from greycheck.store.base import NO_SCHEMA, StoreError
+from greycheck.store.base import StoreError
+from greycheck.store.causes import NO_SCHEMA
 
 GONE = "gone"  # no connection, or one that is lost
 # There is a connection, and the server answers nothing: it starts, stops, or has no quorum.

@@ -30,7 +30,7 @@ def module(dialect: str) -> str:
     for name, statement in statements.for_dialect(dialect).items():
         compiled = statement.compile(dialect=statements.COMPILERS[dialect])
         sql = " ".join(str(compiled).split())
-        names = ", ".join(f'"{parameter}"' for parameter in compiled.positiontup or ())
+        names = ", ".join(f'"{_name(each)}"' for each in compiled.positiontup or ())
         lines += [
             "",
             f"{name} = (",
@@ -39,6 +39,11 @@ def module(dialect: str) -> str:
             ")",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _name(parameter: str) -> str:
+    """The keys of rules are one list: one name for all of them is quicker to load."""
+    return "key" if parameter.removeprefix("key_").isdigit() else parameter
 
 
 def _literal(sql: str) -> str:

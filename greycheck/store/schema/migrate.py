@@ -38,10 +38,11 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.schema import CreateTable
 
 from greycheck.settings import SYSTEM_DIRECTORY, Database, database_at
-from greycheck.store import base, rights
+from greycheck.store import base, causes, rights, sqlite_faults
 from greycheck.store.admin import errors
 from greycheck.store.admin.engine import LOCK_TIMEOUT, autocommitting_engine, open_engine
-from greycheck.store.base import StoreError, fits
+from greycheck.store.base import StoreError
+from greycheck.store.causes import fits
 from greycheck.store.schema import migration_ops, upgrade_lock
 from greycheck.store.schema.upgrade_lock import Tell
 
@@ -89,7 +90,7 @@ def standing(revision: str | None) -> str:
     """Returns how a schema at REVISION stands to this program, in words, with what to do."""
     if revision is None:
         return f"not made yet, this program's is {head()}"
-    return base.standing(revision, head())
+    return causes.standing(revision, head())
 
 
 def misfit(revision: str | None) -> str:
@@ -390,7 +391,7 @@ def _remedy(error: DBAPIError, path: Path | None) -> tuple[str, str]:
     if "not a database" in words:
         if path is None:
             return ": move it away, and the next mail makes a new one", ""
-        said, command = base.replacing(str(path))
+        said, command = sqlite_faults.replacing(str(path))
         return f": {said}", command
     if "readonly" in words or "unable to open" in words:
         return f": {user_name(os.geteuid())} may not write it, or its directory", ""

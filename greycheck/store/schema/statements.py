@@ -47,17 +47,7 @@ from sqlalchemy.sql.schema import Table
 from sqlalchemy.types import TypeEngine
 
 from greycheck import normalise, rule_keys
-from greycheck.store.base import (
-    AUTHORISING,
-    CORRESPONDENTS,
-    DOMAIN_READ,
-    MOST,
-    MOST_READ,
-    PAIR,
-    POOL_MOST,
-    POOL_READ,
-    RANGES,
-)
+from greycheck.store.base import PAIR
 from greycheck.store.schema.tables import (
     DIGEST,
     Digest,
@@ -71,6 +61,16 @@ from greycheck.store.schema.tables import (
     rule,
     spf,
     triplet,
+)
+from greycheck.store.waiting import (
+    AUTHORISING,
+    CORRESPONDENTS,
+    DOMAIN_READ,
+    MOST,
+    MOST_READ,
+    POOL_MOST,
+    POOL_READ,
+    RANGES,
 )
 
 # The columns of a row that a change may set, and that a guard compares.

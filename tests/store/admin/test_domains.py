@@ -8,8 +8,9 @@ from sqlalchemy import Engine, select
 from greycheck.store.admin import domains
 from greycheck.store.admin.domains import named
 from greycheck.store.admin.queries import Filter, read_network
-from greycheck.store.base import PROVIDERS, domain_key, packed_range
+from greycheck.store.base import domain_key
 from greycheck.store.schema.tables import authorised, domain
+from greycheck.store.waiting import PROVIDERS, packed_range
 from tests import databases
 
 NOW = 1_800_000_000

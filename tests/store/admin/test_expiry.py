@@ -7,11 +7,11 @@ import pytest
 from sqlalchemy import Engine, event, select
 from sqlalchemy.exc import OperationalError
 
-from greycheck.policy import MESSAGE_TIME
 from greycheck.settings import read
 from greycheck.store.admin import expiry
 from greycheck.store.admin.engine import empty_log, open_engine
 from greycheck.store.schema.tables import triplet
+from greycheck.unknown import MESSAGE_TIME
 from tests import databases
 
 NOW = 1_800_000_000

@@ -21,8 +21,9 @@ from greycheck.store.admin.providers import (
     ChangedMeanwhile,
     Provider,
 )
-from greycheck.store.base import PROVIDERS, domain_key
+from greycheck.store.base import domain_key
 from greycheck.store.schema.tables import authorised
+from greycheck.store.waiting import PROVIDERS
 from tests.servers import Galera
 from tests.support import DATABASES, ServerDatabase
 
