@@ -599,7 +599,7 @@ class Step:
     function returns. Where no function is given, it is that of the same name in UNKNOWN.
     """
 
-    __slots__ = ("_take", "name", "needs_rows", "reason")
+    __slots__ = ("name", "needs_rows", "reason", "take")
 
     def __init__(
         self,
@@ -610,15 +610,13 @@ class Step:
     ) -> None:
         self.name = name
         self.reason = reason
-        self._take = take
+        self.take = take or self._load
         self.needs_rows = needs_rows
 
-    @property
-    def take(self) -> "Callable[[Decision], str]":
-        """The function of this step."""
-        if self._take is None:
-            self._take = getattr(__import__(UNKNOWN, fromlist=(self.name,)), self.name)
-        return self._take
+    def _load(self, it: Decision) -> str:
+        """Takes this step by its function in UNKNOWN, now and from now on."""
+        self.take = getattr(__import__(UNKNOWN, fromlist=(self.name,)), self.name)
+        return self.take(it)
 
 
 # The whole order. Each step decides, or lets the mail go on to the next; the last one always

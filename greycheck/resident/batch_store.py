@@ -331,7 +331,15 @@ class Store(sqlite.Store):
 
     def waiting(self, asked: Asked, since: int, now: int, settings: Settings) -> Pending:
         """Returns what waits besides, with what this transaction has let in."""
-        found = super().waiting(asked, since, now, settings)
+        if asked in self._alone:  # most mail
+            crowd, most = settings.network_limit, settings.pending_limit
+            found = Pending(
+                crowd=self._crowd(asked, crowd, now) if crowd else 0,
+                total=self._estimate(most, now) if most else 0,
+                identity=self.identity(asked, now, settings),
+            )
+        else:
+            found = super().waiting(asked, since, now, settings)
         found.total += self._newcomers.besides(asked)
         return found
 
