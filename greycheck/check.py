@@ -4,7 +4,7 @@ The same for everybody who decides. Time and the connection are handed in.
 """
 
 from greycheck.envelope import message_triplet
-from greycheck.policy import EARLIER, IDENTITY, MESSAGE, NETWORKS, PENDING, ROWS
+from greycheck.policy import EARLIER, IDENTITY, MESSAGE, NETWORKS, NOTHING, PENDING, ROWS
 from greycheck.store.base import Asked, StoreError
 
 TYPE_CHECKING = False
@@ -59,12 +59,22 @@ def check(
 
 
 def decide(
-    store: "Store", asked: Asked, decision: "Decision", first_passed: "FirstPassed | None" = None
-) -> None:
-    """Makes DECISION, which ASKED is the key of, with what STORE knows. Raises StoreError."""
+    store: "Store",
+    asked: Asked,
+    decision: "Decision",
+    first_passed: "FirstPassed | None" = None,
+    until: str = NOTHING,
+) -> str:
+    """Makes DECISION, which ASKED is the key of, with what STORE knows. Raises StoreError.
+
+    Where it needs UNTIL, that is returned: it is called once more then.
+    """
     while need := decision.advance():
+        if need == until:
+            return need
         answer(store, asked, decision, need, first_passed)
     finish(asked, decision)
+    return NOTHING
 
 
 def answer(

@@ -41,7 +41,7 @@ from contextlib import suppress
 from time import monotonic, time
 
 from greycheck import check
-from greycheck.policy import NOTHING, PENDING, ROWS, TripletRow, Verdict
+from greycheck.policy import NOTHING, PENDING, TripletRow, Verdict
 from greycheck.resident import batch_store
 from greycheck.resident.batch_store import Store
 from greycheck.resident.messages import Messages
@@ -143,10 +143,10 @@ class FileStore:
                 self._tell(question, question.failed(str(error)))
             return
         store.look_ahead([each for _question, each in asked])
-        waiting = [each for each in asked if self._look_up(store, each, ROWS, PENDING)]
+        waiting = [each for each in asked if self._look_up(store, each, PENDING)]
         store.look_ahead_for_identities([(each, question.settings) for question, each in waiting])
         for each in waiting:
-            self._look_up(store, each, PENDING)
+            self._look_up(store, each)
         if self._unwritten:
             return  # ``tick`` goes on with the transaction
         try:
@@ -154,41 +154,33 @@ class FileStore:
         except StoreError:
             store.roll_back()
 
-    def _look_up(
-        self, store: Store, each: tuple[Question, Asked], need: str, until: str = NOTHING
-    ) -> str:
-        """Gives one request what it NEEDs until it is decided, and answers it if that holds.
+    def _look_up(self, store: Store, each: tuple[Question, Asked], until: str = NOTHING) -> bool:
+        """Decides one request, and answers it if that holds; returns true if it needs UNTIL before.
 
-        Where it needs UNTIL before, that is left to be given, and returned. Raises WrongSchema.
+        Raises WrongSchema.
         """
         question, asked = each
         decision = question.decision
         try:
-            while True:
-                check.answer(store, asked, decision, need, self._messages.first_passed)
-                need = decision.advance()
-                if not need:
-                    break
-                if need == until:
-                    return need
-            check.finish(asked, decision)
+            if check.decide(store, asked, decision, self._messages.first_passed, until):
+                return True
         except Busy:
             question.decision = decision.anew()
             self._unwritten.append(each)
-            return NOTHING
+            return False
         except WrongSchema:
             raise
         except Exception as error:
             self._tell(question, question.failed(_said(error)))
-            return NOTHING
+            return False
         if decision.changes or (question.hook and decision.opens_message):
             store.announce(asked, decision.changes)
             self._unwritten.append(each)
             may_be_answered = self._last_write_worked and len(self._unwritten) < AHEAD
             if not (may_be_answered and decision.is_final_before_write):
-                return NOTHING
+                return False
         self._tell(question, decision.verdict())
-        return NOTHING
+        return False
 
     # --- writing ----------------------------------------------------------------------------------
 
