@@ -36,6 +36,10 @@ CUT = "\\..."
 # Time limit of a write to a log pipe, in seconds: a stuck log must not hold the verdict longer.
 PIPE_TIMEOUT = 0.2
 
+# How long a thread may take until it runs, in seconds, on a machine so busy that it hardly does.
+# With PIPE_TIMEOUT that is less than what the deadline leaves (``guard.LAST_RESORT``).
+BEGIN_TIMEOUT = 0.6
+
 # Time limit of a write to a file, in seconds. A file takes a line at once: it is reached only if
 # the machine is so busy that the process hardly runs.
 FILE_TIMEOUT = 4.0
@@ -239,13 +243,16 @@ def write_from_thread(lines: bytes) -> None:
 
     The main thread is blocked in C then, so that no signal handler can run.
     """
-    written = _thread.allocate_lock()
+    begun, written = _thread.allocate_lock(), _thread.allocate_lock()
+    begun.acquire()
     written.acquire()
-    _thread.start_new_thread(_write_and_release, (lines, written))
+    _thread.start_new_thread(_write_and_release, (lines, begun, written))
+    begun.acquire(timeout=BEGIN_TIMEOUT)
     written.acquire(timeout=PIPE_TIMEOUT)
 
 
-def _write_and_release(lines: bytes, written: _thread.LockType) -> None:
+def _write_and_release(lines: bytes, begun: _thread.LockType, written: _thread.LockType) -> None:
+    begun.release()
     try:
         _put(lines, _is_file())
     finally:

@@ -268,12 +268,13 @@ if TYPE_CHECKING:
 class Setting:
     """One row of the table.
 
-    ``text`` is its default as an operator writes it. ``parse`` makes a value of text, and raises
-    ValueError; ``show`` makes text of a value that ``parse`` reads as the same. ``where`` are the
-    programs that read it, names of ``cli.config.READERS`` with commas between.
+    ``default`` and ``text`` are the same value, parsed and as an operator writes it. ``parse``
+    makes a value of text, and raises ValueError; ``show`` makes text of a value that ``parse``
+    reads as the same. ``where`` are the programs that read it, names of ``cli.config.READERS``
+    with commas between.
     """
 
-    __slots__ = ("meaning", "name", "parse", "show", "text", "where")
+    __slots__ = ("default", "meaning", "name", "parse", "show", "text", "where")
 
     def __init__(
         self, name: str, kind: "Kind", text: str, meaning: str, where: str = "check"
@@ -281,13 +282,9 @@ class Setting:
         self.name = name
         self.parse, self.show = kind
         self.text = text
+        self.default = self.parse(text) if text or name != "database" else Database()
         self.meaning = meaning
         self.where = where
-
-    @property
-    def default(self) -> object:
-        """The value of ``text``."""
-        return self.parse(self.text) if self.text or self.name != "database" else Database()
 
 
 TABLE = (
@@ -617,6 +614,7 @@ TABLE = (
 )
 
 BY_NAME = {setting.name: setting for setting in TABLE}
+_DEFAULTS = {setting.name: setting.default for setting in TABLE}
 
 
 class Settings:
@@ -676,17 +674,9 @@ class Settings:
         header: str
         defer_text: str
         reject_text: str
-    else:
-
-        def __getattr__(self, name: str) -> object:
-            """The default of the setting NAME, which nothing else gave a value."""
-            setting = BY_NAME.get(name)
-            if setting is None:
-                raise AttributeError(name)
-            self.__dict__[name] = value = setting.default
-            return value
 
     def __init__(self) -> None:
+        vars(self).update(_DEFAULTS)
         self.off = False
         self.has_store = True
         self.sources = dict.fromkeys(BY_NAME, "default")

@@ -364,9 +364,11 @@ def test_a_check_began_when_its_native_child_did(
 
 
 def test_the_thread_that_writes_tells_when_it_is_done(capfd: pytest.CaptureFixture[str]) -> None:
-    written = _thread.allocate_lock()
+    begun, written = _thread.allocate_lock(), _thread.allocate_lock()
+    begun.acquire()
     written.acquire()
-    log._write_and_release(b"a line\n", written)
+    log._write_and_release(b"a line\n", begun, written)
+    assert not begun.locked()
     assert not written.locked()
     assert capfd.readouterr().err == "a line\n"
 

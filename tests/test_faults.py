@@ -339,7 +339,7 @@ def test_a_package_that_cannot_be_read_still_ends_in_a_verdict(
     # in it.
     assert re.fullmatch(
         f'greycheck: {action} reason=error error="ModuleNotFoundError: No module named'
-        " 'greycheck(.child)?'\"",
+        " 'greycheck(.loading)?'\"",
         ran.lines[0],
     )
     assert len(ran.lines) == 1

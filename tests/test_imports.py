@@ -28,6 +28,7 @@ OURS = {
     "greycheck.child",
     "greycheck.envelope",
     "greycheck.hooks",
+    "greycheck.loading",
     "greycheck.log",
     "greycheck.normalise",
     "greycheck.policy",
@@ -87,6 +88,8 @@ def list_and_leave(code):
     leave(code)
 posix._exit = list_and_leave
 sys.argv[:] = {argv!r}
+from greycheck.loading import quicken
+quicken()
 from greycheck.child import main
 main(("/nonexistent",))
 """

@@ -1,10 +1,13 @@
 """Log lines that no envelope can forge, and a log that never holds a verdict."""
 
+import _thread
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from time import sleep
 
 import pytest
 from hypothesis import given
@@ -163,6 +166,24 @@ def test_a_problem_is_one_line() -> None:
 def test_lines_go_to_descriptor_2(write: object, capfd: pytest.CaptureFixture[str]) -> None:
     assert callable(write)
     write(b"a line\n")
+    assert capfd.readouterr().err == "a line\n"
+
+
+def test_a_thread_that_does_not_run_at_once_still_writes(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On a busy machine that takes longer than a log may."""
+    start = _thread.start_new_thread
+
+    def start_later(call: Callable[..., object], arguments: tuple[object, ...]) -> None:
+        def run() -> None:
+            sleep(log.PIPE_TIMEOUT * 2)
+            call(*arguments)
+
+        start(run, ())
+
+    monkeypatch.setattr(_thread, "start_new_thread", start_later)
+    log.write_from_thread(b"a line\n")
     assert capfd.readouterr().err == "a line\n"
 
 

@@ -3,7 +3,6 @@
 import ast
 import inspect
 import os
-from copy import copy
 from pathlib import Path
 from time import monotonic
 
@@ -52,13 +51,6 @@ def test_every_setting_has_an_attribute_and_a_meaning() -> None:
     names = {target.id for target in annotated if isinstance(target, ast.Name)}
     assert {setting.name for setting in TABLE} == names
     assert all(setting.meaning.endswith(".") for setting in TABLE)
-
-
-def test_what_is_no_setting_is_no_attribute() -> None:
-    found = read(NO_FILE)
-    with pytest.raises(AttributeError, match="dealy"):
-        found.dealy  # type: ignore[attr-defined]  # noqa: B018
-    assert copy(found).delay == 300
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,8 @@ try:
     sys.dont_write_bytecode = True
     sys.path.insert(0, {package!r})
     sys.path.extend({drivers!r})
+    from greycheck.loading import quicken
+    quicken()
     from greycheck.child import main
     main({operator!r})
 except BaseException as error:
