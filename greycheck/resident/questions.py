@@ -241,22 +241,7 @@ class Reader:
     def _variant(self, given: dict[bytes, bytes]) -> tuple[Settings, list[str]]:
         """Returns the settings with GIVEN in the environment, and the problems that GIVEN has."""
         read = settings.read(self.environ | self._fixed | given, self._lines)
-        known = self.settings.problems
-        return _complete(read), [problem for problem in read.problems if problem not in known]
-
-
-class _Complete:
-    """Settings that have no default left to be made when it is asked for.
-
-    Where a class makes attributes, Python finds none of them quickly.
-    """
-
-
-def _complete(read: Settings) -> Settings:
-    """Returns the settings that were READ, complete."""
-    found = _Complete()
-    vars(found).update({name: getattr(read, name) for name in settings.BY_NAME}, **vars(read))
-    return found  # type: ignore[return-value]  # it has all that is asked of settings
+        return read, [problem for problem in read.problems if problem not in self.settings.problems]
 
 
 def _where_the_store_is(settings: Settings) -> dict[bytes, bytes]:
