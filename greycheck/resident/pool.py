@@ -298,9 +298,12 @@ class Pool:
                 with self._lock:
                     self._batches -= 1
                     self._usual += (monotonic() - began - self._usual) / 8
-            with suppress(BlockingIOError):  # it is full, so the main thread is awake
-                os.write(self._wake, b"\0")
+            self._wake_main()
         store.tidy()
+
+    def _wake_main(self) -> None:
+        with suppress(BlockingIOError):  # it is full, so the main thread is awake
+            os.write(self._wake, b"\0")
 
     def _decide_together(self, store: Store, questions: list[Question]) -> bool:
         """Decides QUESTIONS as one batch; those that it cannot are put back to be tried again.
@@ -314,7 +317,10 @@ class Pool:
             try:
                 store.begin(min(self._time_left(question) for question in rest) * STORE_SHARE)
                 if not store.is_on_trial:
-                    lost = together.decide(store, rest, self._messages.first_passed, self._decide)
+                    # What stands already is not held by what is to be written.
+                    lost = together.decide(
+                        store, rest, self._messages.first_passed, self._decide, self._wake_main
+                    )
                 store.rest()
             except WrongSchema:
                 raise

@@ -26,7 +26,7 @@ from greycheck import check
 from greycheck.policy import IDENTITY, PENDING, ClientRow, Decision, Rows, TripletRow, Verdict
 from greycheck.resident.newcomers import Newcomers, Rooms
 from greycheck.resident.questions import Question
-from greycheck.resident.wide import List, Ranges, Table, union
+from greycheck.resident.wide import Arrays, List, Ranges, Table, union
 from greycheck.rules.index import RuleIndex
 from greycheck.settings import Settings
 from greycheck.store import server
@@ -74,6 +74,10 @@ MANY = {
     "SWAP_TRIPLET": "SWAP_TRIPLETS",
     "INSERT_CLIENT": "INSERT_CLIENT",
     "SWAP_CLIENT": "SWAP_CLIENTS",
+}
+MANY_OF_POSTGRESQL = MANY | {
+    "INSERT_TRIPLET": "INSERT_TRIPLETS",
+    "INSERT_CLIENT": "INSERT_CLIENTS",
 }
 
 # The parameters that name the row of a change: where it is new, and where it is not.
@@ -159,17 +163,23 @@ class Store(server.Store):
         # Whether it decides a batch, or one question.
         self._is_batch = False
         compiled = self._compiled
-        self._found = List(compiled.FOUND)
-        self._many = {kind: Table(getattr(compiled, name)) for kind, name in MANY.items()}
+        self._found: List | Arrays
+        self._many: dict[str, Table | Arrays]
         self._locks_for: tuple[object, float] = None, 0
         if self._server.dialect == "mysql":
+            self._found = List(compiled.FOUND)
+            self._many = {kind: Table(getattr(compiled, name)) for kind, name in MANY.items()}
             names = ("DOMAINS", "SPF", "WRITTEN")
             self._lists = [List(getattr(compiled, f"WAITS_{name}")) for name in names]
             self._ranges = [
                 Ranges(getattr(compiled, f"WAITS_{name}")) for name in ("NEAR", "RANGES")
             ]
         else:
-            self._waits = Table(compiled.WAITS)
+            self._found = Arrays(compiled.FOUND)
+            self._many = {
+                kind: Arrays(getattr(compiled, name)) for kind, name in MANY_OF_POSTGRESQL.items()
+            }
+            self._waits = Arrays(compiled.WAITS)
 
     @property
     def is_on_trial(self) -> bool:
@@ -198,8 +208,8 @@ class Store(server.Store):
         triplets: dict[bytes, TripletRow] = {}
         clients: dict[str, ClientRow] = {}
         revision, generation = None, 0
-        values = [*(asked.key for asked in batch), *(asked.triplet.client for asked in batch)]
-        for key, address, *state in self._run(self._found.sql(len(batch)), values):
+        keys, addresses = [each.key for each in batch], [each.triplet.client for each in batch]
+        for key, address, *state in self._run(*self._found.of_lists(keys, addresses)):
             if key is not None:
                 triplets[bytes(key)] = TripletRow(*state)
             elif state[1] is not None:
@@ -248,9 +258,7 @@ class Store(server.Store):
         if self._server.dialect == "mysql":
             found = self._put_together(given)
         else:
-            names = self._waits.names
-            flat = [values[name] for values in given for name in names]
-            rows = self._run(self._waits.sql(len(given)), flat)
+            rows = self._run(*self._waits.given(given))
             by_place = {row[0]: (bool(row[1]), row[2:]) for row in rows}
             found = [by_place[place] for place in range(len(batch))]
         return [
@@ -405,8 +413,7 @@ class Store(server.Store):
         given.sort(key=_row)
         table = self._many.get(kind)
         if table is not None:
-            flat = [values[name] for values in given for name in table.names]
-            yield self._change(table.sql(len(given)), flat) == len(given)
+            yield self._change(*table.given(given)) == len(given)
             return
         sql, names = getattr(self._compiled, kind)
         for values in given:
@@ -457,13 +464,14 @@ def decide(
     rest: "dict[Question, None]",
     first_passed: "check.FirstPassed",
     tell: Callable[[Question, Verdict], None],
+    will_write: Callable[[], None] = lambda: None,
 ) -> list[Question]:
     """Decides those of REST that can be decided together, which leave it then.
 
-    TELL is called with each verdict as soon as it stands. FIRST_PASSED is that of ``check.check``.
-    Returns those of REST that lost a race, or their connection as they were written. Raises
-    StoreError, and whatever a row that cannot be read makes of itself: all of REST is undecided
-    then.
+    TELL is called with each verdict as soon as it stands, WILL_WRITE once only changes are left to
+    be written. FIRST_PASSED is that of ``check.check``. Returns those of REST that lost a race, or
+    their connection as they were written. Raises StoreError, and whatever a row that cannot be read
+    makes of itself: all of REST is undecided then.
     """
     batch = [_One(question) for question in rest]
     rows = store.look_up([one.asked for one in batch], [one.decision.now for one in batch])
@@ -502,6 +510,7 @@ def decide(
         else:
             lost.append(question)
     if changing:
+        will_write()
         try:
             store.save_all(changing)
         except Again:

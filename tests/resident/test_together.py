@@ -20,10 +20,10 @@ from greycheck.resident.messages import Messages
 from greycheck.resident.pool import Pool
 from greycheck.resident.questions import Question
 from greycheck.resident.together import Shared, Store
-from greycheck.resident.wide import List, Ranges, Table
+from greycheck.resident.wide import Arrays, List, Ranges, Table
 from greycheck.rules import patterns
 from greycheck.settings import Settings
-from greycheck.store import base, causes, compiled_mysql, compiled_postgresql, server, waiting
+from greycheck.store import base, causes, compiled_mysql, server, waiting
 from greycheck.store.admin import rulebook
 from greycheck.store.admin.engine import open_engine
 from greycheck.store.drivers import faults
@@ -723,11 +723,10 @@ def test_rows_are_locked_in_the_order_of_their_keys(database: ServerDatabase) ->
 # --- statements -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("compiled", [compiled_postgresql, compiled_mysql])
 @pytest.mark.parametrize("name", together.MANY.values())
 @pytest.mark.parametrize("number", [1, 2, 33])
-def test_a_statement_has_a_row_for_each_question(compiled: Any, name: str, number: int) -> None:
-    sql, names = getattr(compiled, name)
+def test_a_statement_has_a_row_for_each_question(name: str, number: int) -> None:
+    sql, names = getattr(compiled_mysql, name)
     wide = Table((sql, names))
     assert wide.sql(1) == sql
     assert wide.sql(number).count("%s") == number * len(names)
@@ -739,3 +738,44 @@ def test_lists_and_ranges_have_as_many() -> None:
     near = Ranges(compiled_mysql.WAITS_NEAR).sql(2)
     assert near.count(" OR ") == 1
     assert near.count("%s") == 5
+
+
+TEXTS = ["", "plain", "NULL", 'a "quoted" one', "{a,b}", "back\\slash", "\u00fc \U0001f4e7", "'%s'"]
+BYTES = [bytes(range(256)), b"", b"\\", b"'", b"{}", b"NULL", b"%s", None]
+NUMBERS = [0, -1, 1 << 62, -(1 << 62), None, 7, 8, 9]
+
+
+@on_every_server
+def test_an_array_has_what_was_put_into_it(database: ServerDatabase) -> None:
+    if not isinstance(database.server, Postgres):
+        return
+    store = Batches(settings_of(database)).store
+    query = (
+        "SELECT * FROM unnest(CAST(%s AS TEXT[]), CAST(%s AS BYTEA[]), CAST(%s AS BIGINT[]))",
+        ("texts", "bytes", "numbers"),
+    )
+    for _ in range(2):
+        rows = store._run(*Arrays(query).of_lists(TEXTS, BYTES, NUMBERS))
+        assert [(text, raw and bytes(raw), number) for text, raw, number in rows] == [
+            (text, raw and bytes(raw), number)
+            for text, raw, number in zip(TEXTS, BYTES, NUMBERS, strict=True)
+        ]
+    store.close()
+
+
+@each_kind
+def test_a_statement_that_the_server_has_no_more_costs_no_verdict(
+    database: ServerDatabase,
+) -> None:
+    """A pooler may give each transaction to another connection to the server."""
+    if not isinstance(database.server, Postgres):
+        return
+    batches = Batches(settings_of(database))
+    assert batches.ask([mail(1), mail(2)], NOW) == ["new", "new"]
+    batches.store._run("DEALLOCATE ALL")
+    with pytest.raises(base.StoreError, match="does not exist"):
+        batches.ask([mail(3), mail(4)], NOW)
+    assert batches.ask([mail(3), mail(4)], NOW) == ["new", "new"]
+    assert batches.ask([mail(3), mail(4)], NOW + 1) == ["early", "early"]
+    assert not marks(database)
+    batches.store.close()

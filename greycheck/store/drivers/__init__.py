@@ -51,6 +51,15 @@ if TYPE_CHECKING:
             """Returns a connection for SQLAlchemy. Raises the driver's errors."""
 
 
+class Often(str):
+    """A statement that one connection runs again and again: the driver may have it prepared.
+
+    Nothing but the types of its parameters depends on their values.
+    """
+
+    __slots__ = ()
+
+
 # Options of a URL that name files which a check reads, and those of them that hold a password or a
 # key; options that hold a password themselves. The same for all drivers of a dialect.
 _LIBPQ_FILES = ("passfile", "sslrootcert", "sslcert", "sslkey", "sslcrl")

@@ -4,6 +4,7 @@ libpq has no limit that holds against a server that is stopped, so waiting is do
 calls back wherever it would wait, one function for all connections of all threads.
 """
 
+import _blake2
 import _datetime
 import _thread
 import select
@@ -11,7 +12,8 @@ import sys
 from time import monotonic
 
 from greycheck.store.base import imported_from, with_stand_ins
-from greycheck.store.drivers import arguments, faults
+from greycheck.store.drivers import Often, arguments, faults
+from greycheck.store.drivers.faults import Fault
 from greycheck.store.url import Host, Server
 
 TYPE_CHECKING = False
@@ -36,6 +38,15 @@ STAND_INS = {
     "psycopg2.extensions": _EXTENSIONS,
     "datetime": _datetime,
 }
+
+# What a session sets before it prepares a statement, so that its plan is made once, and is one that
+# finds rows by indexes whatever is in the tables then. A server that has no such setting keeps
+# planning.
+PLANS = (
+    "SELECT set_config(name, CASE name WHEN 'plan_cache_mode' THEN 'force_generic_plan' ELSE 'off'"
+    " END, false) FROM pg_settings WHERE name IN ('plan_cache_mode', 'enable_seqscan',"
+    " 'enable_hashjoin', 'enable_mergejoin', 'enable_material', 'jit')"
+)
 
 # What ``poll`` of a connection returns.
 READY, READ = 0, 1
@@ -87,6 +98,9 @@ class Connection:
         dsn = arguments.libpq_dsn(server, host, seconds, patience)
         self._connection, self._cursor = with_stand_ins(STAND_INS, self._connected, seconds, dsn)
         self._connection.autocommit = True
+        # Whether statements that are run often are prepared, and what runs each of those that are.
+        self._prepares = True
+        self._prepared: dict[str, str] = {}
 
     @staticmethod
     def _connected(seconds: float, dsn: str) -> "tuple[Any, Any]":
@@ -97,9 +111,41 @@ class Connection:
         self, sql: str, values: "Sequence[object]", seconds: float
     ) -> "tuple[Sequence[Sequence[object]], int]":
         """The rows, or how many rows were changed."""
-        _guarded(seconds, self._cursor.execute, sql, values or None)
+        if type(sql) is Often and self._prepares:
+            self._run_prepared(sql, values, seconds)
+        else:
+            _guarded(seconds, self._cursor.execute, sql, values or None)
         rows = self._cursor.fetchall() if self._cursor.description else ()
         return rows, self._cursor.rowcount
+
+    def _run_prepared(self, sql: str, values: "Sequence[object]", seconds: float) -> None:
+        """Runs SQL prepared.
+
+        Where that fails, nothing is prepared on this connection any more: a pooler may have given
+        it to a server that knows nothing of it, or a table is no longer what it was.
+        """
+        try:
+            _guarded(seconds, self._cursor.execute, self._as_prepared(sql, seconds), values)
+        except Fault as fault:
+            self._prepares = fault.kind != faults.OTHER
+            raise
+
+    def _as_prepared(self, sql: str, seconds: float) -> str:
+        """What runs SQL, which is prepared with its first run.
+
+        A name is of its SQL alone: where a pooler has several clients share a connection to the
+        server, what another has prepared by it is the same.
+        """
+        if not self._prepared:
+            _guarded(seconds, self._cursor.execute, PLANS)
+        found = self._prepared.get(sql)
+        if found is None:
+            name = "greycheck_" + _blake2.blake2b(sql.encode(), digest_size=8).hexdigest()
+            head, *parts = sql.split("%s")
+            numbered = head + "".join(f"${place}{part}" for place, part in enumerate(parts, 1))
+            _guarded(seconds, self._cursor.execute, f"PREPARE {name} AS {numbered}")
+            found = self._prepared[sql] = f"EXECUTE {name} ({', '.join(['%s'] * len(parts))})"
+        return found
 
     def close(self) -> None:
         """Leaves the server."""

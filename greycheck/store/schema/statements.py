@@ -19,7 +19,9 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     Select,
+    String,
     Subquery,
+    Text,
     Update,
     and_,
     bindparam,
@@ -38,7 +40,6 @@ from sqlalchemy import (
     tuple_,
     union_all,
     update,
-    values,
 )
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.dialects.postgresql import psycopg2
@@ -498,13 +499,20 @@ def waiting(dialect: str) -> Select[tuple[object, ...]]:
 # as there are questions.
 
 
-def found() -> CompoundSelect[tuple[object, ...]]:
-    """Returns the query of the rows of many triplets and clients: those that there are.
+def found(dialect: str) -> CompoundSelect[tuple[object, ...]]:
+    """Returns the query of the rows of many triplets and clients, for DIALECT: those there are.
 
     A triplet's row has its key and no address, a client's its address and no key. One row has
     neither key nor address, but the schema's revision and the generation of the rules.
     """
     none: ColumnElement[Any] = null()
+
+    def one_of(key: ColumnElement[Any]) -> ColumnElement[bool]:
+        if dialect == "postgresql":
+            return key == func.any(_array(key.name, key.type))
+        given: BindParameter[Any] = bindparam(key.name, expanding=True)
+        return key.in_(given)
+
     triplets = select(
         triplet.c.triplet_key.label("triplet_key"),
         none.label("address"),
@@ -513,7 +521,7 @@ def found() -> CompoundSelect[tuple[object, ...]]:
         triplet.c.early_attempts.label("c"),
         triplet.c.passes.label("d"),
         triplet.c.passed_at.label("e"),
-    ).where(triplet.c.triplet_key.in_(bindparam("triplet_key", expanding=True)))
+    ).where(one_of(triplet.c.triplet_key))
     clients = select(
         none,
         client.c.address,
@@ -522,7 +530,7 @@ def found() -> CompoundSelect[tuple[object, ...]]:
         client.c.passes,
         client.c.strikes,
         client.c.struck_until,
-    ).where(client.c.address.in_(bindparam("address", expanding=True)))
+    ).where(one_of(client.c.address))
     number = select(generation.c.number).where(generation.c.name == literal_column("'rule'"))
     schema = select(
         none,
@@ -652,17 +660,30 @@ def _range_before(
 
 
 def _asked(dialect: str, types: Mapping[str, TypeEngine[Any]]) -> FromClause:
-    """Returns a table ``asked`` of one row for DIALECT: parameters of these TYPES, by name."""
-    given: dict[str, ColumnElement[Any]] = {
+    """Returns a table ``asked`` for DIALECT: parameters of these TYPES, by name.
+
+    It has one row; for PostgreSQL each parameter is an array, with an element for each row.
+    """
+    if dialect == "postgresql":
+        given = [_array(name, kind) for name, kind in types.items()]
+        columns = [column(name, kind) for name, kind in types.items()]
+        return func.unnest(*given).table_valued(*columns).render_derived(name="asked")
+    of_one: dict[str, ColumnElement[Any]] = {
         name: bindparam(name, type_=kind)
         if isinstance(kind, LargeBinary)
         else cast(bindparam(name), kind)
         for name, kind in types.items()
     }
-    if dialect == "mysql":
-        return select(*(value.label(name) for name, value in given.items())).subquery("asked")
-    columns = [column(name, kind) for name, kind in types.items()]
-    return values(*columns, name="asked").data([tuple(given.values())])
+    return select(*(value.label(name) for name, value in of_one.items())).subquery("asked")
+
+
+def _array(name: str, kind: TypeEngine[Any]) -> ColumnElement[Any]:
+    """Returns the parameter NAME, an array of KIND, for PostgreSQL.
+
+    Of texts without a limit: a cast would cut those that are longer.
+    """
+    element = Text() if isinstance(kind, String) else kind
+    return cast(bindparam(name), postgresql.ARRAY(element))
 
 
 def swap_many(table: Table, state: tuple[str, ...], also: tuple[str, ...], dialect: str) -> Update:
@@ -701,6 +722,14 @@ def insert_if_absent(table: Table, dialect: str) -> Insert:
     # INSERT IGNORE would let wrong values pass too. A key that is set to itself counts as no row
     # changed.
     return mysql.insert(table).values(values).on_duplicate_key_update({key.name: key})
+
+
+def insert_many(table: Table) -> Insert:
+    """Returns the statement that inserts the rows whose keys do not exist, for PostgreSQL."""
+    asked = _asked("postgresql", {column.name: column.type for column in table.columns})
+    columns = [asked.c[column.name] for column in table.columns]
+    one = postgresql.insert(table).from_select(list(table.columns), select(*columns))
+    return one.on_conflict_do_nothing()
 
 
 def put(
@@ -794,7 +823,7 @@ def for_dialect(name: str) -> dict[str, Statement]:
         looking["WAITING"] = waiting(name)
         looking |= {
             "ALL_RULES": all_rules(),
-            "FOUND": found(),
+            "FOUND": found(name),
             "CROWD": crowd(name),
             "PENDING": pending(),
             "SWAP_TRIPLETS": swap_many(triplet, TRIPLET_STATE, ALSO, name),
@@ -806,6 +835,8 @@ def for_dialect(name: str) -> dict[str, Statement]:
             looking["PROVIDER_RANGE"] = provider_range()
         else:
             looking["WAITS"] = waits()
+            looking["INSERT_TRIPLETS"] = insert_many(triplet)
+            looking["INSERT_CLIENTS"] = insert_many(client)
     for kind, bits in versions.items():
         looking[f"PAIRS_{kind}"] = matching(rule_keys.MOST_FIRST_KEYS[bits])
     return {
