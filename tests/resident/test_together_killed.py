@@ -425,9 +425,9 @@ around("_change", "", "it has written")
 around("_end", "it commits", "it has committed", lambda store, how, done: how == "COMMIT")
 decide = together.decide
 
-def marked(store, rest, first_passed, tell):
+def marked(store, rest, *given):
     here.is_marked = any(each.envelope.sender.startswith(b"new") for each in rest)
-    return decide(store, rest, first_passed, tell)
+    return decide(store, rest, *given)
 
 together.decide = marked
 from greycheck.cli.main import cli
