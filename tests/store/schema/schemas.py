@@ -319,7 +319,7 @@ def write_program(directory: Path, *texts: str) -> None:
         '    Column("note", String(9)),\n    Column("passed_at"',
     )
     replace(
-        package / "store/base.py",
+        package / "store/writing.py",
         '        values["triplet_key"], values["network"] =',
         '        values["note"] = "new"\n        values["triplet_key"], values["network"] =',
     )
