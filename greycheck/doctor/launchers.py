@@ -32,6 +32,7 @@ from greycheck.doctor.supervisor import restart, start
 from greycheck.doctor.timings import milliseconds
 from greycheck.hooks.delegation import BEGINNING, END, NO_QUESTION
 from greycheck.launchers import native, python, trial
+from greycheck.policy import UNKNOWN
 from greycheck.privilege import access, files
 from greycheck.store.schema import migrate
 
@@ -343,10 +344,11 @@ def again_as_owner(installation: Installation) -> str:
 def modules() -> dict[str, Path]:
     """Returns the source of each module of greycheck that a check may load.
 
-    These are the child, what it imports, and what that imports; and the files of the hooks.
+    These are the child and what finds it, what it imports, and what that imports; and what is named
+    and not imported: the later steps of the decision, and the files of the hooks.
     """
     sources: dict[str, Path] = {}
-    waiting = ["greycheck", "greycheck.child"]
+    waiting = ["greycheck", "greycheck.loading", "greycheck.child", UNKNOWN]
     waiting += [f"{hooks.__name__}.{hook.NAME}" for hook in HOOKS.values()]
     while waiting:
         name = waiting.pop(0)
