@@ -283,7 +283,7 @@ def test_what_waits_for_a_lock_is_not_written_for_who_has_given_up(
 
 def test_to_be_stopped_while_it_decides_is_no_fault_of_the_store(start: Start) -> None:
     stop = "import signal; os.kill(os.getpid(), signal.SIGSTOP)"
-    resident = start(faulty("greycheck.check", "decide", OF_SENDER, stop), deadline="2s")
+    resident = start(faulty("greycheck.check", "finish", OF_SENDER, stop), deadline="2s")
     with resident.peer() as peer:
         for _ in range(2):
             peer.send(request(sender="boom@example.org"))
