@@ -56,7 +56,7 @@ def run(name: str, *arguments: str) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr

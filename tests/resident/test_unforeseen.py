@@ -121,9 +121,14 @@ def test_who_cannot_be_answered_is_left(start: Start, fault: str) -> None:
     resident = start(faulty(*OF_A_PEER[fault]))
     with resident.peer() as other:
         assert other.ask() == DEFERRED
-        for _ in range(3):
+        for number in range(3):
             with resident.peer() as peer:
-                asked = request(sender="boom@example.org", GREYCHECK_DELAY="77s")
+                # Another triplet each time: its delay begins anew.
+                asked = request(
+                    sender="boom@example.org",
+                    recipient=f"{number}@example.com",
+                    GREYCHECK_DELAY="77s",
+                )
                 peer.send(asked[:-1])
                 other.ask(protocol_state="DATA")
                 peer.send(asked[-1:])
