@@ -7,9 +7,9 @@ gives that of the program alone, but only while it runs: the child is looked at 
 log pipe that is full, after its verdict. The ratio is to an interpreter that starts and does
 nothing.
 
-``softlimit -m`` sets the soft limits of address space, data, stack and locked memory; the smallest
-is found by bisection. MB are millions of bytes, as softlimit counts. Checks with a server database
-ask for a known triplet; what encryption needs is the most.
+The least limit is that of ``softlimit -m``, which sets the soft limits of address space, data,
+stack and locked memory; it is found by bisection. MB are millions of bytes, as softlimit counts.
+Checks with a server database ask for a known triplet; what encryption needs is the most.
 """
 
 import os
@@ -312,7 +312,7 @@ def limit_row(program: Program, size: float, alone: float) -> tuple[str, ...]:
     """
     ratio = f"{Ratio(size / alone, 'bare')}" if program.reason else ""
     return (
-        f"{program.name}, smallest softlimit -m",
+        f"{program.name}, least limit",
         f"{size:.2f}",
         "",
         ratio,

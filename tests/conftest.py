@@ -4,6 +4,7 @@ installs them.
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,9 @@ def place() -> Iterator[Path]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell's background job ignores SIGINT, and so would the programs that tests end by it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "both_ways: also with programs in C, which ask a resident")
     config.addinivalue_line("markers", "one_way: not so, where all others of the file are")
     config.addinivalue_line(

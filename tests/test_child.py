@@ -328,7 +328,10 @@ def test_too_little_memory_ends_in_a_verdict_where_the_interpreter_starts(child:
     for limit in range(13_000_000, 18_000_000, 50_000):
         ran = child.run(["softlimit", "-m", str(limit), child.programs / "greycheck"], environ)
         # Where Python cannot start, it ends with a code of its own.
-        if ran.code not in (1, -signal.SIGABRT):
+        if ran.code == -signal.SIGSEGV:
+            bare = ["softlimit", "-m", str(limit), "python3", "-IS", "-c", ""]
+            assert child.run(bare, environ).code == ran.code
+        elif ran.code not in (1, -signal.SIGABRT):
             assert ran.code == DEFERRED, (limit, ran.log)
             assert ran.log.count("greycheck: defer reason=") == 1, (limit, ran.log)
             found.update(re.findall(r"reason=(\w+)", ran.log))

@@ -16,7 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from traceback import format_tb
 from typing import Any, NoReturn, TextIO, cast
 
@@ -33,6 +33,8 @@ from greycheck.unseen import UNSEEN
 
 # Errors of an output, without a file's name, that mean that it takes no more.
 OUTPUT = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT, errno.EPIPE)
+
+STDOUT, STDERR = 1, 2
 
 # The exit code of a program whose reader has closed the output: 128 and the number of SIGPIPE.
 UNREAD = 141
@@ -253,18 +255,20 @@ class Group(click.Group):
         except click.Abort:
             said, code = "Aborted!\n", 1
         except Unread:
-            _lose_output()
+            _lose(STDOUT)
             code = UNREAD
         except OSError as error:
             if error.filename is not None or error.errno not in OUTPUT:
                 said, code = _unforeseen(error), 1
             else:
-                _lose_output()
+                _lose(STDOUT)
                 said, code = f"Error: the output could not be written: {error.strerror}\n", 1
         except Exception as error:
             said, code = _unforeseen(error), 1
-        with suppress(OSError):
+        try:
             echo(*said.split("\n"), err=True, end="")
+        except OSError:
+            _lose(STDERR)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -276,8 +280,8 @@ def _unforeseen(error: Exception) -> str:
     )
 
 
-def _lose_output() -> None:
-    """Discards the rest of the output: to write it would fail again at exit."""
+def _lose(output: int) -> None:
+    """Discards the rest of the descriptor OUTPUT: a write at exit would fail again, and be told."""
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
+    os.dup2(null, output)
     os.close(null)
