@@ -509,7 +509,10 @@ class Resident(Greylister):
 
     def environ(self) -> Mapping[str, str]:
         """The settings of every check here, and its socket."""
-        return settings(self.database) | {"GREYCHECK_SOCKET": str(self.socket)}
+        return settings(self.database) | {
+            "GREYCHECK_SOCKET": str(self.socket),
+            "GREYCHECK_STATE_DIRECTORY": str(self.directory),
+        }
 
     def check_log(self) -> None:
         """Raises WrongAnswer where its log does not give the reason of every answer."""

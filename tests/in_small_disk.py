@@ -1,7 +1,7 @@
 """A small disk of its own, for test_faults.py: run in a mount namespace, it mounts a tmpfs and
 prints how children ended there.
 
-Usage: in_small_disk.py MOUNTPOINT LAUNCHER. Prints one JSON line: {event: [exit code, log]}.
+Usage: in_small_disk.py MOUNTPOINT CHILD.... Prints one JSON line: {event: [exit code, log]}.
 """
 
 import json
@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-place, launcher = Path(sys.argv[1]), sys.argv[2]
+place, child = Path(sys.argv[1]), sys.argv[2:]
 results: dict[str, list[object]] = {}
 
 
@@ -33,7 +33,7 @@ def check(event: str, sender: str, **settings: str) -> None:
         **settings,
     }
     ran = subprocess.run(
-        [launcher],
+        child,
         env=environ,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -106,7 +106,7 @@ check("new, room again", f"new{number}@example.org")
 connection = sqlite3.connect(place / "greycheck.db")
 results["integrity"] = [0, connection.execute("PRAGMA integrity_check").fetchone()[0]]
 connection.close()
-subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+subprocess.run(["mount", "-o", "remount,bind,ro", str(place)], check=True)
 check("new, read-only", "another@example.org")
 check("of the future, read-only", "ahead@example.org")
 subprocess.run(["umount", str(place)], check=True)

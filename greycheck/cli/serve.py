@@ -81,7 +81,7 @@ def account_to_become(name: str | None, settings: Settings) -> pwd.struct_passwd
         account = access.account_of(int(name))
     if os.geteuid() not in (0, account.pw_uid):
         raise click.ClickException(f"only root can become {name}")
-    return account
+    return None if account.pw_uid == os.geteuid() else account
 
 
 def become(account: pwd.struct_passwd | None) -> None:

@@ -85,6 +85,7 @@ def test_what_it_prints_of_any_value_is_read_as_the_same(
         "GREYCHECK_CONFIG": "/dev/null",
         variable: text,
         "GREYCHECK_STATE_DIRECTORY": str(tmp_path),
+        "HOME": str(tmp_path),
     } | ({} if setting.name.startswith("database") else {"GREYCHECK_DATABASE": "/a.db"})
     if setting.name == "state_directory":
         given_[variable] = text
@@ -94,7 +95,9 @@ def test_what_it_prints_of_any_value_is_read_as_the_same(
     )
     assert printed.exception is None or isinstance(printed.exception, SystemExit), printed.exception
     (tmp_path / "conf").write_text(printed.stdout, "utf-8")
-    again = settings.read({b"GREYCHECK_CONFIG": str(tmp_path / "conf").encode()})
+    again = settings.read(
+        {b"GREYCHECK_CONFIG": str(tmp_path / "conf").encode(), b"HOME": str(tmp_path).encode()}
+    )
     for each in settings.TABLE:
         if each.name != "database" or expected.has_store:
             assert getattr(again, each.name) == getattr(expected, each.name), (
