@@ -8,7 +8,7 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -416,11 +416,10 @@ class Together(together.Store):
         one = _one(asked, 0, None)
         made = [(writing.statement(each), writing.parameters(asked, each)) for each in changes]
         one.changes = made
-        try:
-            self.save_all([one])
-        except Again:
-            return False
-        return True
+        done: list[object] = []
+        with suppress(Again):
+            self.save_all([one], done.append)
+        return bool(done)
 
 
 def _one(asked: Asked, now: int, settings: Settings | None) -> Any:

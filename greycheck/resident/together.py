@@ -1,7 +1,8 @@
 """Decides many questions at once from a server database, on one connection.
 
 All look-ups of a batch are one query, all that waits besides another one, and all changes one
-transaction: three round trips for a batch where each question alone would take three.
+transaction: three round trips for a batch where each question alone would take three. Most changes
+are of one triplet's row each: PostgreSQL makes all of these by a statement that commits itself.
 
 This is the way of fair weather. Whatever does not go as it should (a lost race, a lock, a
 connection that breaks, a row that cannot be read) undoes the batch's transaction and gives its
@@ -19,6 +20,7 @@ counts by itself: as many times as there are hosts, a limit may be passed by its
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -75,10 +77,14 @@ MANY = {
     "INSERT_CLIENT": "INSERT_CLIENT",
     "SWAP_CLIENT": "SWAP_CLIENTS",
 }
-MANY_OF_POSTGRESQL = MANY | {
-    "INSERT_TRIPLET": "INSERT_TRIPLETS",
+MANY_OF_POSTGRESQL = {
+    "SWAP_TRIPLET": "SWAP_TRIPLETS",
     "INSERT_CLIENT": "INSERT_CLIENTS",
+    "SWAP_CLIENT": "SWAP_CLIENTS",
 }
+
+# The changes of a triplet's row.
+TRIPLETS = ("INSERT_TRIPLET", "SWAP_TRIPLET")
 
 # The parameters that name the row of a change: where it is new, and where it is not.
 _NEW_KEYS = ("triplet_key", "address", "domain_key", "network_key", "match_key")
@@ -180,6 +186,7 @@ class Store(server.Store):
                 kind: Arrays(getattr(compiled, name)) for kind, name in MANY_OF_POSTGRESQL.items()
             }
             self._waits = Arrays(compiled.WAITS)
+            self._write = Arrays(compiled.WRITE_TRIPLETS)
 
     @property
     def is_on_trial(self) -> bool:
@@ -384,29 +391,63 @@ class Store(server.Store):
 
     # --- writing ----------------------------------------------------------------------------------
 
-    def save_all(self, batch: Sequence[_One]) -> None:
-        """Writes the changes of BATCH and commits. Raises Again, having written none."""
+    def save_all(self, batch: "list[_One]", written: "Callable[[_One], None]") -> None:
+        """Writes the changes of BATCH; calls WRITTEN with each question whose are committed.
+
+        Those that lost a race it leaves out. Raises Again where it cannot say what is written.
+        """
+        alone: list[_One] = []
+        if self._server.dialect == "postgresql":
+            alone = [
+                one for one in batch if len(one.changes) == 1 and one.changes[0][0] in TRIPLETS
+            ]
+        others = [one for one in batch if one not in alone]
+        self._claim_writes(patient=True)
+        if alone:
+            self._save_triplets(alone, written)
+        if others and self._save_in_transaction(others):
+            for one in others:
+                written(one)
+
+    def _save_triplets(self, batch: "list[_One]", written: "Callable[[_One], None]") -> None:
+        """As ``save_all`` where each of BATCH changes one triplet: one statement, which commits."""
+        by_key = {one.asked.key: one for one in batch}
+        none = dict.fromkeys(self._write.names)
+        rows = [none | one.changes[0][1] | {"triplet_key": key} for key, one in by_key.items()]
+        inserted = sum(row["was_passes"] is None for row in rows)
+        self._phase = WRITING_FREE if inserted == len(rows) else WRITING_HELD
+        self._patient = True
+        rows.sort(key=_row)
+        found = self._run(*self._write.given(rows))
+        self._phase = READING
+        self._answered(STUCK)
+        self._shared.were_added(inserted)
+        for row in found:
+            written(by_key[bytes(row[0])])
+
+    def _save_in_transaction(self, batch: "list[_One]") -> bool:
+        """Writes all changes of BATCH and commits, or writes none and returns False."""
         kinds: dict[str, list[dict[str, Any]]] = {}
         for one in batch:
             for kind, values in one.changes:
                 kinds.setdefault(kind, []).append(values)
-        self._claim_writes(patient=True)
         self._phase, self._patient = WRITING_HELD, True
-        self._begin()
+        if len(batch) > 1 or len(batch[0].changes) > 1:
+            self._begin()
         for kind in ORDER:
             given = kinds.get(kind)
             if given is None:
                 continue
             self._phase = WRITING_FREE if kind == "INSERT_TRIPLET" else WRITING_HELD
             if not all(self._changed(kind, given)):
-                self._end("ROLLBACK", False)
-                raise Again("another was quicker to change a row of the batch")
+                return self._end("ROLLBACK", False)
         self._phase = WRITING_FREE
         self._end("COMMIT", True)
         self._answered(STUCK)
         self._shared.were_added(len(kinds.get("INSERT_TRIPLET", ())))
         if "DELETE_RULE" in kinds:
             self._shared.forget_rules()
+        return True
 
     def _changed(self, kind: str, given: "list[dict[str, Any]]") -> Iterable[bool]:
         """Makes all changes GIVEN of one KIND; yields whether what was to be done is done."""
@@ -509,16 +550,17 @@ def decide(
             changing.append(one)
         else:
             lost.append(question)
-    if changing:
-        will_write()
-        try:
-            store.save_all(changing)
-        except Again:
-            return lost + [one.question for one in changing]
-        for one in changing:
-            del rest[one.question]
-            tell(one.question, one.decision.verdict())
-    return lost
+    if not changing:
+        return lost
+    will_write()
+
+    def written(one: _One) -> None:
+        del rest[one.question]
+        tell(one.question, one.decision.verdict())
+
+    with suppress(Again):
+        store.save_all(changing, written)
+    return lost + [one.question for one in changing if one.question in rest]
 
 
 def _needs_more(store: Store, one: _One, first_passed: "check.FirstPassed") -> bool:

@@ -329,7 +329,7 @@ def read_only_before_the_first_batch_writes(
     """Has TURN called in the middle of a batch, once; returns what says that it was."""
     save_all, has_turned = Store.save_all, threading.Event()
 
-    def save(store: Store, batch: Sequence[Any]) -> None:
+    def save(store: Store, batch: list[Any], written: Callable[[Any], None]) -> None:
         if not has_turned.is_set():
             has_turned.set()
             turn()
@@ -338,7 +338,7 @@ def read_only_before_the_first_batch_writes(
                 wait_until(
                     lambda: store._session.run(said, (), 20)[0][0][0] == "on", "it is read-only"
                 )
-        save_all(store, batch)
+        save_all(store, batch, written)
 
     monkeypatch.setattr(Store, "save_all", save)
     return has_turned

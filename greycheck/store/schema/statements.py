@@ -732,6 +732,35 @@ def insert_many(table: Table) -> Insert:
     return one.on_conflict_do_nothing()
 
 
+def write_triplets() -> CompoundSelect[tuple[object, ...]]:
+    """Returns what inserts the triplets whose keys do not exist, and swaps others, for PostgreSQL.
+
+    One statement does all of it and commits. ``asked`` has a row for each: one that is new has no
+    ``was_passes``. It yields the keys of those that were written.
+    """
+    state = {f"was_{name}": triplet.c[name].type for name in TRIPLET_STATE}
+    kinds = {column.name: column.type for column in triplet.columns} | state
+    asked = select(*_asked("postgresql", kinds).c).cte("asked")
+    is_new = asked.c.was_passes.is_(None)
+    columns = [asked.c[column.name] for column in triplet.columns]
+    inserted = (
+        postgresql.insert(triplet)
+        .from_select(list(triplet.columns), select(*columns).where(is_new))
+        .on_conflict_do_nothing()
+        .returning(triplet.c.triplet_key)
+        .cte("inserted")
+    )
+    unchanged = [triplet.c[name] == asked.c[f"was_{name}"] for name in TRIPLET_STATE]
+    swapped = (
+        update(triplet)
+        .where(and_(triplet.c.triplet_key == asked.c.triplet_key, ~is_new, *unchanged))
+        .values({name: asked.c[name] for name in (*TRIPLET_STATE, *ALSO)})
+        .returning(triplet.c.triplet_key)
+        .cte("swapped")
+    )
+    return union_all(select(inserted.c.triplet_key), select(swapped.c.triplet_key))
+
+
 def put(
     table: Table,
     dialect: str,
@@ -835,7 +864,7 @@ def for_dialect(name: str) -> dict[str, Statement]:
             looking["PROVIDER_RANGE"] = provider_range()
         else:
             looking["WAITS"] = waits()
-            looking["INSERT_TRIPLETS"] = insert_many(triplet)
+            looking["WRITE_TRIPLETS"] = write_triplets()
             looking["INSERT_CLIENTS"] = insert_many(client)
     for kind, bits in versions.items():
         looking[f"PAIRS_{kind}"] = matching(rule_keys.MOST_FIRST_KEYS[bits])
