@@ -83,7 +83,7 @@ CHILD_RATES = {ONE: 1.3, MANY: 2.3}
 OVER_SERVERS = {"known": 0.7, "new": 0.5}
 # And those of their native children.
 CHILDREN_OVER_SERVERS = {"PostgreSQL": 0.7}
-# The rate over PostgreSQL, as a multiple of sqlgrey's there.
+# The rate over PostgreSQL with most connections, as a multiple of sqlgrey's there.
 SQLGREY = 12.0
 CPU = 0.18
 TAIL = 3.0
@@ -408,12 +408,12 @@ class OverServers:
 
     def __init__(self, bench: Bench) -> None:
         residents = {"SQLite": bench.resident, **bench.over_servers}
-        # As postgrey is asked: many at once.
-        self._sqlgrey = (
-            bench.decisions(f"sqlgrey: known, {MANY}", bench.sqlgrey, "known")
-            if bench.sqlgrey
-            else None
-        )
+        peer = bench.sqlgrey
+        self._sqlgrey = {
+            n: bench.decisions(f"sqlgrey: known, {n}", peer, "known", n)
+            for n in (MANY, MOST)
+            if peer
+        }
         self._decisions = {
             (w, n): [
                 bench.decisions(f"{name}: {w}, {n}", resident, w, n)
@@ -435,10 +435,8 @@ class OverServers:
     @property
     def all(self) -> list[Measured]:
         """All that is measured in turn."""
-        peers = [self._sqlgrey] if self._sqlgrey else []
-        return [
-            m for measured in (*self._decisions.values(), self._children, peers) for m in measured
-        ]
+        every = (*self._decisions.values(), self._children, self._sqlgrey.values())
+        return [m for measured in every for m in measured]
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table's rows."""
@@ -455,15 +453,11 @@ class OverServers:
         for each in others:
             target = CHILDREN_OVER_SERVERS.get(each.name.partition(":")[0])
             found.append(row(each, Ratio(each.rate / first.rate, "SQLite", at_least=target)))
-        if peer := self._sqlgrey:
+        for at_once, peer in self._sqlgrey.items():
             found.append(row(peer))
-            over_postgresql = self._decisions["known", MANY][1]
-            found.append(
-                row(
-                    over_postgresql,
-                    Ratio(over_postgresql.rate / peer.rate, "sqlgrey", at_least=SQLGREY),
-                )
-            )
+            ours = self._decisions["known", at_once][1]
+            least = SQLGREY if at_once == MOST else None
+            found.append(row(ours, Ratio(ours.rate / peer.rate, "sqlgrey", at_least=least)))
         return found
 
 

@@ -26,7 +26,7 @@ def ratios_of_peers() -> list[str]:
         + ["x 1000 rows"] * 3
         + ["x median"] * (2 + 4)
         + ["x SQLite"] * (12 + 2)
-        + ["x sqlgrey"] * (not SqlgreyOverPostgres.missing())
+        + ["x sqlgrey"] * 2 * (not SqlgreyOverPostgres.missing())
         + ["x empty"] * (1 + os.access(LATENCY, os.W_OK))
     )
 
