@@ -64,8 +64,8 @@ SQLITE = Target(12, 18)
 WAYS = {
     "psycopg2, TLS": Target(23, 34),
     "psycopg, TLS": Target(40, 54),
-    "mysqldb, TLS": Target(18, 24),
-    "pymysql, TLS": Target(23, 28),
+    "mysqldb, TLS": Target(19, 28),
+    "pymysql, TLS": Target(24, 33),
 }
 
 # The bisection: what nothing runs in, what everything does, how near it comes (bytes), and how

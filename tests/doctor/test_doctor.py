@@ -937,8 +937,8 @@ def test_many_sessions_are_one_finding(installed: Installation) -> None:
         ("unlimited", "ok"),
         ("18000000", "ok"),
         ("17999999", "warning"),
-        ("16200000", "warning"),
-        ("16199999", "fault"),
+        ("17300000", "warning"),
+        ("17299999", "fault"),
     ],
 )
 def test_a_soft_limit_is_held_against_what_a_check_needs(

@@ -32,6 +32,9 @@ from tests.servers import Galera, MariaDB, Postgres, free_port
 from tests.support import ServerDatabase, on_every_server
 
 ME = pwd.getpwuid(os.geteuid())
+
+# What installs psycopg2, for this Python.
+PSYCOPG2 = f"psycopg2>={'2.9.5' if sys.version_info < (3, 12) else '2.9.10'}"
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 NOBODY = pwd.getpwnam("nobody")
 
@@ -173,7 +176,7 @@ def test_a_driver_that_is_missing_is_named_where_a_slower_one_is_used() -> None:
     )
     assert (
         found.advice
-        == f"Run: {sys.executable} -m pip install 'psycopg2>=2.9.5' && greycheck install /q/bin"
+        == f"Run: {sys.executable} -m pip install '{PSYCOPG2}' && greycheck install /q/bin"
     )
     named = server.check_driver(
         parse_url("mysql+pymysql://h/d"), needs.Found("pymysql", ""), "greycheck install /q/bin"
@@ -193,9 +196,7 @@ def test_a_driver_that_launchers_find_and_this_command_does_not_is_a_fault(
         if one.level == "fault"
     ]
     assert [one.found.partition(" (")[0] for one in found] == ["no driver for postgresql"]
-    assert [one.advice for one in found] == [
-        f"Run: {sys.executable} -m pip install 'psycopg2>=2.9.5'"
-    ]
+    assert [one.advice for one in found] == [f"Run: {sys.executable} -m pip install '{PSYCOPG2}'"]
 
 
 def test_modules_of_the_driver_are_looked_at_too(
@@ -211,7 +212,7 @@ def test_modules_of_the_driver_are_looked_at_too(
 
 
 @pytest.mark.parametrize(
-    ("driver", "memory", "level"), [("mysqldb", 22, "warning"), ("psycopg2", 22, "fault")]
+    ("driver", "memory", "level"), [("mysqldb", 26, "warning"), ("psycopg2", 22, "fault")]
 )
 def test_a_soft_limit_is_held_against_what_the_driver_needs(
     home: Path, driver: str, memory: int, level: str

@@ -414,6 +414,17 @@ def test_what_installs_a_driver_is_one_command_with_the_bound_of_this_program(
     assert engine.installing(driver).endswith(f" {drivers.RECORDS[driver].distribution}")
 
 
+def test_of_several_bounds_that_of_this_python_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    minor = sys.version_info.minor
+    wanted = [
+        f"psycopg2>=1; python_version < '3.{minor}'",
+        f'psycopg2>=2; python_version >= "3.{minor + 1}" and extra == "postgresql"',
+        f'psycopg2>=3; extra == "postgresql" and python_version < "3.{minor + 1}"',
+    ]
+    monkeypatch.setattr(engine.metadata, "requires", lambda _name: wanted)
+    assert engine.installing("psycopg2").endswith(" 'psycopg2>=3'")
+
+
 def test_a_package_that_nobody_installed_tells_no_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     def requires(_name: str) -> None:
         raise engine.metadata.PackageNotFoundError

@@ -11,6 +11,7 @@ COMMITTED, so that rows that do not match are not locked.
 
 import re
 import sys
+from contextlib import suppress
 from importlib import metadata, util
 from pathlib import Path
 from shlex import quote
@@ -82,10 +83,12 @@ def installing(driver: str) -> str:
 
 def installing_library(name: str) -> str:
     """Returns the command that installs the distribution NAME, as ``installing`` does."""
-    try:
-        wanted = [each.partition(";")[0].strip() for each in metadata.requires("greycheck") or []]
-    except metadata.PackageNotFoundError:
-        wanted = []
+    wanted = []
+    with suppress(metadata.PackageNotFoundError):
+        for each in metadata.requires("greycheck") or []:
+            bounded, _, marker = each.partition(";")
+            if _is_for_this_python(marker):
+                wanted.append(bounded.strip())
     bound = next(
         (each for each in wanted if re.match(rf"{name}\b(?!-)", each, re.IGNORECASE)), name
     )
@@ -95,6 +98,12 @@ def installing_library(name: str) -> str:
         f"{python} -m pip install" if util.find_spec("pip") else f"uv pip install --python {python}"
     )
     return f"{pip} {quote(bound)}"
+
+
+def _is_for_this_python(marker: str) -> bool:
+    """Whether MARKER of a requirement, whatever else it says, leaves this version of Python."""
+    found = re.search(r"""python_version (<|>=) ["']3\.(\d+)""", marker)
+    return not found or (sys.version_info.minor < int(found[2])) == (found[1] == "<")
 
 
 def _first_usable(server: Server, driver: "Driver") -> DBAPIConnection:

@@ -79,8 +79,8 @@ class Record:
     ``title``         for people
     ``connect_ms``    milliseconds of its connect and ``SELECT 1`` (benchmarks/servers.py)
     ``check_ms``      milliseconds of a check of a known triplet (benchmarks/databases.py)
-    ``needed``        bytes of address space that a check was measured to need, TLS included;
-                      ``advised`` leaves some room
+    ``needed``        bytes of address space that a check was measured to need, TLS included, on
+                      Debian 12 or 13, whichever is more; ``advised`` leaves some room
     ``libraries``     the system's libraries that it loads, without version; empty for pure Python
     ``built_with``    the package of Debian's that has their headers
     ``files``         options of a URL that name files which a check reads
@@ -195,8 +195,8 @@ RECORDS = {
             title="mysqlclient",
             connect_ms=16.7,
             check_ms=12.3,
-            needed=21_100_000,
-            advised=24_000_000,
+            needed=25_000_000,
+            advised=28_000_000,
             libraries=("libmariadb",),
             built_with="libmariadb-dev",
             files=_MYSQL_FILES,
@@ -212,8 +212,8 @@ RECORDS = {
             title="PyMySQL",
             connect_ms=27.1,
             check_ms=31.2,
-            needed=24_700_000,
-            advised=28_000_000,
+            needed=29_800_000,
+            advised=33_000_000,
             libraries=(),
             built_with="",
             files=_MYSQL_FILES,
