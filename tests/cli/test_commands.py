@@ -185,25 +185,26 @@ def test_config_shows_no_database_where_none_can_be_used(
 
 @pytest.mark.parametrize(
     "command",
-    [["expire"], ["db", "current"], ["config"], ["doctor"], ["install", "/usr/local/bin"]],
+    [["expire"], ["db", "current"], ["config"], ["doctor"], ["install", "{}"]],
 )
 def test_no_command_tells_a_password_that_it_cannot_use(
-    store: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+    store: Path, place: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
     monkeypatch.setenv("GREYCHECK_DATABASE", "mariadb://user:s3cret@host")
-    output = run(*command, code=1).output
+    output = run(*(word.format(place) for word in command), code=1).output
     assert "which database?" in " ".join(output.split())
     assert "s3cret" not in output
 
 
 @pytest.mark.parametrize(
-    "command", [["expire"], ["db", "current"], ["db", "upgrade"], ["install", "/usr/local/bin"]]
+    "command", [["expire"], ["db", "current"], ["db", "upgrade"], ["install", "{}"]]
 )
 def test_commands_refuse_wrong_settings_in_the_same_words(
-    store: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+    store: Path, place: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
     monkeypatch.setenv("GREYCHECK_DELAY", "soon")
-    assert "GREYCHECK_DELAY: delay = soon: not a duration" in run(*command, code=1).stderr
+    said = run(*(word.format(place) for word in command), code=1).stderr
+    assert "GREYCHECK_DELAY: delay = soon: not a duration" in said
     assert not store.exists()
 
 
