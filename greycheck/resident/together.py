@@ -5,7 +5,7 @@ transaction: three round trips for a batch where each question alone would take 
 are of one triplet's row each: PostgreSQL makes all of these by a statement that commits itself.
 
 This is the way of fair weather. Whatever does not go as it should (a lost race, a lock, a
-connection that breaks, a row that cannot be read) undoes the batch's transaction and gives its
+connection that breaks, a row that cannot be read) undoes what is not committed and gives its
 questions back: to be tried again together where a race was lost, or the connection as it wrote,
 else one by one, as a child would (``check.check``), with all that is done there about faults. So a
 lock that a batch waited for in vain marks no host, a race that it lost is not waited for, and one
@@ -397,11 +397,9 @@ class Store(server.Store):
         Those that lost a race it leaves out. Raises Again where it cannot say what is written.
         """
         alone: list[_One] = []
-        if self._server.dialect == "postgresql":
-            alone = [
-                one for one in batch if len(one.changes) == 1 and one.changes[0][0] in TRIPLETS
-            ]
-        others = [one for one in batch if one not in alone]
+        others: list[_One] = []
+        for one in batch:
+            (alone if self._is_written_alone(one) else others).append(one)
         self._claim_writes(patient=True)
         if alone:
             self._save_triplets(alone, written)
@@ -409,21 +407,25 @@ class Store(server.Store):
             for one in others:
                 written(one)
 
+    def _is_written_alone(self, one: _One) -> bool:
+        """Whether ``_save_triplets`` can write what ONE changes."""
+        is_one = len(one.changes) == 1 and one.changes[0][0] in TRIPLETS
+        return is_one and self._server.dialect == "postgresql"
+
     def _save_triplets(self, batch: "list[_One]", written: "Callable[[_One], None]") -> None:
         """As ``save_all`` where each of BATCH changes one triplet: one statement, which commits."""
         by_key = {one.asked.key: one for one in batch}
         none = dict.fromkeys(self._write.names)
         rows = [none | one.changes[0][1] | {"triplet_key": key} for key, one in by_key.items()]
-        inserted = sum(row["was_passes"] is None for row in rows)
-        self._phase = WRITING_FREE if inserted == len(rows) else WRITING_HELD
-        self._patient = True
         rows.sort(key=_row)
-        found = self._run(*self._write.given(rows))
+        are_new = all(one.changes[0][0] == "INSERT_TRIPLET" for one in batch)
+        self._phase, self._patient = WRITING_FREE if are_new else WRITING_HELD, True
+        found = [by_key[bytes(row[0])] for row in self._run(*self._write.given(rows))]
         self._phase = READING
         self._answered(STUCK)
-        self._shared.were_added(inserted)
-        for row in found:
-            written(by_key[bytes(row[0])])
+        self._shared.were_added(sum(one.changes[0][0] == "INSERT_TRIPLET" for one in found))
+        for one in found:
+            written(one)
 
     def _save_in_transaction(self, batch: "list[_One]") -> bool:
         """Writes all changes of BATCH and commits, or writes none and returns False."""

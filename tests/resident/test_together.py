@@ -472,6 +472,24 @@ def test_a_conflict_is_a_lost_race(database: ServerDatabase) -> None:
 
 
 @each_kind
+@pytest.mark.usefixtures("sleepless")
+def test_a_conflict_as_changes_of_several_rows_are_committed_is_one_too(
+    database: ServerDatabase,
+) -> None:
+    given = settings_of(database, client_passes=1)
+    envelopes = [mail(number, network=number) for number in range(MANY)]
+    assert Batches(given).ask(envelopes, NOW) == ["new"] * MANY
+    batches = Batches(given, Meddled(given, fail_once(faults.CONFLICT), late=True))
+    questions = questions_of(given, envelopes, NOW + DELAY)
+    verdicts, lost = batches.decide(questions)
+    assert verdicts == [None] * MANY
+    assert lost == questions
+    assert database.rows("SELECT count(*) FROM client") == [(0,)]
+    assert batches.ask(envelopes, NOW + DELAY) == ["retry"] * MANY
+    assert database.rows("SELECT count(*) FROM client") == [(MANY,)]
+
+
+@each_kind
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.usefixtures("sleepless")
 def test_a_lock_that_a_batch_waits_for_in_vain_is_no_fault_of_the_host(
@@ -569,14 +587,15 @@ def test_a_connection_that_ends_with_a_batch_in_flight_costs_no_verdict(
     database: ServerDatabase, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """One try is left, with a connection of its own; and no attempt counts twice."""
+    what: object = "COMMIT" if when == "committing" else True
     name = "_end" if when == "committing" else "_claim_writes"
     if when == "committing" and isinstance(database.server, Postgres):
-        name = "_save_triplets"
+        name, what = "_save_triplets", None
     works = getattr(Store, name)
     ended = threading.Event()
 
     def ending(store: Store, *given: Any, **more: Any) -> Any:
-        if not ended.is_set():
+        if what in (None, *given, *more.values()) and not ended.is_set():
             ended.set()
             end_connection(database, store)
         return works(store, *given, **more)

@@ -692,10 +692,17 @@ def swap_many(table: Table, state: tuple[str, ...], also: tuple[str, ...], diale
     types: dict[str, TypeEngine[Any]] = {name: BigInteger() for name in (*state, *also)}
     types |= {f"key_{key.name}": key.type} | {f"was_{name}": BigInteger() for name in state}
     asked = _asked(dialect, types)
+    return _swapped(table, asked, f"key_{key.name}", state, also)
+
+
+def _swapped(
+    table: Table, asked: FromClause, key: str, state: tuple[str, ...], also: tuple[str, ...]
+) -> Update:
+    """Returns SWAP of the rows of TABLE that are ASKED for, by the column KEY of that."""
     unchanged = [table.c[name] == asked.c[f"was_{name}"] for name in state]
     return (
         update(table)
-        .where(and_(key == asked.c[f"key_{key.name}"], *unchanged))
+        .where(and_(next(iter(table.primary_key)) == asked.c[key], *unchanged))
         .values({name: asked.c[name] for name in (*state, *also)})
     )
 
@@ -727,9 +734,17 @@ def insert_if_absent(table: Table, dialect: str) -> Insert:
 def insert_many(table: Table) -> Insert:
     """Returns the statement that inserts the rows whose keys do not exist, for PostgreSQL."""
     asked = _asked("postgresql", {column.name: column.type for column in table.columns})
-    columns = [asked.c[column.name] for column in table.columns]
-    one = postgresql.insert(table).from_select(list(table.columns), select(*columns))
-    return one.on_conflict_do_nothing()
+    return _inserted(table, asked)
+
+
+def _inserted(
+    table: Table, asked: FromClause, only: ColumnElement[bool] | None = None
+) -> postgresql.Insert:
+    """Returns INSERT of the rows of TABLE that are ASKED for, of those with ONLY."""
+    rows = select(*(asked.c[column.name] for column in table.columns))
+    if only is not None:
+        rows = rows.where(only)
+    return postgresql.insert(table).from_select(list(table.columns), rows).on_conflict_do_nothing()
 
 
 def write_triplets() -> CompoundSelect[tuple[object, ...]]:
@@ -741,23 +756,10 @@ def write_triplets() -> CompoundSelect[tuple[object, ...]]:
     state = {f"was_{name}": triplet.c[name].type for name in TRIPLET_STATE}
     kinds = {column.name: column.type for column in triplet.columns} | state
     asked = select(*_asked("postgresql", kinds).c).cte("asked")
-    is_new = asked.c.was_passes.is_(None)
-    columns = [asked.c[column.name] for column in triplet.columns]
-    inserted = (
-        postgresql.insert(triplet)
-        .from_select(list(triplet.columns), select(*columns).where(is_new))
-        .on_conflict_do_nothing()
-        .returning(triplet.c.triplet_key)
-        .cte("inserted")
-    )
-    unchanged = [triplet.c[name] == asked.c[f"was_{name}"] for name in TRIPLET_STATE]
-    swapped = (
-        update(triplet)
-        .where(and_(triplet.c.triplet_key == asked.c.triplet_key, ~is_new, *unchanged))
-        .values({name: asked.c[name] for name in (*TRIPLET_STATE, *ALSO)})
-        .returning(triplet.c.triplet_key)
-        .cte("swapped")
-    )
+    key, is_new = triplet.c.triplet_key, asked.c.was_passes.is_(None)
+    inserted = _inserted(triplet, asked, is_new).returning(key).cte("inserted")
+    swaps = _swapped(triplet, asked, key.name, TRIPLET_STATE, ALSO)
+    swapped = swaps.returning(key).cte("swapped")
     return union_all(select(inserted.c.triplet_key), select(swapped.c.triplet_key))
 
 
