@@ -17,6 +17,7 @@ import click
 from sqlalchemy import select
 
 from greycheck import __version__
+from greycheck.cli.columns import facts, room, wrapped
 from greycheck.cli.terminal import Console
 from greycheck.hooks import every
 from greycheck.store.admin.engine import open_engine, reading
@@ -28,14 +29,22 @@ HOOKS = {hook.NAME: hook for hook in every() if hook.DEMO}
 
 SENDER = "alice@example.org"
 RECIPIENT = "bob@example.net"
-SEEN = """\
-  The mail was deferred, since nobody had seen this client, sender and recipient together; a retry within {delay}s
-  changed nothing; the one after that was accepted. From now on all mail of {network} passes at once."""  # noqa: E501
-NEXT = """\
-  greycheck install, as root, puts the checker where your mail server runs it, and greycheck doctor says whether all is well.
-  README.rst has it step by step; then docs/qmail.rst, docs/postfix.rst or docs/exim.rst, for your mail server.
-  Of this demonstration nothing is left."""  # noqa: E501
+SEEN = (
+    "The mail was deferred, since nobody had seen this client, sender and recipient together; a"
+    " retry within {delay}s changed nothing; the one after that was accepted. From now on all mail"
+    " of {client} passes at once.",
+)
+NEXT = (
+    "greycheck install, as root, puts the checker where your mail server runs it, and greycheck"
+    " doctor says whether all is well.",
+    "README.rst has it step by step; then docs/qmail.rst, docs/postfix.rst or docs/exim.rst, for"
+    " your mail server.",
+    "Of this demonstration nothing is left.",
+)
 MESSAGE = f"From: {SENDER}\r\nTo: {RECIPIENT}\r\nSubject: greylisted\r\n\r\nHello.\r\n"
+
+# The most columns of a paragraph; those of the store's names.
+PROSE, LABEL = 80, 16
 
 console = Console(soft_wrap=True)
 
@@ -71,18 +80,27 @@ def demo(hook: str, delay: int) -> None:
         }
         install(place, environ)
         environ |= hook_variables(place, hook)
-        console.print(f"greycheck {__version__}: launchers and store in {place}, delay {delay}s.")
+        what = f"greycheck {__version__}: launchers and store in {place}, delay {delay}s."
+        tell("", what, room(console))
         with smtp_server(place, environ) as port:
             title = HOOKS[hook].TITLE
-            console.print(
+            what = (
                 f"An SMTP server on 127.0.0.1:{port} runs them as qmail-smtpd does under {title}."
             )
+            tell("", what, room(console))
             attempts(place, port, delay)
         show_store(environ["GREYCHECK_DATABASE"])
-    console.print("\nSeen", style="bold")
-    console.print(SEEN.format(delay=delay, network=CLIENT))
-    console.print("\nNext", style="bold")
-    console.print(NEXT)
+    for title, paragraphs in ("Seen", SEEN), ("Next", NEXT):
+        console.print(f"\n{title}", style="bold")
+        for each in paragraphs:
+            tell("  ", each.format(delay=delay, client=CLIENT), min(room(console), PROSE))
+
+
+def tell(head: str, text: str, width: int, style: str = "") -> None:
+    """Prints TEXT behind HEAD in WIDTH columns; what does not fit stands below, indented as far."""
+    for line in wrapped(text, width - len(head)):
+        console.print(f"{head}{line}", style=style)
+        head = " " * len(head)
 
 
 def attempts(place: Path, port: int, delay: int) -> None:
@@ -163,7 +181,7 @@ class Client(smtplib.SMTP):
         code, text = super().getreply()
         style = "green" if code < 400 else "yellow" if code < 500 else "red"
         for line in text.decode(errors="replace").splitlines() or [""]:
-            console.print(f"  S: {code} {line}", style=style)
+            tell("  S: ", f"{code} {line}", room(console), style)
         return code, text
 
 
@@ -184,7 +202,7 @@ def show_log(place: Path) -> None:
     """Shows what came to the log since it was last shown."""
     log = place / "log"
     for line in log.read_text().splitlines():
-        console.print(f"  log: {line}", style="magenta")
+        tell("  log: ", line, room(console), "magenta")
     os.truncate(log, 0)
 
 
@@ -195,8 +213,10 @@ def show_store(path: str) -> None:
         for table in (triplet, client):
             console.print(f"\nIn the store, table {table.name}", style="bold")
             for row in connection.execute(select(table)).mappings():
-                for column, value in row.items():
-                    console.print(f"  {column:15} {shown(str(column), value)}")
+                of_row = [
+                    (f"  {column}", shown(str(column), value)) for column, value in row.items()
+                ]
+                facts(console, of_row, LABEL)
     engine.dispose()
 
 

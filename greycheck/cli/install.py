@@ -126,8 +126,8 @@ def put(paths: list[Path], user: str | None, in_c: bool) -> None:
     )
     if compiled:
         terminal.echo(
-            f"compiled by {compiled[1]}; they ask the resident, greycheck serve, at"
-            f" {settings.socket}"
+            f"compiled by {compiled[1]}; they ask the resident, greycheck serve, at",
+            f"  {settings.socket}",
         )
     terminal.echo(*lines(paths, settings).split("\n"))
     with acting_as(account if account and can_act_as(account) else None):
@@ -327,14 +327,13 @@ def lines(paths: list[Path], settings: Settings) -> str:
     )
     if variables:
         variables = (
-            "\nWhat you set in this environment, qmail-smtpd and cron must have too; with"
-            f" envdir:{variables}"
+            "\nWhat is set in this environment, qmail-smtpd and cron must have too; by envdir:"
+            f"{variables}"
         )
     if any(shown(name, value) != value for name, value in mine.items()):
         variables += (
-            "\n*** is a password: better keep that line in a file that only qmail's user can read,"
-            " and set"
-            " GREYCHECK_DATABASE_FILE to its path"
+            "\n*** is a password: better keep that line in a file that only qmail's user can"
+            "\nread, and set GREYCHECK_DATABASE_FILE to its path"
         )
     expire = f"{'envdir /PATH/TO/env ' if mine else ''}{paths[0]} expire"
     whose = (

@@ -457,6 +457,8 @@ def test_demo_shows_a_mail_deferred_then_accepted(hook: str) -> None:
     for reason in ("reason=new", "reason=early", "reason=retry"):
         assert f" {reason} " in ran.stdout
     assert "  sender          alice@example.org" in ran.stdout
+    assert [line for line in ran.stdout.splitlines() if len(line) > 80] == []
+    assert "From now on all mail of 192.0.2.1 passes at once." in " ".join(ran.stdout.split())
 
 
 def test_demo_says_in_one_line_why_it_cannot_start(

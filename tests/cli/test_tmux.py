@@ -28,7 +28,8 @@ PATTERN = "from:newsletter-of-the-week@mail.a-provider-with-a-long-name.example"
 
 # A command to be copied stands on one line, however long; on a screen it goes on in the next.
 TO_COPY = re.compile(
-    r" *(\(crontab|(greycheck|chmod|chown|cp|echo|install|mkdir|sed|sudo|systemctl|/\S+) )"
+    r" *([0-9*/ ]{9,}"
+    r"|\(crontab|(greycheck|chmod|chown|cp|echo|install|mkdir|sed|sudo|systemctl|/\S+) )"
 )
 
 PROMPT = "$"
@@ -178,6 +179,11 @@ def test_what_a_person_types_fits_the_screen_and_no_word_is_broken(
     state = screen.type("greycheck status")
     assert state[0].split() == ["store", f"sqlite:///{place}/store/greycheck.db"]
     assert any(line.startswith("waits") and "4 triplets" in line for line in state)
+
+    (place / "bin").mkdir()
+    shutil.chown(place / "bin", screen.user)
+    installed = screen.type(f"greycheck install {place}/bin --user {screen.user}")
+    assert any(f"echo {place}/store/greycheck.db > env/" in line for line in installed)
 
     # Of what no check made there is nothing to be seen, and the command that mends it is whole.
     doctor = screen.type(f"greycheck doctor --dir {place}/none --user {screen.user}")

@@ -62,10 +62,8 @@ def names(directory: Path) -> list[str]:
 
 def test_it_puts_programs_in_c_before_those_in_python(qmail: Path) -> None:
     output = install_native(qmail).stdout
-    assert (
-        f"compiled by musl-gcc; they ask the resident, greycheck serve, at {qmail.parent}/socket\n"
-        in output
-    )
+    compiled = "compiled by musl-gcc; they ask the resident, greycheck serve, at\n"
+    assert f"{compiled}  {qmail.parent}/socket\n" in output
     assert f"\n{qmail}/greycheck-spp\n" in output
     assert names(qmail) == sorted([*python.PROGRAMS, "greycheck.d"])
     assert names(qmail / "greycheck.d") == sorted(python.PROGRAMS)
