@@ -8,9 +8,13 @@ import click
 
 from greycheck import log
 from greycheck.cli import completing, terminal
+from greycheck.cli.columns import wrapped
 from greycheck.cli.output import print_json
 from greycheck.settings import BY_NAME, TABLE, Setting, Settings, read
 from greycheck.store.schema import migrate
+
+# The most columns of a comment.
+WIDTH = 80
 
 # The programs that read settings, by the names that a setting's record has for them. All that a
 # check reads counts for greycheck serve and policy too, since they check.
@@ -89,7 +93,7 @@ def config(name: tuple[str, ...], changed: bool, as_json: bool) -> None:
                 for number, setting in enumerate(wanted)
                 for text in (
                     *[""] * bool(number),
-                    f"# {setting.meaning}",
+                    *(f"# {each}" for each in wrapped(setting.meaning, WIDTH - len("# "))),
                     f"# Read by: {setting.where}",
                     f"# From: {settings.sources[setting.name]}",
                     line(setting, settings),

@@ -79,7 +79,9 @@ def test_config_prints_each_setting_with_value_source_and_meaning(
     monkeypatch.setenv("GREYCHECK_CLIENT_PASSES", "5")
     output = run("config").stdout
     for setting in settings.TABLE:
-        assert f"# {setting.meaning}\n# Read by: {setting.where}\n# From: " in output
+        said = f"{setting.meaning} Read by: {setting.where} From: "
+        assert said in output.replace("\n# ", " "), setting.name
+    assert [line for line in output.splitlines() if line[:1] == "#" and len(line) > 80] == []
     assert "# From: GREYCHECK_DELAY\ndelay = 10m\n" in output
     assert "\ndeadline = 7s\n" in output
     assert "\ndatabase_mode = 0660\n" in output
