@@ -438,8 +438,8 @@ def test_another_upgrade_is_not_waited_for_for_ever(
     monkeypatch.setattr(upgrade_lock, "UPGRADE_TIMEOUT", 0.2)
     told: list[str] = []
     said = (
-        "another greycheck db upgrade runs from 127.0.0.1, and did for 0s: see whether it goes on,"
-        " and run this again"
+        r"another greycheck db upgrade runs from 127.0.0.1, and did for \ds: see whether it goes"
+        " on, and run this again"
     )
     with store.engine.connect() as other:
         assert upgrade_lock._take(other)
