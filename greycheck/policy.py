@@ -217,8 +217,11 @@ PENDING = "pending"  # what else waits, and whom the client may send for: take_p
 IDENTITY = "identity"  # whom the client may send for, alone: take_identity
 NETWORKS = "networks"  # from which networks the pair waits: take_networks
 
-# Nothing: a step lets the mail go on, or has decided.
+# Nothing: it is decided; of a step, that it lets the mail go on to the next.
 NOTHING = ""
+
+# What a step returns that has decided.
+DECIDED = "decided"
 
 # Phases of a triplet.
 ABSENT = "absent"  # never seen, or expired and removed
@@ -297,17 +300,14 @@ class Decision:
 
     def advance(self) -> str:
         """Goes on as far as possible; returns what it needs then, NOTHING once it is decided."""
-        at, steps, has_rows = self._at, STEPS, self.rows is not None
-        while not self.reason:
-            step = steps[at]
-            take = step.take
-            need = take(self) if has_rows or not step.needs_rows else ROWS
-            if need:
-                self._at = at
-                return need
-            at += 1
-        self._at = at
-        return NOTHING
+        if self.reason:
+            return NOTHING
+        for step in STEPS[self._at :]:
+            outcome = step.take(self)
+            if outcome:
+                self._at = STEPS.index(step)
+                return NOTHING if self.reason else outcome
+        raise AssertionError("the last step always decides")
 
     def anew(self) -> "Decision":
         """The same decision from its beginning, after somebody else has changed a row."""
@@ -378,7 +378,7 @@ class Decision:
     @property
     def step(self) -> str:
         """The name of the step that decided, or at which it waits for what it needs."""
-        return STEPS[self._at - bool(self.reason)].name
+        return STEPS[self._at].name
 
     @property
     def opens_message(self) -> bool:
@@ -483,7 +483,7 @@ class Decision:
         wait: int = 0,
         detail: str | None = None,
     ) -> str:
-        """Ends here, with CHANGES to be written.
+        """Ends here, with CHANGES to be written; returns DECIDED, for the step to return.
 
         DETAIL is by default the rule that greylists it.
         """
@@ -498,7 +498,7 @@ class Decision:
         self.changes = changes if isinstance(changes, list) else list(changes)
         if self._asked_earlier and self.row is not self._current and reason != "message":
             self._carry_over()
-        return NOTHING
+        return DECIDED
 
     def waited_since(self, first: int) -> None:
         """A wait ends of which the FIRST attempt was then, or before."""
@@ -529,7 +529,7 @@ class Decision:
 def _incomplete(it: Decision) -> str:
     """An envelope without a client or addresses cannot be looked up."""
     if it.envelope.missing:
-        it.decide(ACCEPT, "incomplete", detail=f"missing={it.envelope.missing}")
+        return it.decide(ACCEPT, "incomplete", detail=f"missing={it.envelope.missing}")
     return NOTHING
 
 
@@ -550,6 +550,8 @@ def _rule(it: Decision) -> str:
     One that greylists lets the mail go on to its triplet. An action that only a newer program knows
     defers too: its operator can still say what becomes of the mail.
     """
+    if it.rows is None:
+        return ROWS
     rule = it.rule
     if rule is None or rule.action == "greylist":
         return NOTHING
@@ -567,7 +569,7 @@ def _strikes(it: Decision) -> str:
         return NOTHING
     # Further ahead than anybody is ever refused for: a clock was wrong when that was written.
     if it.now < client.struck <= it.now + it.settings.strike_time:
-        it.decide(REJECT, "strikes")
+        return it.decide(REJECT, "strikes")
     return NOTHING
 
 
@@ -575,7 +577,7 @@ def _client(it: Decision) -> str:
     """A client that has passed often enough is known: its other mail passes too (RFC 6647 5(2))."""
     client = it.client
     if client is not None and is_known(client, it.settings, it.now):
-        it.decide(ACCEPT, "client", _used_by_client(it, client))
+        return it.decide(ACCEPT, "client", _used_by_client(it, client))
     return NOTHING
 
 
@@ -584,7 +586,7 @@ def _known(it: Decision) -> str:
     if it.phase in (ABSENT, OVER) and not it._asked_earlier and it.triplet.is_tagged:
         return EARLIER
     if it.phase == KNOWN:
-        it.decide(ACCEPT, "known", _used_triplet(it))
+        return it.decide(ACCEPT, "known", _used_triplet(it))
     return NOTHING
 
 
@@ -595,23 +597,18 @@ UNKNOWN = "greycheck.unknown"
 class Step:
     """A step of the order: its NAME, the REASON that it gives, and the function that TAKEs it.
 
-    NEEDS_ROWS is true where it reads what the store has of the envelope. What else it needs, the
-    function returns. Where no function is given, it is that of the same name in UNKNOWN.
+    The function returns what it needs, NOTHING where the mail goes on to the next step, or DECIDED.
+    Where none is given, it is that of the same name in UNKNOWN.
     """
 
-    __slots__ = ("name", "needs_rows", "reason", "take")
+    __slots__ = ("name", "reason", "take")
 
     def __init__(
-        self,
-        name: str,
-        reason: str,
-        take: "Callable[[Decision], str] | None" = None,
-        needs_rows: bool = True,
+        self, name: str, reason: str, take: "Callable[[Decision], str] | None" = None
     ) -> None:
         self.name = name
         self.reason = reason
         self.take = take or self._load
-        self.needs_rows = needs_rows
 
     def _load(self, it: Decision) -> str:
         """Takes this step by its function in UNKNOWN, now and from now on."""
@@ -622,8 +619,8 @@ class Step:
 # The whole order. Each step decides, or lets the mail go on to the next; the last one always
 # decides. What ``explain``, the manual and docs/decision.rst say of the order they take from here.
 STEPS = (
-    Step("incomplete", "incomplete", _incomplete, needs_rows=False),
-    Step("exempt", "exempt", _exempt, needs_rows=False),
+    Step("incomplete", "incomplete", _incomplete),
+    Step("exempt", "exempt", _exempt),
     Step("rule", "rule", _rule),
     Step("strikes", "strikes", _strikes),
     Step("client", "client", _client),

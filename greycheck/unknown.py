@@ -161,7 +161,7 @@ def retry(it: Decision) -> str:
         assert it.row is not None
         if it.identity is None and it.settings.domain_passes and it.may_have_identity:
             return IDENTITY
-        passes(it, "retry")
+        return passes(it, "retry")
     return NOTHING
 
 
@@ -172,7 +172,7 @@ def expected(it: Decision) -> str:
     if expected is not None:
         passed = Change(it.row, TripletRow(now, now, 0, 1, now), now + it.timings.lifetime)
         by = f"by={expected.pattern.replace(' ', ',')}"
-        it.decide(ACCEPT, "expected", (passed, Change(expected, None)), detail=by)
+        return it.decide(ACCEPT, "expected", (passed, Change(expected, None)), detail=by)
     return NOTHING
 
 
@@ -186,7 +186,7 @@ def message(it: Decision) -> str:
     if it.first_passed is None:
         return MESSAGE
     if it.first_passed:
-        it.decide(ACCEPT, "message")
+        return it.decide(ACCEPT, "message")
     return NOTHING
 
 
@@ -198,7 +198,7 @@ def provider(it: Decision) -> str:
         return PENDING
     provider = it.pending.identity.provider
     if provider:
-        _by_identity(it, "provider", f"provider={provider}")
+        return _by_identity(it, "provider", f"provider={provider}")
     return NOTHING
 
 
@@ -213,7 +213,7 @@ def correspondent(it: Decision) -> str:
         return PENDING
     identity = it.pending.identity
     if identity.written is not None and (it.domain or identity.state != "found"):
-        it.decide(ACCEPT, "correspondent")
+        return it.decide(ACCEPT, "correspondent")
     return NOTHING
 
 
@@ -224,7 +224,7 @@ def domain(it: Decision) -> str:
     if it.pending is None:
         return PENDING
     if it.domain and is_known_domain(it.pending.identity.row, it.settings, it.now):
-        _by_identity(it, "domain", "", _used_domain(it))
+        return _by_identity(it, "domain", "", _used_domain(it))
     return NOTHING
 
 
@@ -293,13 +293,13 @@ def pool(it: Decision) -> str:
         return NETWORKS
     assert it.pending.oldest is not None
     it.waited_since(it.pending.oldest)
-    passes(it, "pool")
+    decided = passes(it, "pool")
     if learns:
         # What the domain itself says of its networks counts more than what was seen.
         expires = it.now + it.settings.lifetime
         networks = dict.fromkeys((it.triplet.network, *(it.networks or ())))
         it.changes += [Change(None, NetworkRow(network, it.now), expires) for network in networks]
-    return NOTHING
+    return decided
 
 
 def crowded(it: Decision) -> str:
@@ -313,7 +313,7 @@ def crowded(it: Decision) -> str:
     if it.pending is None:
         return PENDING
     if it.pending.crowd >= limit:
-        it.decide(DEFER, "crowded", wait=it.timings.delay)
+        return it.decide(DEFER, "crowded", wait=it.timings.delay)
     return NOTHING
 
 
@@ -325,7 +325,7 @@ def full(it: Decision) -> str:
     if it.pending is None:
         return PENDING
     if it.pending.total >= limit:
-        it.decide(ACCEPT, "full")
+        return it.decide(ACCEPT, "full")
     return NOTHING
 
 
@@ -334,7 +334,7 @@ def new(it: Decision) -> str:
     if it.phase != EARLY:
         now, times = it.now, it.timings
         fresh = Change(it.row, TripletRow(now, now), now + times.retry_window)
-        it.decide(DEFER, "new", (fresh,), _wait(it, now))
+        return it.decide(DEFER, "new", (fresh,), _wait(it, now))
     return NOTHING
 
 
@@ -391,12 +391,12 @@ def is_known_domain(row: DomainRow | None, settings: "Settings", now: int) -> bo
     return row.passes >= settings.domain_passes and now - row.last <= settings.lifetime
 
 
-def _by_identity(it: Decision, reason: str, detail: str, changes: "Sequence[Change]" = ()) -> None:
+def _by_identity(it: Decision, reason: str, detail: str, changes: "Sequence[Change]" = ()) -> str:
     """Lets a mail pass for REASON; where identities are only observed, says that it would."""
     if it.settings.identity == "observe":
         it.by_identity = it.by_identity or reason
-    else:
-        it.decide(ACCEPT, reason, changes, detail=detail)
+        return NOTHING
+    return it.decide(ACCEPT, reason, changes, detail=detail)
 
 
 def _used_domain(it: Decision) -> list[Change]:

@@ -19,6 +19,7 @@ import posix
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from time import monotonic
 from typing import Any
 
@@ -310,7 +311,7 @@ class Store(sqlite.Store):
             values = [_identity_values(each, settings) for each, settings in part]
             with suppress(sqlite3.Error):
                 found = self._connection.execute(
-                    IDENTITIES[len(part)], [value for row in values for value in row]
+                    IDENTITIES[len(part)], list(chain.from_iterable(values))
                 ).fetchall()
                 self._identities.update(
                     _matched([each for each, _ in part], found, [row[1] for row in values])

@@ -108,7 +108,8 @@ class RuleIndex:
     """An index of ROWS, as ``statements.matching`` returns them. Raises Unreadable."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
-        self._kinds = {kind: _Kind() for kind in (*rule_keys.KINDS, rule_keys.EXPECT)}
+        # Only those kinds of which there are rules.
+        self._kinds: dict[str, _Kind] = {}
         # Which recipients have rules over pairs, and the first parts of those, by recipient.
         self._recipients = _Kind()
         self._pairs: dict[bytes, dict[str, _Kind]] = {}
@@ -118,7 +119,7 @@ class RuleIndex:
             parsed = _parsed(key, kind, pattern)
             rule = RuleRow(key, kind, pattern, action, delay)
             if not parsed.parts:
-                self._kinds[kind].add(kind, parsed.value, rule, expires)
+                self._kinds.setdefault(kind, _Kind()).add(kind, parsed.value, rule, expires)
                 continue
             first, to = parsed.parts
             if to.value not in self._pairs:
@@ -138,11 +139,13 @@ class RuleIndex:
             for value in dict.fromkeys(self._recipients.of_address(triplet.recipient)):
                 if value in self._pairs:
                     _take_first(found, self._pairs[value], asked, now)
-        if (kind := kinds["recipient"]).may_match(triplet.recipient):
+        kind = kinds.get("recipient")
+        if kind is not None and kind.may_match(triplet.recipient):
             _take(found, kind, kind.of_address(triplet.recipient), now)
         _take_first(found, kinds, asked, now)
         expected: list[RuleRow] = []
-        if (kind := kinds[rule_keys.EXPECT]).values:
+        kind = kinds.get(rule_keys.EXPECT)
+        if kind is not None:
             keys = [
                 rule_keys.release_key(*asked.shown),
                 *rule_keys.expectation_keys(triplet.written, triplet.recipient),
@@ -155,14 +158,14 @@ def _take_first(found: list[RuleRow], kinds: dict[str, _Kind], asked: Asked, now
     """Appends to FOUND those rules of KINDS that match ASKED at NOW by anything but recipient."""
     envelope, triplet = asked.envelope, asked.triplet
     kind = kinds.get("sender")
-    if kind is not None and kind.values:
+    if kind is not None:
         spelt = rule_keys.spellings(triplet.written, triplet.sender)
         for address in spelt:
             if kind.may_match(address):
                 _take(found, kind, kind.of_sender(spelt), now)
                 break
     kind = kinds.get("network")
-    if kind is not None and kind.values:
+    if kind is not None:
         bits, value = _bits(triplet.client)
         there = kind.values
         for length in kind.prefixes[bits]:
@@ -170,10 +173,10 @@ def _take_first(found: list[RuleRow], kinds: dict[str, _Kind], asked: Asked, now
             if network in there:
                 _take(found, kind, (network,), now)
     kind = kinds.get("name")
-    if kind is not None and kind.values:
+    if kind is not None:
         _take_name(found, kind, envelope.name, now)
     kind = kinds.get("helo")
-    if kind is not None and kind.values:
+    if kind is not None:
         _take_name(found, kind, envelope.helo, now)
 
 
