@@ -14,7 +14,7 @@ import click
 from greycheck.cli import terminal
 from greycheck.cli.common import foreseen, read_settings
 from greycheck.hooks import every
-from greycheck.launchers import database, native, trial
+from greycheck.launchers import cron, database, native, trial
 from greycheck.launchers.python import PROGRAMS, launcher, package, passing
 from greycheck.launchers.trial import (
     behind,
@@ -335,7 +335,8 @@ def lines(paths: list[Path], settings: Settings) -> str:
             "\n*** is a password: better keep that line in a file that only qmail's user can"
             "\nread, and set GREYCHECK_DATABASE_FILE to its path"
         )
-    expire = f"{'envdir /PATH/TO/env ' if mine else ''}{paths[0]} expire"
+    before = "envdir /PATH/TO/env " if mine else ""
+    expire = cron.line("7 * * * *", paths[0], "expire", before)
     whose = (
         "qmail's user, on one host that uses the database or on each"
         if settings.database.server
@@ -351,7 +352,7 @@ Leave relay clients out, and single clients if you like:
   127.:allow,RELAYCLIENT=""
   192.0.2.25:allow,GREYCHECK="off"
 And once an hour, from the crontab of {whose}:
-  7 * * * * {expire}{variables}"""
+  {expire}{variables}"""
 
 
 def shown(name: str, value: str) -> str:

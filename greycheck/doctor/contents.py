@@ -9,6 +9,7 @@ from sqlalchemy import Engine, and_, case, func, or_, select
 from greycheck import normalise
 from greycheck.doctor.finding import MB, Finding, Installation, run, safe
 from greycheck.history import LARGEST
+from greycheck.launchers import cron
 from greycheck.metrics.counted import Spooled
 from greycheck.settings import Settings, duration_text
 from greycheck.store.admin import expiry
@@ -123,9 +124,7 @@ def check_spool(
 
 def cron_line(times: str, command: str, installation: Installation) -> str:
     """Returns the line of a crontab that runs greycheck's COMMAND at TIMES."""
-    # cron takes a % for the end of the line.
-    program = shlex.quote(str(installation.command)).replace("%", "\\%")
-    return f"{times} {program} {command}"
+    return cron.line(times, installation.command, command)
 
 
 def in_crontab(line: str, installation: Installation) -> str:
