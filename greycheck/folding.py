@@ -38,6 +38,9 @@ FOLDED = b"#"
 # Words after which a number is a tag. As a label of a domain they show that its users are tags.
 BOUNCES = (b"bounce", b"bounces", b"return", b"returns", b"dated", b"msgid", b"verp", b"errors")
 
+# The shortest number that is a tag where users are tags.
+_SHORT_NUMBER = 6
+
 # The shortest hex tag: after such a word, anywhere, and as the whole local part. It must have
 # digits between its letters.
 _SHORT_HEX, _LONG_HEX, _WHOLE_HEX = 6, 12, 24
@@ -68,6 +71,10 @@ _OWN_LABELS = 3
 # The bytes that end a word.
 _ENDS = b"-=_."
 
+# How addresses of other systems begin, in which + is followed by the two hex digits of a byte
+# (Exchange's encapsulated addresses).
+_ENCODED = b"imcea"
+
 _DIGITS = b"0123456789"
 _HEX = _DIGITS + b"abcdef"
 _LETTERS = b"abcdefghijklmnopqrstuvwxyz"
@@ -81,18 +88,20 @@ def fold(local: bytes, domain: bytes) -> tuple[bytes, bytes]:
     """Returns the LOCAL part and the DOMAIN of a sender without what changes between messages."""
     if len(local) + len(domain) >= LONGEST:
         return local, domain
-    bounces = _is_of_bounces(domain)
     before, rest, whole = b"", local, local
+    of = domain  # what rest is a user of
     while True:
         wrapper, inside = _unwrap(rest)
-        before += wrapper
+        if wrapper:
+            before += wrapper
+            of = wrapper[:-1].rpartition(b"=")[2]
         if inside == rest:
-            inside = _fold_tags(rest, bounces)
+            inside = _fold_tags(rest, _is_of_bounces(of))
         if inside == rest:
             if before + rest == whole or not before:
                 break
             # The folded inside may now be the tag of what is around it: prvs=user+srs=...=TAG
-            before, inside = b"", before + rest
+            before, inside, of = b"", before + rest, domain
             whole = inside
         rest = inside
     folded = before + rest
@@ -105,6 +114,7 @@ def fold(local: bytes, domain: bytes) -> tuple[bytes, bytes]:
 def _unwrap(local: bytes) -> tuple[bytes, bytes]:
     """Removes one wrapper. Returns the part of LOCAL that is final, and the part to fold further.
 
+    The first ends with the domain of the second, and ``=``; it is empty if that is the same domain.
     The second is all of LOCAL if there is no wrapper.
     """
     if local[:4] in (b"srs0", b"srs1") and local[4:5] in (b"=", b"-", b"+"):
@@ -112,16 +122,17 @@ def _unwrap(local: bytes) -> tuple[bytes, bytes]:
     user = unwrap_batv(local)
     if user:
         return b"", user
-    name, plus, detail = local.partition(b"+")
+    name, plus, _detail = local.partition(b"+")
     if not plus or not name:
         return b"", local
-    if detail.startswith(b"srs="):
-        parts = detail.split(b"=", 4)
-        if len(parts) == 5:
-            return b"=".join(
-                [name + b"+srs", _mark(parts[1]), _mark(parts[2]), parts[3], b""]
-            ), parts[4]
-    if name.endswith(b"=") and detail.isdigit():
+    forwarder, srs, original = local.partition(b"+srs=")
+    parts = original.split(b"=", 3)
+    if srs and forwarder and len(parts) == 4:
+        name = forwarder.partition(b"+")[0] or forwarder
+        return b"=".join([name + b"+srs", _mark(parts[0]), _mark(parts[1]), parts[2], b""]), parts[
+            3
+        ]
+    if name.endswith(b"=") or name.startswith(_ENCODED):
         return b"", local  # fax=+49301234567
     return b"", name
 
@@ -184,7 +195,7 @@ def _fold_tags(local: bytes, bounces: bool) -> bytes:
     if len(local.translate(None, _ENDS)) == len(local):  # one word
         if _is_tag(local, _WHOLE_HEX) or _is_random(local, _WHOLE_RANDOM, _TURNS):
             return FOLDED
-        return FOLDED if bounces and _is_random_user(local) else local
+        return FOLDED if bounces and (_is_random_user(local) or _is_number(local)) else local
     words, ends = _split_words(local)
     bounce = next((index for index, word in enumerate(words) if word in BOUNCES), len(words))
     verp = ends.index(b"=") if b"=" in ends else -1
@@ -199,6 +210,8 @@ def _fold_tags(local: bytes, bounces: bool) -> bytes:
     if without != local:
         return without
     tags = _tags(words, ends, bounce, verp)
+    if bounces and verp < 0:
+        _mark_numbers(words, tags)
     return b"".join(
         (FOLDED if tag else word) + end for word, tag, end in zip(words, tags, ends, strict=True)
     )
@@ -328,6 +341,14 @@ def _mark_rows_of_numbers(words: list[bytes], ends: list[bytes], tags: list[bool
             tags[start + 1 : end] = [True] * (end - start - 1)
 
 
+def _mark_numbers(words: list[bytes], tags: list[bool]) -> None:
+    """Marks the numbers of a user of a domain of bounces: long ones, and all behind a tag."""
+    behind = False
+    for index, word in enumerate(words):
+        tags[index] = tags[index] or _is_number(word) or (behind and word.isdigit())
+        behind = behind or tags[index]
+
+
 def _mark_neighbours(words: list[bytes], ends: list[bytes], tags: list[bool]) -> None:
     """Marks numbers, and short hex with digits, next to a long tag, and then next to those."""
     for at in [index for index, word in enumerate(words) if tags[index] and len(word) >= _LONG_HEX]:
@@ -414,6 +435,11 @@ def _is_random_user(word: bytes) -> bool:
     return _is_random(word, _LONG_RANDOM, _FEW_TURNS) or (
         word[:1].isdigit() and _is_random(word, _NOISE, 1)
     )
+
+
+def _is_number(word: bytes) -> bool:
+    """True if WORD is a number that is a tag where users are tags."""
+    return len(word) >= _SHORT_NUMBER and word.isdigit()
 
 
 def _is_grouped(word: bytes) -> bool:

@@ -270,10 +270,10 @@ def mail_address(address: bytes) -> bytes:
     return address.removesuffix(b".") if AT in address else address
 
 
-# An address without one of these bytes has no tags; nor has one of letters and digits only that is
+# An address without one of these bytes has no tags; nor has a name of letters and digits that is
 # shorter than _WORD: that is most mail.
 _OF_TAGS = b"0123456789+="
-_WORD = 20
+_WORD = 12
 
 
 def fold_sender(sender: bytes) -> bytes:
@@ -286,7 +286,7 @@ def fold_sender(sender: bytes) -> bytes:
     local, at, domain = sender.rpartition(b"@")
     if (
         not at
-        or (len(local) < _WORD and local.isalnum())
+        or (len(local) < _WORD and local.isalnum() and not local.isdigit())
         or len(local.translate(None, _OF_TAGS)) == len(local)
     ):
         return sender

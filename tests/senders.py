@@ -261,6 +261,29 @@ ONE = [
     ("bounces-9-0a1b-ann=example.com@mg.example", "bounces-8-f001-ann=example.com@mg.example"),
     ("owner-users-M1@x.example", "owner-users-M999999@x.example"),
     ("mailer-17.1a2b3c4d5e6f7@x.example", "mailer-18.2a2b3c4d5e6f8@x.example"),
+    # Short tags at domains of bounces, plain and in a wrapper.
+    ("a1b2c3d4e5f6g7h8@bounces.example.com", "9f86d081884c7d65@bounces.example.com"),
+    ("a1b2c3d4e5f6@bounces.example.com", "prvs=0123456789=f6e5d4c3b2a1@bounces.example.com"),
+    ("111519677@bounces.example.com", "422295876@bounces.example.com"),
+    ("b-900692525-47375@bounces.example.com", "b-964492201-34455@bounces.example.com"),
+    ("news-649827699@bounces.example.com", "news-649827700@bounces.example.com"),
+    # A domain of bounces inside SRS.
+    (
+        "SRS0=hYeM=FY=flex--scw.bounces.google.example=3nNcYXwMKCq0fPjTbbTYR.PbZdRZh-QRiRYabaTah"
+        ".beT@fwd.example",
+        "SRS0=mzzP=3M=flex--scw.bounces.google.example=3LvEPaAwKCpcE12985JK561E7FF7C5.3FDH5DL-45"
+        "M5CEFE7EL.FI7@fwd.example",
+    ),
+    (
+        "user+SRS=hYeM1=FY=bounces.amazon.example=202503241354076f0c20a445c047ccb39cd7b48310p0na"
+        "-C39ZAK9DXFBM50@t.onmicrosoft.example",
+        "user+x+SRS=mzzP1=3M=bounces.amazon.example=20190224101108c7052c9bcc7f4abb90251e862cd0p0"
+        "na-C19WUOQGH538F3@t.onmicrosoft.example",
+    ),
+    (
+        "SRS1=AAAA=fwd1.example==HHHH=TT=bounces.example.com=111519677@fwd2.example",
+        "SRS1=BBBB=fwd1.example==JJJJ=TU=bounces.example.com=422295876@fwd2.example",
+    ),
 ]
 
 # Two senders, however alike: numbers that are names, years, telephones; and what stays of a sender
@@ -355,4 +378,27 @@ TWO = [
     ("059-VFZ-834.0.1.0.0.3.9.4@x.example", "059-VFZ-835.0.1.0.0.3.9.4@x.example"),
     ("news__archive1@x.example", "news__archive2@x.example"),
     ("msprvs1=17582z2tky0dk=alice@x.example", "msprvs1=17582z2tky0dk=bob@x.example"),
+    # Plus addressing before Exchange's SRS.
+    (
+        "user+x+SRS=aBcDe=F1=example.com=alice@tenant.onmicrosoft.example",
+        "user+x+SRS=zYxWv=F2=example.org=bob@tenant.onmicrosoft.example",
+    ),
+    # Telephone numbers as they are written.
+    ("FAX=+1-202-555-7622@fax.example", "FAX=+1-202-555-7623@fax.example"),
+    ("FAX=+12025557622/T33S=1@fax.example", "FAX=+12025557623/T33S=1@fax.example"),
+    ("sms=+44.20.7946.0001@sms.example", "sms=+44.20.7946.0002@sms.example"),
+    # Exchange's encapsulated addresses.
+    (
+        "IMCEAEX-_o=Org_ou=Exchange+20Administrative+20Group_cn=Recipients_cn=Alice@x.example",
+        "IMCEAEX-_o=Org_ou=Exchange+20Administrative+20Group_cn=Recipients_cn=Bob@x.example",
+    ),
+    ("IMCEAINVALID-alice+40a+2Eexample@x.example", "IMCEAINVALID-alice+40b+2Eexample@x.example"),
+    # Numbers that people have, where users are no tags, and short ones where they are.
+    ("123456789@qq.example", "123456788@qq.example"),
+    ("list-12@bounces.example.com", "list-13@bounces.example.com"),
+    # The domain inside SRS is no domain of bounces, though the forwarder's is.
+    (
+        "SRS0=hYeM=FY=example.com=111519677@bounces.example.net",
+        "SRS0=mzzP=3M=example.com=422295876@bounces.example.net",
+    ),
 ]

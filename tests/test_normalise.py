@@ -4,9 +4,10 @@ import ipaddress
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from greycheck import folding
 from greycheck.folding import BOUNCES
 from greycheck.normalise import client_address, client_network, fold_sender, mail_address
 from tests.senders import ONE, TWO
@@ -398,6 +399,9 @@ layers = st.sampled_from(
         b"prvs=0123456789=",
         b"btv1==0123456789a==",
         b"user+srs=a=b=dom.example=",
+        b"user+x+srs=a=b=bounces.dom.example=",
+        b"imceaex-+20",
+        b"-1234567-8",
         b"bounce-1a2b3c=",
         b"bounce-",
         b"list-return-12-",
@@ -430,6 +434,15 @@ def test_whatever_is_wrapped_is_folded_once_and_becomes_no_longer(
     assert fold_sender(folded) == folded
     assert len(folded) <= len(address)
     assert folded.rpartition(b"@")[2].split(b".")[-3:] == domain.split(b".")[-3:]
+
+
+@given(st.text("ab019-+=", max_size=30), hosts)
+@example("a1b2c3d4e5f6", b"bounces.dom.example")
+@example("123456", b"bounces.dom.example")
+def test_what_is_found_at_a_glance_to_have_no_tags_has_none(local: str, domain: bytes) -> None:
+    """``fold_sender`` hands over to ``folding`` only what may have tags."""
+    found, host = folding.fold(local.encode(), domain)
+    assert fold_sender(local.encode() + b"@" + domain) == found + b"@" + host
 
 
 @given(st.text("abcdefghijklmnopqrstuvwxyz._-'", min_size=1, max_size=60), hosts)
