@@ -54,8 +54,9 @@ MESSAGE_TIME = 600
 
 # Attempts of one message from one provider's networks are at least this many seconds apart: of the
 # known schedules (docs/schedules.rst) the hastiest retries after six. Closer ones are several
-# senders.
+# senders, or several messages of one at once: a pool needs so many times as many rounds then.
 POOL_GAP = 5
+CLOSE_ROUNDS = 2
 
 
 # --- values ---------------------------------------------------------------------------------------
@@ -122,21 +123,22 @@ class Pending:
     """What else waits in the store.
 
     OTHERS is how many rows of the same sender and recipient wait from other networks, OLDEST since
-    when the first of them; NEWEST is the last first attempt from any network of that pair, and GAP
-    the least number of seconds between two of them (None where there are no two). CROWD is how many
+    when the first of them; NEWEST is the last first attempt from any network of that pair, and
+    ROUNDS how many of the others' came at least POOL_GAP seconds after the one before (None: all).
+    What is of the future counts for none of these. CROWD is how many
     triplets of the same network wait (counted no further than the limit), TOTAL how many in all (an
     estimate). OF_DOMAIN is the oldest first attempt of the pair from a client that may send for the
     sender's domain, and IDENTITY what is known of this one.
     """
 
-    __slots__ = ("crowd", "gap", "identity", "newest", "of_domain", "oldest", "others", "total")
+    __slots__ = ("crowd", "identity", "newest", "of_domain", "oldest", "others", "rounds", "total")
 
     def __init__(
         self,
         others: int = 0,
         oldest: int | None = None,
         newest: int | None = None,
-        gap: int | None = None,
+        rounds: int | None = None,
         crowd: int = 0,
         total: int = 0,
         of_domain: int | None = None,
@@ -145,7 +147,7 @@ class Pending:
         self.others = others
         self.oldest = oldest
         self.newest = newest
-        self.gap = gap
+        self.rounds = others if rounds is None else rounds
         self.crowd = crowd
         self.total = total
         self.of_domain = of_domain
@@ -476,15 +478,22 @@ def is_pool(it: Decision, pending: Pending) -> bool:
     """Whether this is a retry of what waits from other networks, ``pool_networks`` of them.
 
     A sender of the recipient's own domain is none whose provider is elsewhere. Attempts that follow
-    each other faster than any queue retries are several senders', as a botnet's are.
+    each other faster than any queue retries may be several senders', as a botnet's are: they count
+    as one, and more are needed.
     """
     now = it.now
-    if pending.others < it.settings.pool_networks or pending.oldest is None:
+    if pending.rounds < rounds_needed(pending, it.settings) or pending.oldest is None:
         return False
     if now - pending.oldest < it.timings.delay or is_own_domain(it.triplet):
         return False
     newest = pending.oldest if pending.newest is None else pending.newest
-    return now - newest >= POOL_GAP and (pending.gap is None or pending.gap >= POOL_GAP)
+    return now - newest >= POOL_GAP
+
+
+def rounds_needed(pending: Pending, settings: "Settings") -> int:
+    """How many rounds make a pool of what is PENDING."""
+    is_close = pending.rounds < pending.others
+    return settings.pool_networks * (CLOSE_ROUNDS if is_close else 1)
 
 
 def is_own_domain(triplet: "Triplet") -> bool:

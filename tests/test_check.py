@@ -719,9 +719,32 @@ def test_the_same_mail_from_other_networks_is_counted(stores: Stores) -> None:
     wait_from(stores, "10.0.9.0/24", NOW - 9000, recipient=b"other@example.net")
     passed = Change(None, TripletRow(NOW - 9000, NOW, 0, 1, NOW), NOW)
     stores.open().save(asked("10.0.8.0/24"), [passed], patient=True)
-    waiting = stores.open().waiting(ASKED, NOW - 250, 0, limits(100))
+    waiting = stores.open().waiting(ASKED, NOW - 250, NOW, limits(100))
     assert (waiting.others, waiting.oldest, waiting.total) == (3, NOW - 200, 7)
-    assert (waiting.newest, waiting.gap) == (NOW, 100)
+    assert (waiting.newest, waiting.rounds) == (NOW, 3)
+
+
+@in_every_store
+def test_attempts_close_behind_each_other_are_one_round_and_the_own_network_is_in_none(
+    stores: Stores,
+) -> None:
+    for number, first in enumerate((90, 86, 82, 60, 55, 20)):
+        wait_from(stores, f"10.0.{number}.0/24", NOW - first)
+    for number, first in enumerate((90, 20)):  # as early as others
+        wait_from(stores, f"10.1.{number}.0/24", NOW - first)
+    wait_from(stores, "192.0.2.0/24", NOW - 57)
+    waiting = stores.open().waiting(ASKED, NOW - 250, NOW, limits(100))
+    assert (waiting.others, waiting.rounds) == (8, 4)
+
+
+@in_every_store
+def test_attempts_of_the_future_are_no_part_of_a_pool(stores: Stores) -> None:
+    wait_from(stores, "10.0.1.0/24", NOW - 100)
+    wait_from(stores, "10.0.2.0/24", NOW)
+    wait_from(stores, "10.0.3.0/24", NOW + 1)
+    wait_from(stores, "10.0.4.0/24", NOW + 9_000_000)
+    waiting = stores.open().waiting(ASKED, NOW - 250, NOW, limits(100))
+    assert (waiting.others, waiting.rounds, waiting.newest) == (2, 2, NOW)
 
 
 @in_every_store
@@ -747,14 +770,14 @@ def test_what_only_stands_beside_a_pair_is_none_of_it(stores: Stores) -> None:
         )
     ]
     stores.execute(insert(tables.triplet).values(columns | {"early_attempts": 0}), rows)
-    assert stores.open().waiting(ASKED, 0, 0, limits(0)).others == 2
+    assert stores.open().waiting(ASKED, 0, NOW, limits(0)).others == 2
 
 
 @in_every_store
 def test_bounces_are_no_pool(stores: Stores) -> None:
     for number in range(4):
         wait_from(stores, f"10.0.{number}.0/24", NOW - 1000, sender=b"")
-    waiting = stores.open().waiting(asked(sender=b""), NOW - 9000, 0, limits(0))
+    waiting = stores.open().waiting(asked(sender=b""), NOW - 9000, NOW, limits(0))
     assert (waiting.others, waiting.oldest, waiting.total) == (0, None, 0)
 
 

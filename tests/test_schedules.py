@@ -149,6 +149,36 @@ def test_attempts_that_follow_faster_than_any_queue_are_no_pool(
 
 
 @in_every_store
+@pytest.mark.parametrize("apart", [0, 2, 4, 5, 60])
+def test_two_mails_at_once_pass_in_the_end_though_each_attempt_is_from_another_network(
+    database: Database, apart: int
+) -> None:
+    store = database.connect(20)
+    passed: dict[int, int] = {}
+    for number in range(10):  # qmail's queue
+        for mail in range(2):
+            when = 400 * number * number + apart * mail
+            asked = envelope(f"40.{number}.{mail}.1")
+            if mail not in passed and (
+                check(store, Decision(asked, settings(), NOW + when)).action == "accept"
+            ):
+                passed[mail] = when
+    assert len(passed) == 2
+    assert max(passed.values()) <= 4 * 3600 + apart
+
+
+@in_every_store
+def test_what_a_clock_recorded_that_was_ahead_keeps_no_pool_from_passing(
+    database: Database,
+) -> None:
+    store = database.connect(20)
+    check(store, Decision(envelope("40.8.0.1"), settings(), NOW + 365 * 86400))
+    for number in range(3):
+        check(store, Decision(envelope(f"40.{number}.0.1"), settings(), NOW + 600 * number))
+    assert check(store, Decision(envelope("40.9.0.1"), settings(), NOW + 1800)).reason == "pool"
+
+
+@in_every_store
 @pytest.mark.parametrize(("gap", "reason"), [(POOL_GAP - 1, "new"), (POOL_GAP, "pool")])
 def test_what_follows_the_last_attempt_faster_than_any_queue_is_no_pool(
     database: Database, gap: int, reason: str

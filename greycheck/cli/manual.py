@@ -326,9 +326,8 @@ NOTES = (
     (
         "pool_networks",
         "A pool is the same sender and recipient from enough networks, the first attempt longer ago"
-        " than delay, no two attempts within five seconds. A sender of the recipient's own domain"
-        " has"
-        " none.",
+        " than delay. Attempts within five seconds of each other count as one, and twice as many"
+        " are needed then. A sender of the recipient's own domain has none.",
     ),
     (
         "client_passes",

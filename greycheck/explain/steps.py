@@ -324,10 +324,16 @@ def _pool(explanation: Explanation) -> tuple[str, str]:
     line = f"waits from {least}{pending.others} other {networks}, since {since}"
     if pending.others < needed or explanation.verdict.reason == "pool":
         return looked_at, line
+    needed = unknown.rounds_needed(pending, explanation.settings)
     if explanation.triplet is not None and unknown.is_own_domain(explanation.triplet):
         return looked_at, f"{line}; does not count: sender and recipient are of one domain"
-    if pending.gap is not None and pending.gap < unknown.POOL_GAP:
-        return looked_at, f"{line}; two within {span(pending.gap)}: not one sender that retries"
+    if pending.rounds < needed:
+        within = span(unknown.POOL_GAP)
+        return (
+            looked_at,
+            f"{line}; some within {within} of each other, so {needed} rounds are needed:"
+            f" there are {pending.rounds}",
+        )
     if pending.newest is not None and explanation.now - pending.newest < unknown.POOL_GAP:
         return looked_at, f"{line}; the last a moment ago: not one sender that retries"
     return looked_at, line

@@ -20,7 +20,7 @@ from greycheck.rules.index import RuleIndex
 from greycheck.settings import Settings
 from greycheck.store.base import Asked
 from greycheck.store.waiting import POOL_MOST, wants_identity
-from greycheck.unknown import NOBODY, DomainRow, Identity, NetworkRow, Pending
+from greycheck.unknown import NOBODY, POOL_GAP, DomainRow, Identity, NetworkRow, Pending
 
 # The prefix lengths of the networks that are told to send for a domain, whatever those of triplets.
 IPV4, IPV6 = 24, 64
@@ -170,8 +170,8 @@ class Store:
         if pair is None:  # most mail
             return Pending(0, None, None, None, crowd, self._waiting, None, known)
         near = _near(pair, since)
-        firsts = sorted(kept.row.first for _network, kept in near)
-        others = [kept.row.first for network, kept in near if network != of.network]
+        firsts = [kept.row.first for _network, kept in near]
+        others = sorted(kept.row.first for network, kept in near if network != of.network)
         domain = domain_of(of.sender)
         held = [
             kept.row.first
@@ -180,9 +180,9 @@ class Store:
         ]
         return Pending(
             len(others),
-            min(others, default=None),
-            firsts[-1] if firsts else None,
-            min((after - before for before, after in pairwise(firsts)), default=None),
+            others[0] if others else None,
+            max(firsts, default=None),
+            len(others) - sum(after - before < POOL_GAP for before, after in pairwise(others)),
             crowd,
             self._waiting,
             min(held, default=None),

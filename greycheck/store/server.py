@@ -236,14 +236,14 @@ class Store:
         sql, names = self._compiled.WAITING
         values, times = waiting_parameters(asked, since, now, settings)
         found = self._run(sql, [values[name] for name in names])[0]
-        others, oldest, newest, gap, of_domain, *known = found[: POOL + IDENTITY]
+        others, oldest, newest, rounds, of_domain, *known = found[: POOL + IDENTITY]
         crowd, *counts = found[POOL + IDENTITY :]
         in_all = total(counts, times)
         told = identity(known, asked, now)
         if others and self._server.dialect == "mysql" and authority(told, asked.envelope, settings):
             held = self._oldest_held(asked, since, now, settings)
             of_domain = min((each for each in (of_domain, held) if each is not None), default=None)
-        return Pending(others, oldest, newest, gap, crowd, in_all, of_domain, told)
+        return Pending(others, oldest, newest, rounds, crowd, in_all, of_domain, told)
 
     def _oldest_held(self, asked: Asked, since: int, now: int, settings: "Settings") -> int | None:
         """The oldest first attempt of the pair from a client that may send for the domain."""

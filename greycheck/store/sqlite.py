@@ -110,16 +110,16 @@ class Store:
         from greycheck.store.waiting import pool_parameters
         from greycheck.unknown import Pending
 
-        others, oldest, newest, gap, of_domain = 0, None, None, None, None
+        others, oldest, newest, rounds, of_domain = 0, None, None, None, None
         if not self._is_alone(asked):
             sql, names = compiled.POOL
-            others, oldest, newest, gap, of_domain = self._execute(
+            others, oldest, newest, rounds, of_domain = self._execute(
                 sql, names, pool_parameters(asked, since, now, settings)
             ).fetchone()
         crowd = self._crowd(asked, settings.network_limit, now) if settings.network_limit else 0
         in_all = self._estimate(settings.pending_limit, now) if settings.pending_limit else 0
         known = self.identity(asked, now, settings)
-        return Pending(others, oldest, newest, gap, crowd, in_all, of_domain, known)
+        return Pending(others, oldest, newest, rounds, crowd, in_all, of_domain, known)
 
     def identity(self, asked: Asked, now: int, settings: "Settings") -> "Identity":
         """What is known of the client and of its sender's domain."""

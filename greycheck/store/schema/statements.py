@@ -34,6 +34,7 @@ from sqlalchemy import (
     func,
     literal_column,
     null,
+    or_,
     select,
     table,
     true,
@@ -73,6 +74,7 @@ from greycheck.store.waiting import (
     POOL_READ,
     RANGES,
 )
+from greycheck.unknown import POOL_GAP
 
 # The columns of a row that a change may set, and that a guard compares.
 TRIPLET_STATE = ("first_attempt", "last_attempt", "early_attempts", "passes")
@@ -225,7 +227,8 @@ def pool(dialect: str) -> Select[tuple[object, ...]]:
     """Returns the query of pending triplets of the pair, for DIALECT.
 
     Its columns: how many other networks' are pending and the first attempt of the oldest; the
-    newest first attempt of the pair, and the shortest time between two of them, in seconds.
+    newest first attempt of the pair; and how many of other networks' came POOL_GAP seconds or more
+    after the one before.
     """
     asked = (
         triplet.c.network,
@@ -244,13 +247,16 @@ def pool(dialect: str) -> Select[tuple[object, ...]]:
             of_pair.c.sender == bindparam("sender"),
             of_pair.c.recipient == bindparam("recipient"),
             of_pair.c.first_attempt >= bindparam("since"),
+            # One of the future would keep others from passing until its time comes.
+            of_pair.c.first_attempt <= bindparam("now"),
         )
         .limit(literal_column(str(POOL_MOST)))
         .offset(literal_column("0"))
         .subquery("near")
     )
     first = near.c.first_attempt
-    before = func.lag(first).over(order_by=first)
+    is_another = near.c.network != bindparam("network")
+    before = func.lag(first).over(partition_by=is_another, order_by=first)
     # MySQL would go through all ranges of the domain for each row: the store does that part.
     is_held = None if dialect == "mysql" else _holds(near.c.origin)
     of_domain = case((near.c.authorised == literal_column("1"), literal_column("1")), else_=is_held)
@@ -258,11 +264,13 @@ def pool(dialect: str) -> Select[tuple[object, ...]]:
         near.c.network, first, (first - before).label("gap"), of_domain.label("of_domain")
     ).subquery("attempts")
     of_another = attempts.c.network != bindparam("network")
+    gap = attempts.c.gap
+    begins_round = or_(gap.is_(None), gap >= literal_column(str(POOL_GAP)))
     columns: list[ColumnElement[Any]] = [
         func.count(case((of_another, literal_column("1")))).label("others"),
         func.min(case((of_another, attempts.c.first_attempt))).label("oldest"),
         func.max(attempts.c.first_attempt).label("newest"),
-        func.min(attempts.c.gap).label("gap"),
+        func.count(case((and_(of_another, begins_round), literal_column("1")))).label("rounds"),
         func.min(
             case((attempts.c.of_domain == literal_column("1"), attempts.c.first_attempt))
         ).label("of_domain"),
