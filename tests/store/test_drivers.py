@@ -18,6 +18,7 @@ from urllib.parse import quote
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import text as sql_text
 
 from greycheck.store import drivers
 from greycheck.store.admin import engine
@@ -496,6 +497,35 @@ def test_no_setting_of_the_server_changes_what_is_said_to_it(
         connection = connected(mariadb.url(driver=driver))
         for text in ("", "€'@x", "\u00bf\\' OR 1 -- ", '"; DROP TABLE x', "\N{ELEPHANT}%s", "a\\"):
             assert value(connection, "SELECT CONCAT(%s, '')", text) in (text, text.encode())
+    finally:
+        mariadb.stop()
+        mariadb.start()
+
+
+@pytest.mark.parametrize("what", ["CHAIN", "RELEASE"])
+@pytest.mark.parametrize("driver", ["mysqldb", "pymysql"])
+def test_after_a_commit_each_statement_commits_by_itself_whatever_the_server_does_then(
+    mariadb: MariaDB, what: str, driver: str
+) -> None:
+    """Else what follows would be told as written, and be lost with the connection."""
+    mariadb.restart(completion_type=what)
+    try:
+        connection = connected(mariadb.url(driver=driver))
+        for end in ("COMMIT", "ROLLBACK"):
+            connection.run("BEGIN", (), 20)
+            connection.run(end, (), 20)
+            assert value(connection, "SELECT @@in_transaction") == 0
+        connection.close()
+        engine = open_engine(mariadb.url(driver=driver))
+        with engine.connect() as of_a_command:
+            raw: Any = of_a_command.connection.dbapi_connection
+            for end in (of_a_command.commit, of_a_command.rollback):
+                of_a_command.execute(sql_text("SELECT 1"))
+                end()
+                cursor = raw.cursor()
+                cursor.execute("SELECT @@in_transaction, @@completion_type")
+                assert tuple(cursor.fetchone()) == (0, "NO_CHAIN")
+        engine.dispose()
     finally:
         mariadb.stop()
         mariadb.start()

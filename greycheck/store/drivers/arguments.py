@@ -6,12 +6,16 @@ Interface: ``mysql_arguments`` and ``mysql_session`` for both drivers of MySQL's
 
 from greycheck.store.url import Host, Server
 
-# What each session of a check begins with. A server may speak another character set than the one it
-# is spoken to in, read statements in another dialect, not commit, let statements wait for a lock
-# for a day, and keep for hours what a client that is no more has locked.
+# What each session of an operator's command begins with: a server may begin another transaction, or
+# disconnect, at each COMMIT.
+MYSQL_COMMAND = "SET SESSION completion_type = 'NO_CHAIN'"
+
+# What each session of a check begins with. A server may besides speak another character set than
+# the one it is spoken to in, read statements in another dialect, not commit, let statements wait
+# for a lock for a day, and keep for hours what a client that is no more has locked.
 MYSQL_SESSION = (
-    "SET NAMES utf8mb4, SESSION sql_mode = 'STRICT_ALL_TABLES', SESSION autocommit = 1, SESSION"
-    " wait_timeout = {1},"
+    "SET NAMES utf8mb4, SESSION sql_mode = 'STRICT_ALL_TABLES', SESSION autocommit = 1,"
+    " SESSION completion_type = 'NO_CHAIN', SESSION wait_timeout = {1},"
     " SESSION lock_wait_timeout = {0}, SESSION innodb_lock_wait_timeout = {0}"
 )
 

@@ -117,6 +117,7 @@ def connect(server: Server, host: Host, seconds: float) -> "DBAPIConnection":
         **connect_arguments(server, host, seconds),
         client_flag=CLIENT.FOUND_ROWS,
         read_timeout=arguments.READING,
+        init_command=arguments.MYSQL_COMMAND,
     )
     _insist_on_tls(server, made)
     found: DBAPIConnection = made  # type: ignore[assignment]

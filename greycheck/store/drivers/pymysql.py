@@ -108,6 +108,7 @@ def connect(server: Server, host: Host, seconds: float) -> "DBAPIConnection":
         **connect_arguments(server, host, seconds),
         read_timeout=seconds,
         client_flag=CLIENT.FOUND_ROWS,
+        init_command=arguments.MYSQL_COMMAND,
     )
     # Its limit for connecting does not cover the server's greeting; that for reading does, and ends
     # with it.
