@@ -519,9 +519,9 @@ def test_after_a_commit_each_statement_commits_by_itself_whatever_the_server_doe
         engine = open_engine(mariadb.url(driver=driver))
         with engine.connect() as of_a_command:
             raw: Any = of_a_command.connection.dbapi_connection
-            for end in (of_a_command.commit, of_a_command.rollback):
+            for finish in (of_a_command.commit, of_a_command.rollback):
                 of_a_command.execute(sql_text("SELECT 1"))
-                end()
+                finish()
                 cursor = raw.cursor()
                 cursor.execute("SELECT @@in_transaction, @@completion_type")
                 assert tuple(cursor.fetchone()) == (0, "NO_CHAIN")
