@@ -61,7 +61,7 @@ def _duration(low: int, high: int = LONGEST) -> "Kind":
     def parse(text: str) -> int:
         seconds = duration(text)
         if not low <= seconds <= high:
-            raise ValueError(f"not from {low}s to {high}s")
+            raise ValueError(f"not from {low}s to {duration_text(high)}")
         return seconds
 
     return parse, duration_text
@@ -688,8 +688,9 @@ class Settings:
         self.sources[setting.name] = source
 
 
-# What a file says of each setting by its name, and where; and what is wrong with the file.
-Lines = tuple[dict[str, tuple[str, str]], list[str]]
+# What a file says of each setting by its name, and where; what is wrong with its lines; and why it
+# was not read to its end, empty if it was.
+Lines = tuple[dict[str, tuple[str, str]], list[str], str]
 
 
 def read(environ: dict[bytes, bytes], lines: Lines | None = None) -> Settings:
@@ -698,10 +699,14 @@ def read(environ: dict[bytes, bytes], lines: Lines | None = None) -> Settings:
     LINES are those of its file, if it was read before.
     """
     settings = Settings()
-    in_file, problems = read_file(environ) if lines is None else lines
+    in_file, problems, unread = read_file(environ) if lines is None else lines
     given = in_file.copy()
-    settings.problems += problems
     _read_environ(environ, given, settings)
+    if unread and given.keys().isdisjoint(("database", "database_file")):
+        _lose_store(settings, unread)  # it may name one
+    elif unread:
+        settings.problems.append(unread)
+    settings.problems += problems
     unknown = 0
     for name, (text, source) in given.items():
         setting = BY_NAME.get(name)
@@ -823,11 +828,12 @@ def read_file(environ: dict[bytes, bytes]) -> Lines:
     """What the settings file says that a process with ENVIRON reads. Never fails."""
     given: dict[str, tuple[str, str]] = {}
     problems: list[str] = []
-    _read_file(environ.get(PREFIX + b"CONFIG"), given, problems)
-    return given, problems
+    unread = _read_file(environ.get(PREFIX + b"CONFIG"), given, problems)
+    return given, problems, unread
 
 
-def _read_file(path: bytes | None, given: dict[str, tuple[str, str]], problems: list[str]) -> None:
+def _read_file(path: bytes | None, given: dict[str, tuple[str, str]], problems: list[str]) -> str:
+    """Reads the file at PATH into GIVEN and PROBLEMS; returns why not all of it."""
     name = (
         CONFIG_FILE
         if path is None
@@ -840,23 +846,21 @@ def _read_file(path: bytes | None, given: dict[str, tuple[str, str]], problems: 
         )
     except OSError as error:
         if path is not None or not isinstance(error, FileNotFoundError):
-            problems.append(f"{name}: {error.strerror}")
-        return
+            return f"{name}: {error.strerror}"
+        return ""
     try:
         content = posix.read(fd, FILE + 1)
     except OSError as error:
-        problems.append(f"{name}: {error.strerror}")
-        return
+        return f"{name}: {error.strerror}"
     finally:
         posix.close(fd)
+    unread = ""
     if len(content) > FILE:
         # The line that is cut may say something else than the whole one.
         whole, end, _cut = content[:FILE].rpartition(b"\n")
         content = whole + end
         line = content.count(b"\n") + 1
-        problems.append(
-            f"{name}: longer than {FILE} bytes: line {line} and what follows is not read"
-        )
+        unread = f"{name}: longer than {FILE} bytes: line {line} and what follows is not read"
     text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
     for number, each in enumerate(text.split("\n"), 1):
         each = each.strip()
@@ -867,6 +871,7 @@ def _read_file(path: bytes | None, given: dict[str, tuple[str, str]], problems: 
             problems.append(f"{name}:{number}: not a line of the form name = value")
             continue
         given[setting.strip().lower()] = (value.strip(), f"{name}:{number}")
+    return unread
 
 
 def _read_environ(

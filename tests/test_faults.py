@@ -305,6 +305,30 @@ def test_a_wrong_settings_file_is_named_and_mail_goes_on(any_child: Child) -> No
     assert " wait=300 " in ran.lines[2]
 
 
+def test_a_settings_file_that_cannot_be_read_makes_no_other_store(
+    any_child: Child, tmp_path: Path
+) -> None:
+    """It may name another one, which knows who is known."""
+    missing = tmp_path / "greycheck.conf"
+    environ = any_child.environ(
+        GREYCHECK_CONFIG=str(missing),
+        HOME=str(tmp_path),
+        REMOTEMF="a@example.org",
+        REMOTERCPT="b@example.net",
+    )
+    named = [name for name in environ if name.startswith(b"GREYCHECK_DATABASE")]
+    assert named
+    for name in named:
+        del environ[name]
+    ran = any_child.run([any_child.programs / "greycheck"], environ)
+    assert ran.verdict == (ACCEPTED, "error")
+    assert ran.lines[0].startswith(f"greycheck: warning {missing}: No such file or directory; ")
+    assert list(tmp_path.rglob("*.db")) == []
+    ran = any_child.smtpextfork(GREYCHECK_CONFIG=str(missing))
+    assert ran.verdict == (DEFERRED, "new")
+    assert ran.lines[0] == f"greycheck: warning {missing}: No such file or directory"
+
+
 def test_the_schema_cannot_be_made(any_child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
     """An operator's interpreter that is gone: the program to make the schema with does not
     start.

@@ -127,7 +127,9 @@ def test_a_wrong_variable_is_named() -> None:
     ]
 
 
-TOO_LONG = "{}/conf: longer than 65536 bytes: line {} and what follows is not read"
+# What is said of a settings file that is not read to its end: what is not may name a database.
+NO_STORE = "; there is no store, and on_error answers"
+TOO_LONG = "{}/conf: longer than 65536 bytes: line {} and what follows is not read" + NO_STORE
 
 
 def test_a_file_that_is_too_long_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
@@ -169,7 +171,7 @@ def test_a_value_is_a_line_of_printable_characters(value: str) -> None:
 
 def test_an_empty_name_of_a_file_is_named() -> None:
     assert read({b"GREYCHECK_CONFIG": b""}).problems == [
-        "GREYCHECK_CONFIG, which is empty: No such file or directory"
+        f"GREYCHECK_CONFIG, which is empty: No such file or directory{NO_STORE}"
     ]
 
 
@@ -235,17 +237,35 @@ def test_a_window_that_no_retry_could_meet_is_not_used(
 def test_a_missing_file_is_only_missed_where_it_was_named(tmp_path: Path) -> None:
     assert with_environ().problems == []
     found = read({b"GREYCHECK_CONFIG": os.fsencode(tmp_path / "none")})
-    assert found.problems == [f"{tmp_path}/none: No such file or directory"]
+    assert found.problems == [f"{tmp_path}/none: No such file or directory{NO_STORE}"]
     assert read({b"GREYCHECK_CONFIG": os.fsencode(tmp_path)}).problems == [
-        f"{tmp_path}: Is a directory"
+        f"{tmp_path}: Is a directory{NO_STORE}"
     ]
+
+
+@pytest.mark.parametrize("name", [b"DATABASE", b"DATABASE_FILE"])
+def test_a_file_that_cannot_be_read_costs_no_store_that_the_environment_names(
+    tmp_path: Path, name: bytes
+) -> None:
+    (tmp_path / "url").write_text(f"sqlite:///{tmp_path}/greycheck.db\n")
+    value = {b"DATABASE": f"{tmp_path}/greycheck.db", b"DATABASE_FILE": f"{tmp_path}/url"}[name]
+    named = {b"GREYCHECK_" + name: value.encode()}
+    found = read({b"GREYCHECK_CONFIG": os.fsencode(tmp_path / "none")} | named)
+    assert found.problems == [f"{tmp_path}/none: No such file or directory"]
+    assert found.has_store
+    assert found.database.path == f"{tmp_path}/greycheck.db"
+
+
+def test_what_is_cut_off_from_a_file_may_name_a_database(tmp_path: Path) -> None:
+    (tmp_path / "conf").write_text("#" * 70_000 + f"\ndatabase = {tmp_path}/greycheck.db\n")
+    assert not read({b"GREYCHECK_CONFIG": os.fsencode(tmp_path / "conf")}).has_store
 
 
 def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     assert read({b"GREYCHECK_CONFIG": os.fsencode(loop)}).problems == [
-        f"{loop}: Too many levels of symbolic links"
+        f"{loop}: Too many levels of symbolic links{NO_STORE}"
     ]
 
 

@@ -14,7 +14,7 @@ from greycheck.cli import terminal
 from greycheck.cli.columns import cut, wrapped
 from greycheck.cli.common import foreseen, open_store, read_settings
 from greycheck.cli.expire import no_store
-from greycheck.cli.output import LAST, console, duration, is_empty, print_json
+from greycheck.cli.output import LAST, console, duration, is_empty, lasting, print_json
 from greycheck.digest import collecting
 from greycheck.explain.decision import address_bytes
 from greycheck.explain.remedies import command
@@ -65,7 +65,7 @@ NO_DOMAIN = "(no domain)"
 @click.option("--links", metavar="URL", help="Add to each mail a link URL?TOKEN that lets it in.")
 @click.option(
     "--valid",
-    callback=duration,
+    callback=lasting,
     default="7d",
     show_default=True,
     metavar="DURATION",

@@ -7,7 +7,6 @@ from time import time
 import click
 
 from greycheck import earlier, normalise
-from greycheck import settings as names
 from greycheck.cli import columns, terminal
 from greycheck.cli.common import foreseen, give_up_root
 from greycheck.cli.expire import is_waiting_for_first_mail
@@ -17,15 +16,13 @@ from greycheck.explain.decision import address_bytes
 from greycheck.settings import Settings
 from greycheck.store.base import DIGEST, Asked
 from greycheck.store.schema import migrate
+from greycheck.times import LAST, bounded_duration
 
 # How many hexadecimal digits of a key lists show: of a million triplets hardly two have the same.
 KEY_SHOWN = 12
 
 # With at least this many digits an argument is taken for a key.
 KEY_DIGITS = 4
-
-# The last second of the year 9999: dates go no further.
-LAST = 253402300799
 
 
 def duration(_context: click.Context, _option: click.Parameter, value: str | None) -> int | None:
@@ -34,9 +31,17 @@ def duration(_context: click.Context, _option: click.Parameter, value: str | Non
     Raises BadParameter.
     """
     try:
-        return None if value is None else names.duration(value)
+        return None if value is None else bounded_duration(value)
     except ValueError as error:
         raise click.BadParameter(f"{value}: {error}") from None
+
+
+def lasting(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
+    """As ``duration``, and at least one second."""
+    seconds = duration(context, option, value)
+    if seconds == 0:
+        raise click.BadParameter("must be 1s at least")
+    return seconds
 
 
 def moment(_context: click.Context, _option: click.Parameter, value: str | None) -> int | None:
@@ -59,7 +64,7 @@ def moment(_context: click.Context, _option: click.Parameter, value: str | None)
 
 def _moment(text: str) -> int:
     if text.startswith("+"):
-        return int(time()) + names.duration(text[1:])
+        return int(time()) + bounded_duration(text[1:])
     if text.isascii() and text.isdigit():
         return int(text)
     return int(datetime.fromisoformat(text).timestamp())

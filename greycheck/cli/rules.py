@@ -153,14 +153,6 @@ YES = click.option(
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Only tell what would change.")
 
 
-def expires(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
-    """Returns the seconds of an option's VALUE, at least 1."""
-    seconds = output.duration(context, option, value)
-    if seconds == 0:
-        raise click.BadParameter("must be 1s at least")
-    return seconds
-
-
 # --- one rule -------------------------------------------------------------------------------------
 
 
@@ -215,7 +207,10 @@ def rule_options(command: Callable[..., None]) -> Callable[..., None]:
         JSON,
         YES,
         click.option(
-            "--expires", metavar="DURATION", callback=expires, help="End it after this time, as 7d."
+            "--expires",
+            metavar="DURATION",
+            callback=output.lasting,
+            help="End it after this time, as 7d.",
         ),
         click.option(
             "--comment",
@@ -315,7 +310,7 @@ def decides_before(ruling: Rule) -> str:
     metavar="DURATION",
     default="15m",
     show_default=True,
-    callback=expires,
+    callback=output.lasting,
     help="How long.",
 )
 @JSON

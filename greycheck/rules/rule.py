@@ -8,9 +8,9 @@ from datetime import datetime
 from greycheck import rule_keys
 from greycheck.rules import patterns
 from greycheck.rules.patterns import Pattern
-from greycheck.settings import duration, duration_text
+from greycheck.settings import duration_text
 from greycheck.store.base import digest
-from greycheck.times import stamp
+from greycheck.times import bounded_duration, stamp
 
 # The longest comment, in characters.
 COMMENT = 1000
@@ -162,7 +162,7 @@ def _parsed(text: str) -> Pattern:
 
 def _seconds(text: str) -> int:
     try:
-        return duration(text)
+        return bounded_duration(text)
     except ValueError as error:
         raise ValueError(f"delay={text}: {error}") from None
 

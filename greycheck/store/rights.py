@@ -161,10 +161,8 @@ def owner_of_store(path: str, shared: bool) -> int:
         raise StoreError(f"{directory}: is no directory")
     mode = status.st_mode
     if mode & BY_OTHERS:
-        raise StoreError(
-            f"{there}: any user may write there, and put another store in this one's place",
-            _run("chmod o-w", there),
-        )
+        whose = f"{there}: any user may write there, and put another store in this one's place"
+        raise _open_to_all(whose, there, mode)
     group = mode & BY_GROUP
     if group and not shared:
         raise StoreError(
@@ -302,9 +300,16 @@ def _check_closed(path: str, status: "posix.stat_result", parent: bool = False) 
     if parent and mode & STICKY and status.st_uid == 0:
         return
     if mode & BY_OTHERS:
-        raise StoreError(f"{path}: any user may write there", _run("chmod o-w", path))
+        raise _open_to_all(f"{path}: any user may write there", path, mode)
     if mode & BY_GROUP:
         raise StoreError(f"{path}: a group may write there", _run("chmod g-w", path))
+
+
+def _open_to_all(said: str, path: str, mode: int) -> StoreError:
+    """The error SAID of PATH, whose MODE lets any user write: other programs need it in /tmp."""
+    if mode & STICKY:
+        return StoreError(f"{said}: choose another directory")
+    return StoreError(said, _run("chmod o-w", path))
 
 
 def user_name(user: int) -> str:

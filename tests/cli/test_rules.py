@@ -769,3 +769,38 @@ def test_postgreys_whitelists_leave_the_operators_rules_alone(store: Path, tmp_p
         "not_mapped": 0,
     }
     assert [one["comment"] for one in rows("rules", "list")] == ["", "", "mine", "from postgrey"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("allow", "from:x.example", "--expires", "4000000d"),
+        ("allow", "from:x.example", "--expires", "999999999d"),
+        ("greylist", "from:x.example", "--delay", "4000d"),
+        ("expect", "b@example.net", "--for", "4000000d"),
+    ],
+)
+@pytest.mark.usefixtures("store")
+def test_what_would_last_longer_than_any_setting_may_is_refused_before_it_is_stored(
+    arguments: tuple[str, ...],
+) -> None:
+    result = run(*arguments, code=2)
+    assert f"{arguments[-1]}: longer than 3650d" in result.stderr
+    assert rows("rules", "list") == []
+
+
+@pytest.mark.parametrize("ends_at", [253402300799, 253402300800, 2**62, -5])
+def test_whatever_time_a_database_has_rules_are_shown_exported_and_read_again(
+    store: Path, ends_at: int
+) -> None:
+    run("allow", "from:x.example", "--expires", "1d")
+    run("reject", "from:y.example")
+    change(store, f"UPDATE rule SET expires_at = {ends_at} WHERE expires_at IS NOT NULL")
+    for arguments in (("rules", "list"), ("rules", "check")):
+        run(*arguments)
+    exported = run("rules", "export").stdout
+    assert "reject from:y.example" in exported
+    if ends_at > 0:
+        assert "allow from:x.example expires=9999-12-31T23:59:59Z" in exported
+    run("rules", "import", "--replace", "--dry-run", "-", text=exported)
+    run("rules", "remove", "from:x.example")
