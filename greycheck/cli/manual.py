@@ -53,7 +53,10 @@ HOOKS = [
 NAMES = [record.NAME for record in records()]
 
 PAIRS = (
-    ("wait", "Seconds until a retry would pass."),
+    ("wait", "Seconds until a retry would pass. Where a rule defers, none will: the delay."),
+    ("delayed", "Where a wait ends: seconds since the first attempt."),
+    ("identity", "The sender's domain, where the client may send for it."),
+    ("by_identity", "The reason by which it would have passed, with identity = observe."),
     ("observed", "The verdict that would have been, where verdicts are only observed."),
     ("unrecorded", "The verdict stands, and the store could not be written; says why."),
     ("hook", f"{', '.join(NAMES[:-1])} or {NAMES[-1]}."),

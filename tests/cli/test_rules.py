@@ -789,7 +789,7 @@ def test_what_would_last_longer_than_any_setting_may_is_refused_before_it_is_sto
     assert rows("rules", "list") == []
 
 
-@pytest.mark.parametrize("ends_at", [253402300799, 253402300800, 2**62, -5])
+@pytest.mark.parametrize("ends_at", [253402300799, 253402300800, 2**62])
 def test_whatever_time_a_database_has_rules_are_shown_exported_and_read_again(
     store: Path, ends_at: int
 ) -> None:
@@ -800,7 +800,6 @@ def test_whatever_time_a_database_has_rules_are_shown_exported_and_read_again(
         run(*arguments)
     exported = run("rules", "export").stdout
     assert "reject from:y.example" in exported
-    if ends_at > 0:
-        assert "allow from:x.example expires=9999-12-31T23:59:59Z" in exported
+    assert "allow from:x.example expires=9999-12-31T23:59:59Z" in exported
     run("rules", "import", "--replace", "--dry-run", "-", text=exported)
     run("rules", "remove", "from:x.example")
