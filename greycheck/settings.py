@@ -226,7 +226,12 @@ def _parse_name_servers(text: str) -> tuple[tuple[str, int], ...]:
     for each in text.split(",") if text else ():
         each = each.strip()
         is_bare = normalise.client_address(each.encode()) is not None
-        found += _parse_listen(each if not is_bare else f"[{each}]:53")
+        try:
+            found += _parse_listen(each if not is_bare else f"[{each}]:53")
+        except ValueError:
+            raise ValueError(
+                f"{each}: not an address, with or without a port (as 127.0.0.1 or [::1]:53)"
+            ) from None
     return tuple(found)
 
 

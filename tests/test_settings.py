@@ -95,7 +95,7 @@ def test_the_environment_counts_before_the_file(tmp_path: Path) -> None:
         ("ipv4_prefix = 33", "ipv4_prefix = 33: not a whole number from 1 to 32; using 24"),
         ("ipv6_prefix = x", "ipv6_prefix = x: not a whole number from 1 to 128; using 64"),
         ("on_error = reject", "on_error = reject: not one of accept, defer; using accept"),
-        ("deadline = 0", "deadline = 0: not from 1s to 600s; using 5s"),
+        ("deadline = 0", "deadline = 0: not from 1s to 10m; using 5s"),
         ("database_mode = 0777", "database_mode = 0777: not 0600 or 0660; using 0600"),
         (
             "database = greycheck.db",

@@ -77,7 +77,12 @@ def downgrade(revision: str, yes: bool) -> None:
     settings = read_settings()
     url = migrate.shown(settings.database)
     if not yes:
-        click.confirm(f"Take {url} back to {revision}? Data may be lost.", abort=True)
+        try:
+            may = click.confirm(f"Take {url} back to {revision}? Data may be lost.")
+        except click.Abort:  # nobody is there
+            may = False
+        if not may:
+            raise click.ClickException("nothing was changed: answer y, or give --yes")
     give_up_root(settings)
     with foreseen():
         terminal.echo(

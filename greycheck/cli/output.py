@@ -142,7 +142,12 @@ def key_or_client(text: str) -> tuple[str, str]:
     digits = text.lower()
     if KEY_DIGITS <= len(digits) <= 2 * DIGEST and not digits.strip("0123456789abcdef"):
         return digits, ""
-    return "", client_address(text)
+    try:
+        return "", client_address(text)
+    except click.UsageError as error:
+        raise click.UsageError(
+            f"{error.message}, nor the key of a triplet ({KEY_DIGITS} or more of its hex digits)"
+        ) from None
 
 
 def asked_for(arguments: tuple[str, ...], settings: Settings) -> tuple[list[str], str]:

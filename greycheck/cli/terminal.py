@@ -185,6 +185,10 @@ class Choice(click.Choice[str]):
         super().__init__(list(choices))
         self.others = others or {}
 
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None) -> str:  # noqa: ARG002
+        """Returns the message for none: click's has a line for each."""
+        return f"Choose from {', '.join(self.choices)}."
+
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
         """Returns the message for a wrong VALUE."""
         text = super().get_invalid_choice_message(value, ctx)

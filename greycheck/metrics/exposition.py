@@ -39,7 +39,11 @@ class Families:
             "greycheck_build_info", "This program.", 1, version=__version__, schema=REVISION
         )
         is_up = self._counted is not None
-        yield gauge("greycheck_store_up", "1 where the store could be read, else 0.", is_up)
+        yield gauge(
+            "greycheck_store_up",
+            "1 where the store could be read, or is still to be made, else 0.",
+            is_up,
+        )
         if self._spooled is not None:
             yield from _spool(self._spooled)
         marked = GaugeMetricFamily(
