@@ -337,6 +337,12 @@ def lines(paths: list[Path], settings: Settings) -> str:
         )
     before = "envdir /PATH/TO/env " if mine else ""
     expire = cron.line("7 * * * *", paths[0], "expire", before)
+    resolve = (
+        "\nWhere no greycheck serve runs, once a minute too, so that providers count as one client:"
+        f"\n  {cron.line('* * * * *', paths[0], 'resolve', before)}"
+        if settings.identity != "no"
+        else ""
+    )
     whose = (
         "qmail's user, on one host that uses the database or on each"
         if settings.database.server
@@ -352,7 +358,7 @@ Leave relay clients out, and single clients if you like:
   127.:allow,RELAYCLIENT=""
   192.0.2.25:allow,GREYCHECK="off"
 And once an hour, from the crontab of {whose}:
-  {expire}{variables}"""
+  {expire}{resolve}{variables}"""
 
 
 def shown(name: str, value: str) -> str:

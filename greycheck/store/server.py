@@ -300,7 +300,10 @@ class Store:
             self._phase = WRITING_FREE if kind == "INSERT_TRIPLET" else WRITING_HELD
             values = parameters(asked, change)
             if not is_done(kind, self._change(sql, [values[name] for name in names])):
-                return self._end("ROLLBACK", False)
+                self._end("ROLLBACK", False)
+                if kind not in ("INSERT_TRIPLET", "SWAP_TRIPLET"):
+                    self._give_way()  # all mail of that client or domain wants this row
+                return False
         self._phase = WRITING_FREE
         self._end("COMMIT", True)
         self._answered(STUCK)
@@ -394,11 +397,7 @@ class Store:
         if way == HERE:
             self._roll_back()
             if self._may_repeat(fault.kind):
-                # Those that lost the same race must not come back at the same moment, be they
-                # processes or threads of this one; the less, the more they are.
-                self._lost += 1
-                longest = min(PAUSE * self._lost, FAIR * self._left())
-                sleep(longest * (posix.urandom(1)[0] + 32) / 288)
+                self._give_way()
                 return Again(f"{host}: {fault}")
             if self._patient or phase == READING:
                 self._mark(mark, str(fault))
@@ -414,6 +413,16 @@ class Store:
         if kind == faults.LOCKED:
             return self._patient and self._left() >= self._lock_patience()
         return self._left() >= self._patience * FAIR
+
+    def _give_way(self) -> None:
+        """Waits for a moment, as a race was lost.
+
+        Those that lost the same one must not come back at the same moment, be they processes or
+        threads of this one; the less, the more they are.
+        """
+        self._lost += 1
+        longest = min(PAUSE * self._lost, FAIR * self._left())
+        sleep(max(0, longest) * (posix.urandom(1)[0] + 32) / 288)
 
     def _blame(self, mark: str, fault: Fault) -> None:
         """Marks the host for FAULT; for its silence only where it had time enough to answer."""

@@ -575,9 +575,7 @@ def test_a_directory_on_the_way_that_others_may_write_to_is_refused(
     assert f"{site.place}: any user may write there: chmod o-w {site.place}" in ran.printed
 
 
-def test_nobody_is_told_to_close_a_directory_that_all_share(
-    site: Site, empty_store: Path
-) -> None:
+def test_nobody_is_told_to_close_a_directory_that_all_share(site: Site, empty_store: Path) -> None:
     site.make(empty_store)
     site.directory.chmod(0o1777)
     ran = run(site, "list")

@@ -637,6 +637,26 @@ def test_a_row_that_another_has_locked_keeps_only_its_own_mail_waiting(
 
 
 @each_kind
+def test_whoever_passes_by_a_row_that_all_of_a_crowd_write_is_counted(
+    database: ServerDatabase,
+) -> None:
+    """Each batch can change a client's row once: all others are decided one by one, all at once."""
+    number = 200
+    envelopes = [
+        Envelope("spp", "192.0.2.1", b"%d@example.org" % each, b"b@example.net")
+        for each in range(number)
+    ]
+    crowd = {"pool_size": 8, "client_passes": 9999, "identity": "no", "deadline": "60s"}
+    with pool_of(database, **crowd) as ask:
+        assert reasons_of(ask(envelopes)) == {"new"}
+        database.age(400)
+        verdicts = ask(envelopes)
+    assert reasons_of(verdicts) == {"retry"}
+    assert not [verdict.unrecorded for verdict in verdicts.values() if verdict.unrecorded]
+    assert database.rows("SELECT passes FROM client") == [(number,)]
+
+
+@each_kind
 def test_while_one_batch_is_stuck_others_are_decided(
     database: ServerDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
