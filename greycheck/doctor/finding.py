@@ -14,6 +14,8 @@ from greycheck import log
 from greycheck.launchers import database, native, python
 from greycheck.privilege import access
 from greycheck.settings import CONFIG_FILE, DATABASE_FILE, SYSTEM_DIRECTORY, Settings
+from greycheck.store import rights
+from greycheck.store.base import StoreError
 
 Level = Literal["ok", "note", "warning", "fault"]
 
@@ -109,6 +111,35 @@ def run(command: str) -> str:
     Empty if there is none, or if a terminal would not show it as it is.
     """
     return f"Run: {command}" if command and command.isascii() and command.isprintable() else ""
+
+
+def anothers(path: Path | str) -> str:
+    """Returns the advice where no command on PATH is safe."""
+    return f"See what {safe(str(path))} is: another user may have put it there."
+
+
+def is_roots(path: Path) -> bool:
+    """Whether root alone chooses what PATH is: a command on it changes nothing else."""
+    try:
+        return rights.whose(str(path)) == 0
+    except StoreError:
+        return False
+
+
+def run_on(path: Path | str, command: str) -> str:
+    """Returns the advice to run COMMAND, which ends with PATH, quoted here, and changes its mode.
+
+    Where another user may put something else in the place of PATH, it is run as that user, who can
+    change nothing that is not his. Where several may, there is no command.
+    """
+    quoted = f"{command} {quote(str(path))}"
+    if os.geteuid() != 0:
+        return run(quoted)
+    try:
+        user = rights.whose(str(path))
+    except StoreError:
+        return anothers(path)
+    return run(f"runuser -u {quote(rights.user_name(user))} -- {quoted}" if user else quoted)
 
 
 def substitution(pattern: str, text: str) -> str:

@@ -21,10 +21,13 @@ from greycheck.doctor.finding import (
     DEFAULT_STORE,
     Finding,
     Installation,
+    anothers,
     is_directory,
     is_ours,
+    is_roots,
     make_directory,
     run,
+    run_on,
     safe,
     set_to,
 )
@@ -204,7 +207,7 @@ def opening(path: str, installation: Installation) -> str:
     with access.acting_as(account):
         barred = access.barred(Path(path), os.W_OK)
     if barred and barred != Path(path):
-        return run(f"chmod o+x {shlex.quote(str(barred))}")
+        return run_on(barred, "chmod o+x")
     owner = set_to("socket_owner", f":{access.group_name(account.pw_gid)}", installation.settings)
     return run(" && ".join([owner, *restart()]))
 
@@ -484,7 +487,7 @@ def mend(closed: access.Barrier, installation: Installation) -> str:
     is_owner = closed.place.stat().st_uid == account.pw_uid
     if store and closed.place == store.parent:
         if is_owner:
-            return run(f"chmod u+rwx {place}")
+            return run_on(closed.place, "chmod u+rwx")
         if all(path.name.startswith(store.name) for path in closed.place.iterdir()):
             # Another user may have put links there to files of others.
             return run(f"chown {'-h' if closed.place.stat().st_uid else '-R'} {user} {place}")
@@ -493,15 +496,17 @@ def mend(closed: access.Barrier, installation: Installation) -> str:
             f" {set_to('database', DEFAULT_STORE, installation.settings)}"
         )
     if not closed.wanted:
-        return run(f"chmod o+x {place}")
+        return run_on(closed.place, "chmod o+x")
     if is_owner:
-        return run(f"chmod u+rw {place}")
+        return run_on(closed.place, "chmod u+rw")
     if store and closed.wanted & os.W_OK:
         return run(f"chown -h {user} {place}")
     if closed.wanted & os.X_OK:
-        return run(f"chmod go+rx {place}")
+        return run_on(closed.place, "chmod go+rx")
     if python.package() in closed.place.parents:
         return run(f"chmod -R go+rX {shlex.quote(str(python.package()))}")
+    if os.geteuid() == 0 and not is_roots(closed.place):
+        return anothers(closed.place)
     return run(
         f"chgrp {shlex.quote(access.group_name(account.pw_gid))} {place} && chmod g+r {place}"
     )

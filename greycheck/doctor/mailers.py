@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from greycheck.doctor import processes, service
-from greycheck.doctor.finding import Finding, Installation, run, set_to, substitution
+from greycheck.doctor.finding import Finding, Installation, run, run_on, set_to, substitution
 from greycheck.doctor.supervisor import restart, start
 from greycheck.hooks import delegation
 from greycheck.policy import ACCEPT
@@ -423,7 +423,7 @@ def _closed(mailer: Mailer, place: str, text: str, settings: Settings) -> Findin
         barred = access.barred(Path(place), os.W_OK)
     if barred and barred != Path(place):
         text += f": {mailer.user} may not enter {access.describe(barred)}"
-        return Finding("fault", "mail server", text, run(f"chmod o+x {shlex.quote(str(barred))}"))
+        return Finding("fault", "mail server", text, run_on(barred, "chmod o+x"))
     account = _account(mailer.user)
     group = access.group_name(account.pw_gid) if account else mailer.user
     try:

@@ -16,11 +16,12 @@ from greycheck.doctor.contents import (
     check_shared,
     check_spool,
 )
-from greycheck.doctor.finding import Finding, Installation, Level, run, safe
+from greycheck.doctor.finding import Finding, Installation, Level, is_roots, run, run_on, safe
 from greycheck.doctor.identity import check_domains
 from greycheck.doctor.launchers import installing
 from greycheck.doctor.providers import check_providers
 from greycheck.doctor.supervisor import restart
+from greycheck.doctor.telling import told_by
 from greycheck.doctor.timings import (
     LOOK_UPS,
     middle_and_longest,
@@ -33,7 +34,7 @@ from greycheck.launchers import database
 from greycheck.metrics.counted import spooled
 from greycheck.privilege import access
 from greycheck.settings import Settings, duration_text
-from greycheck.store import drivers, server
+from greycheck.store import drivers, rights, server
 from greycheck.store.admin import errors
 from greycheck.store.admin.engine import installing as installing_driver
 from greycheck.store.admin.engine import load_driver, open_engine
@@ -75,7 +76,16 @@ def check_server(asked: Server, installation: Installation) -> Iterator[Finding]
     yield from check_secrets(installation)
     if not driver.name:
         return
-    seen = database.look(asked, driver.name, installation.known_account)
+    user = 0
+    if os.geteuid() == 0:
+        account, writer = installation.known_account, rights.author(installation.settings)[0]
+        user = account.pw_uid if account else writer
+    yield from told_by(user, lambda: _check_hosts(asked, driver.name, installation))
+
+
+def _check_hosts(asked: Server, driver: str, installation: Installation) -> Iterator[Finding]:
+    """The hosts of the database ASKED, which the DRIVER of that name asks, by who this is."""
+    seen = database.look(asked, driver)
     for one in seen:
         found = check_host(one, seen, asked, installation)
         if found.level == "fault" and one is seen[-1]:
@@ -93,7 +103,7 @@ def check_server(asked: Server, installation: Installation) -> Iterator[Finding]
     yield (schema_finding := check_schema(usable.revision, installation.settings))
     if schema_finding.level == "fault":
         return
-    latency = check_latency(asked, driver.name, usable, installation)
+    latency = check_latency(asked, driver, usable, installation)
     yield latency
     if latency.level != "fault":
         yield from check_contents(asked, usable, installation)
@@ -139,6 +149,8 @@ def check_secrets(installation: Installation) -> Iterator[Finding]:
     for path, exposure in database.exposures(installation.settings, account).items():
         file = quote(str(path))
         advice = run(f"chgrp {quote(group)} {file} && chmod 0640 {file}")
+        if os.geteuid() == 0 and not is_roots(path):
+            advice = run_on(path, "chmod 0600")
         yield Finding("warning", "password", exposure, advice)
     complaint = database.state_complaint(installation.settings, account)
     if complaint:
@@ -341,10 +353,9 @@ def check_latency(
     room = load_driver(used)[1]
     started = perf_counter()
     try:
-        with access.acting_as(installation.known_account):
-            connection = room.Connection(
-                used, one.host, patience, max(1, int(patience * server.LOCK_PATIENCE))
-            )
+        connection = room.Connection(
+            used, one.host, patience, max(1, int(patience * server.LOCK_PATIENCE))
+        )
         connecting = perf_counter() - started
         try:
             read, slowest = time_look_ups(connection, asked.dialect, patience)
@@ -406,9 +417,7 @@ def check_contents(asked: Server, one: HostStatus, installation: Installation) -
         url = with_hosts(url, [str(one.host)])
     engine = open_engine(url)
     try:
-        with access.acting_as(installation.known_account):
-            engine.connect().close()
-            waiting = spooled(installation.settings)
+        waiting = spooled(installation.settings)
         yield check_future(engine, int(installation.now))
         yield check_cron(engine, int(installation.now), installation)
         yield from check_spool(engine, waiting, int(installation.now), installation)

@@ -3,7 +3,6 @@
 import os
 import shlex
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from sqlalchemy import Engine, insert
@@ -17,18 +16,17 @@ from greycheck.doctor.contents import (
     check_spool,
 )
 from greycheck.doctor.finding import (
-    LEVELS,
     Finding,
     Installation,
-    Level,
     is_directory,
     run,
-    safe,
+    run_on,
     set_to,
 )
 from greycheck.doctor.identity import check_domains
 from greycheck.doctor.providers import check_providers
 from greycheck.doctor.server import check_server
+from greycheck.doctor.telling import told_by
 from greycheck.doctor.timings import (
     LOOK_UPS,
     middle_and_longest,
@@ -38,16 +36,13 @@ from greycheck.doctor.timings import (
     weigh,
 )
 from greycheck.metrics.counted import spooled
-from greycheck.privilege import access, apart
+from greycheck.privilege import access
 from greycheck.settings import Settings
 from greycheck.store import rights
 from greycheck.store.admin.engine import open_engine, reading
-from greycheck.store.base import STORE_SHARE, StoreError
+from greycheck.store.base import STORE_SHARE
 from greycheck.store.schema import migrate, statements
 from greycheck.store.schema.tables import triplet
-
-# How many findings another process may tell.
-MOST = 100
 
 
 def check_store(installation: Installation) -> Iterator[Finding]:
@@ -79,34 +74,8 @@ def _as_owner(path: Path, installation: Installation) -> list[Finding]:
 
     What that says is not trusted.
     """
-    if os.geteuid() != 0:
-        return list(_check_path(path, installation))
-    user = rights.owner_of(installation.settings)
-    if user == 0:
-        return list(_check_path(path, installation))
-    found = apart.as_user(
-        user, lambda: [asdict(finding) for finding in _check_path(path, installation)]
-    )
-    return [told(one) for one in found[:MOST]] if isinstance(found, list) else []
-
-
-def told(found: object) -> Finding:
-    """Returns the finding that another user's process tells as FOUND.
-
-    That is plain text which a terminal shows as it stands. Raises StoreError.
-    """
-    values = (
-        [found.get(name) for name in ("level", "about", "found", "advice")]
-        if isinstance(found, dict)
-        else []
-    )
-    texts = [value for value in values if isinstance(value, str)]
-    if len(texts) != 4 or texts[0] not in LEVELS:
-        raise StoreError("the store's owner tells what is no finding")
-    level: Level = next(level for level in LEVELS if level == texts[0])
-    return Finding(
-        level, safe(texts[1]), *("\n".join(map(safe, text.split("\n"))) for text in texts[2:])
-    )
+    user = rights.owner_of(installation.settings) if os.geteuid() == 0 else 0
+    return told_by(user, lambda: _check_path(path, installation))
 
 
 def _check_path(path: Path, installation: Installation) -> Iterator[Finding]:
@@ -165,9 +134,7 @@ def check_file(path: Path, installation: Installation) -> Iterator[Finding]:
     wanted = installation.settings.database_mode
     if mode & 0o007:
         found = f"{access.describe(path)}: any user can see who writes to whom"
-        yield Finding(
-            "warning", "store", found, run(f"chmod {wanted:04o} {shlex.quote(str(path))}")
-        )
+        yield Finding("warning", "store", found, run_on(path, f"chmod {wanted:04o}"))
     elif mode != wanted:
         yield Finding("note", "store", f"{access.describe(path)}: database_mode is {wanted:04o}")
     else:

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from greycheck.envelope import Envelope, triplet
 from greycheck.hooks import calling, smtpextfork
 from greycheck.launchers import python
-from greycheck.privilege import access
+from greycheck.privilege import access, apart, files
 from greycheck.settings import CONFIG_FILE, Settings
 from greycheck.store import drivers
 from greycheck.store.admin import hosts
@@ -177,28 +177,29 @@ def _secrets(settings: Settings, asked: Server) -> Iterator[Path]:
     yield from (path for path in _named(asked, ("read_default_file",)) if _has_password(path))
 
 
+# How much of a file of options is read, in bytes.
+LARGEST = 1 << 20
+
+
 def _has_password(path: Path) -> bool:
     try:
-        # A pipe would be waited for.
-        return path.is_file() and bool(
-            re.search(r"^\s*password\s*=", path.read_text(errors="replace"), re.MULTILINE)
-        )
+        text = files.read(path, LARGEST)
     except OSError:
         return False
+    return bool(re.search(rb"^\s*password\s*=", text, re.MULTILINE))
 
 
 # --- the server -----------------------------------------------------------------------------------
 
 
-def look(asked: Server, driver: str, account: pwd.struct_passwd | None) -> list[HostStatus]:
+def look(asked: Server, driver: str) -> list[HostStatus]:
     """Returns what each host of the database ASKED is, by the DRIVER of that name.
 
-    Root asks as ACCOUNT. Raises StoreError.
+    Not for root: what a file or a server has the driver load would be root. Raises StoreError.
     """
     used = asked.by(driver)
     _name, room = load_driver(used)
-    with access.acting_as(account):
-        return [hosts.probe(used, room, host) for host in asked.hosts]
+    return [hosts.probe(used, room, host) for host in asked.hosts]
 
 
 def complaints(
@@ -215,9 +216,17 @@ def complaints(
             f" {install_driver(asked, again)}"
         ]
     try:
-        seen = look(asked, driver.name, account)
+        found = apart.as_user(
+            account.pw_uid if account else 0, lambda: _complaints(asked, settings, driver.name)
+        )
     except StoreError as error:
         return [str(error)]
+    return [str(each) for each in found] if isinstance(found, list) else []
+
+
+def _complaints(asked: Server, settings: Settings, driver: str) -> list[str]:
+    """What keeps checks under SETTINGS from using the database ASKED, by who this is."""
+    seen = look(asked, driver)
     usable = [one for one in seen if one.is_usable]
     if not usable:
         return [f"{one.host}: {one.fault or 'takes no writes'}" for one in seen]
@@ -277,8 +286,12 @@ def try_server(path: Path, account: pwd.struct_passwd | None, settings: Settings
 
 def _forget(settings: Settings, account: pwd.struct_passwd | None) -> None:
     key = Asked(ENVELOPE, triplet(ENVELOPE, settings.ipv4_prefix, settings.ipv6_prefix)).key
-    with suppress(StoreError, SQLAlchemyError), access.acting_as(account):
+
+    def forget() -> None:
         engine = open_engine(settings.database)
         with engine.begin() as connection:
             connection.execute(delete(tables.triplet).where(tables.triplet.c.triplet_key == key))
         engine.dispose()
+
+    with suppress(StoreError, SQLAlchemyError):
+        apart.as_user(account.pw_uid if account else 0, forget)

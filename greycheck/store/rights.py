@@ -6,9 +6,10 @@ is opened; what is opened for it afterwards is opened with that user's rights. d
 says who must not do what.
 
 Interface: ``become_owner`` gives up root's rights where the store is another user's,
-``become_owner_of`` where files are; ``refuse_root`` is the bolt on each door to an SQLite file: it
-lets root in only where root alone may write. ``owner``, ``owner_of_store`` and ``only_roots`` say
-whose a path is. Nobody but root is hindered by anything here.
+``become_owner_of`` where files are; ``refuse_root`` is the bolt on each door to an SQLite file, and
+``refuse_root_files`` on that of drivers: they let root in only where root alone may write.
+``owner``, ``owner_of_store``, ``whose`` and ``only_roots`` say whose a path is. Nobody but root is
+hindered by anything here.
 
 Diagnostics: ``StoreError`` with the cause, and one command as its ``command``.
 """
@@ -20,6 +21,7 @@ from greycheck.store.base import StoreError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from greycheck.settings import Settings
+    from greycheck.store.url import Server
 
 # What SQLite keeps beside a file, and the file itself.
 SUFFIXES = ("", "-journal", "-wal", "-shm")
@@ -29,6 +31,7 @@ LINKS = 40
 
 TYPE, DIRECTORY, REGULAR, LINK, DEVICE = 0o170000, 0o040000, 0o100000, 0o120000, 0o020000
 FIFO, SOCKET = 0o010000, 0o140000
+FILES = (REGULAR, DIRECTORY, DEVICE)
 STICKY, BY_GROUP, BY_OTHERS = 0o1000, 0o020, 0o002
 
 
@@ -66,21 +69,38 @@ def owner_of(settings: "Settings", marks: bool = True) -> int:
 def author(settings: "Settings") -> "tuple[int, str]":
     """Returns the user who may write a file of SETTINGS besides root, and that file; 0 for nobody.
 
-    Raises StoreError if there are several.
+    The files that the database's URL names are some of them: one names a library that the driver
+    loads. Raises StoreError if there are several.
     """
     found = 0, ""
-    for source in settings.sources.values():
+    named = files_of(settings.database.server)
+    for source in [*settings.sources.values(), *named]:
         if not source.startswith("/"):
             continue
-        file = source if source == settings.database_file else source.rpartition(":")[0]
+        is_whole = source == settings.database_file or source in named
+        file = source if is_whole else source.rpartition(":")[0]
         user, status, there = _walk(file)
         if status is not None and status.st_mode & TYPE != DEVICE:
             _check_closed(there, status)
+        if source in named and status is not None and status.st_mode & TYPE not in FILES:
+            raise StoreError(f"{there}: is no regular file", _run("rm", there))
         if user and found[0] not in (0, user):
             whose = f"{file}: is {user_name(user)}'s, and {found[1]} {user_name(found[0])}'s"
             raise StoreError(whose, _run("chown -h root", file))
         found = (user, file) if user else found
     return found
+
+
+def files_of(server: "Server | None") -> "list[str]":
+    """The absolute paths in the URL of a database SERVER: drivers read them."""
+    options = server.options.values() if server is not None else ()
+    return list(dict.fromkeys(value for value in options if value.startswith("/")))
+
+
+def refuse_root_files(server: "Server") -> None:
+    """Raises StoreError if others than root may write a file that SERVER's URL names."""
+    for path in files_of(server):
+        only_roots(path)
 
 
 def become_owner_of(paths: "list[str]", shared: bool) -> None:
@@ -226,6 +246,14 @@ def owner(path: str) -> int:
     if status is not None and status.st_mode & TYPE == DIRECTORY:
         _check_closed(there, status)
     return user
+
+
+def whose(path: str) -> int:
+    """The user besides root whose PATH is, or who may put another in its place; 0 for nobody.
+
+    Raises StoreError where several may, or a link leads there that root did not make.
+    """
+    return _walk(path)[0]
 
 
 def only_roots(path: str) -> None:

@@ -23,17 +23,18 @@ import pytest
 
 from greycheck.cli import install
 from greycheck.cli.main import cli
-from greycheck.doctor.store import told
+from greycheck.doctor.telling import told
 from greycheck.envelope import Envelope, triplet
 from greycheck.launchers import python, trial
 from greycheck.privilege import access, apart
 from greycheck.settings import Settings
 from greycheck.settings import read as read_settings
-from greycheck.store import connect, rights
+from greycheck.store import connect, drivers, rights
 from greycheck.store.admin.engine import open_engine
 from greycheck.store.base import Asked, StoreError
 from greycheck.store.schema import migrate
 from tests.dns_servers import Nsd
+from tests.servers import MariaDB
 from tests.support import Child
 
 NOBODY = pwd.getpwnam("nobody")
@@ -961,3 +962,153 @@ def test_a_way_up_leads_to_the_directory_that_is_judged(tmp_path: Path) -> None:
     inner.parent.chmod(0o1777)
     with pytest.raises(StoreError, match="any user may write there"):
         rights.owner_of_store(f"{inner}/../greycheck.db", False)
+
+
+# --- files that the URL of a server database names ------------------------------------------------
+
+# A library that a driver loads where a file of options names it: it notes as whom, and takes back
+# what rights it can.
+SPY = r"""
+#define _GNU_SOURCE
+#include <stdio.h>
+#include <unistd.h>
+__attribute__((constructor)) static void begin(void)
+{
+    uid_t real, effective, saved;
+    FILE *notes = fopen(NOTES, "a");
+    if (seteuid(0)) {}
+    getresuid(&real, &effective, &saved);
+    if (notes) {
+        fprintf(notes, "%u %u %u\n", real, effective, saved);
+        fclose(notes);
+    }
+}
+"""
+
+ASKING = (
+    ("status",),
+    ("list", "pending"),
+    ("stats",),
+    ("db", "current"),
+    ("rules", "list"),
+    ("expire",),
+    ("metrics",),
+    ("explain", "192.0.2.1", "a@example.org", "b@example.net"),
+    ("show", "192.0.2.1"),
+    ("allow", "from:x.example"),
+    ("providers", "list"),
+    ("digest",),
+    ("report",),
+    ("policy",),
+    ("resolve",),
+    ("db", "upgrade"),
+)
+
+
+@pytest.fixture
+def spied(site: Site, mariadb: MariaDB) -> Path:
+    """The notes of a library that a file of the store's owner has the driver load."""
+    mariadb.start()
+    migrate.upgrade(mariadb.url())
+    home = site.place / "home"
+    home.mkdir()
+    notes = home / "notes"
+    (home / "spy.c").write_text(SPY)
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", f'-DNOTES="{notes}"', "-o", home / "spy.so", home / "spy.c"],
+        check=True,
+    )
+    options = home / "my.cnf"
+    options.write_text(f"[client]\nplugin-dir={home}\ndefault-auth=spy\n")
+    options.chmod(0o600)
+    for path in (home, *home.iterdir()):
+        os.chown(path, NOBODY.pw_uid, NOBODY.pw_gid)
+    site.environ["GREYCHECK_DATABASE"] = mariadb.url(
+        driver="mysqldb", read_default_file=str(options)
+    )
+    site.environ["GREYCHECK_STATE_DIRECTORY"] = str(site.directory)
+    return notes
+
+
+@pytest.mark.parametrize("arguments", ASKING, ids=" ".join)
+def test_what_a_file_has_the_driver_load_runs_as_whose_that_file_is(
+    site: Site, spied: Path, arguments: tuple[str, ...]
+) -> None:
+    run(site, *arguments)
+    assert set(spied.read_text().splitlines()) == {" ".join([str(NOBODY.pw_uid)] * 3)}
+
+
+def test_a_check_and_a_resident_that_root_starts_read_it_as_whose_it_is(
+    site: Site, spied: Path
+) -> None:
+    asked = {"TCPREMOTEIP": "192.0.2.1", "REMOTEMF": "a@example.org", "REMOTERCPT": "b@example.net"}
+    ran = subprocess.run(
+        [site.launchers / "greycheck"],
+        env=site.environ | asked,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert " reason=new " in ran.stderr
+    run(site, "serve", "--no-resolve")
+    assert set(spied.read_text().splitlines()) == {" ".join([str(NOBODY.pw_uid)] * 3)}
+
+
+def test_no_driver_reads_for_root_what_another_user_may_write(site: Site, spied: Path) -> None:
+    """Whichever command forgot to become that user."""
+    asked = site.settings().database.server
+    assert asked is not None
+    with pytest.raises(StoreError, match="root goes by nothing that another user may write"):
+        drivers.load(asked)
+    assert not spied.exists()
+
+
+@pytest.mark.parametrize("command", ["doctor", "install"])
+def test_doctor_and_install_ask_a_server_as_the_account_with_no_way_back(
+    site: Site, spied: Path, command: str
+) -> None:
+    place = ["--dir", str(site.bin)] if command == "doctor" else [str(site.bin)]
+    run(site, command, "--user", NOBODY.pw_name, *place)
+    assert set(spied.read_text().splitlines()) == {" ".join([str(NOBODY.pw_uid)] * 3)}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql+mysqldb://u:p@127.0.0.1:1/d?read_default_file={}",
+        "mysql+pymysql://u:p@127.0.0.1:1/d?read_default_file={}",
+        "mysql+pymysql://u:p@127.0.0.1:1/d?ssl_ca={}",
+        "postgresql://u:p@127.0.0.1:1/d?passfile={}",
+        "postgresql://u:p@127.0.0.1:1/d?sslmode=verify-full&sslrootcert={}",
+    ],
+)
+@pytest.mark.parametrize("arguments", [*ASKING[:3], ("doctor",)], ids=" ".join)
+def test_a_pipe_that_the_url_names_keeps_no_command_of_roots_waiting(
+    site: Site, url: str, arguments: tuple[str, ...]
+) -> None:
+    pipe = site.directory / "file"
+    os.mkfifo(pipe)
+    os.chown(pipe, NOBODY.pw_uid, NOBODY.pw_gid)
+    site.environ["GREYCHECK_DATABASE"] = url.format(pipe)
+    more = ("--user", NOBODY.pw_name, "--dir", str(site.bin)) if arguments == ("doctor",) else ()
+    ran = run(site, *arguments, *more)
+    assert ran.code is not None
+    assert f"{pipe}: is no regular file" in ran.words
+
+
+@pytest.mark.parametrize("option", ["postgresql://u:p@127.0.0.1:1/d?passfile={}", "{}/x/g.db"])
+def test_doctor_has_root_change_no_mode_of_what_another_user_put_there(
+    site: Site, option: str
+) -> None:
+    """As whoever owns the directory, a command reaches nothing of root's through a link there."""
+    secret = site.roots / "victim"
+    secret.chmod(0o600)
+    link = site.directory / "link"
+    link.symlink_to(secret if "passfile" in option else site.roots)
+    site.roots.chmod(0o700)
+    site.environ["GREYCHECK_DATABASE"] = option.format(link)
+    ran = run(site, "doctor", "--user", NOBODY.pw_name, "--dir", str(site.bin))
+    for line in ran.printed.splitlines():
+        if str(link) in line and ("chmod" in line or "chgrp" in line or "chown" in line):
+            assert f"runuser -u {NOBODY.pw_name} -- " in line, ran.printed
+    site.roots.chmod(0o755)

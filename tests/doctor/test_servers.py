@@ -402,10 +402,9 @@ def test_a_clock_that_is_wrong_is_a_note(ahead: float, says: str) -> None:
 
 
 @on_both
-def test_a_servers_clock_is_this_hosts(database: ServerDatabase, home: Path) -> None:
-    looked = installation(home, database.url)
+def test_a_servers_clock_is_this_hosts(database: ServerDatabase) -> None:
     asked = parse_url(database.url)
-    [seen] = needs.look(asked, asked.driver, looked.account)
+    [seen] = needs.look(asked, asked.driver)
     assert abs(seen.ahead) < 300, "minutes, on one machine"
 
 

@@ -242,11 +242,18 @@ def of(server: "Server") -> Record:
 def load(server: "Server") -> "tuple[str, Driver]":
     """Returns the name and the file of SERVER's driver.
 
-    Raises StoreError where there is too little memory for it, NoDriver where none is installed.
+    Raises StoreError where there is too little memory for it, or where root would read what
+    another user may write; NoDriver where none is installed.
     """
     # Not at the top: see there.
+    import posix
+
     from greycheck.store.drivers.faults import NoDriver, StoreError
 
+    if posix.geteuid() == 0:
+        from greycheck.store.rights import refuse_root_files
+
+        refuse_root_files(server)
     allowed = usable(server)
     for name in allowed:
         try:
