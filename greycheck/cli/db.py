@@ -78,7 +78,7 @@ def downgrade(revision: str, yes: bool) -> None:
     url = migrate.shown(settings.database)
     if not yes:
         try:
-            may = click.confirm(f"Take {url} back to {revision}? Data may be lost.")
+            may = click.confirm(f"Take {url} back to {terminal.shown(revision)}? Data may be lost.")
         except click.Abort:  # nobody is there
             may = False
         if not may:

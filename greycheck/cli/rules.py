@@ -146,6 +146,9 @@ def say(text: str, err: bool = False) -> None:
         console.print(line, soft_wrap=True)
 
 
+# The largest file of rules, in bytes: a million of them.
+LARGEST = 64 << 20
+
 JSON = click.option("--json", "json", is_flag=True, help="Print JSON.")
 YES = click.option(
     "--yes", is_flag=True, help="Also where that is a large part of all mail: 0.0.0.0/0, from:.com."
@@ -490,12 +493,14 @@ def text_lines(path: str) -> list[str]:
     """
     try:
         if path == "-":
-            content = sys.stdin.buffer.read()
+            content = sys.stdin.buffer.read(LARGEST + 1)
         else:
             with files.opened(Path(path)) as file:
-                content = file.read()
+                content = file.read(LARGEST + 1)
     except OSError as error:
         raise click.ClickException(terminal.shown(files.cause(error))) from None
+    if len(content) > LARGEST:
+        raise click.ClickException(f"{terminal.shown(path)}: larger than {LARGEST} bytes")
     return content.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape").split("\n")
 
 

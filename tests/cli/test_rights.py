@@ -1112,3 +1112,54 @@ def test_doctor_has_root_change_no_mode_of_what_another_user_put_there(
         if str(link) in line and ("chmod" in line or "chgrp" in line or "chown" in line):
             assert f"runuser -u {NOBODY.pw_name} -- " in line, ran.printed
     site.roots.chmod(0o755)
+
+
+# --- what has no end ------------------------------------------------------------------------------
+
+ENDLESS = """
+ALTER TABLE {0} RENAME TO other;
+CREATE VIEW {0} AS WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r)
+    SELECT other.* FROM r LEFT JOIN other ON 1
+"""
+
+
+@pytest.mark.parametrize("table", ["triplet", "client", "rule", "alembic_version"])
+@pytest.mark.parametrize("arguments", [*ASKING[:7], ("doctor",)], ids=" ".join)
+def test_a_view_in_the_place_of_a_table_is_refused(
+    site: Site, empty_store: Path, table: str, arguments: tuple[str, ...]
+) -> None:
+    site.make(empty_store)
+    connection = sqlite3.connect(site.store)
+    connection.executescript(ENDLESS.format(table))
+    connection.close()
+    os.chown(site.store, NOBODY.pw_uid, NOBODY.pw_gid)
+    more = ("--user", NOBODY.pw_name, "--dir", str(site.bin)) if arguments == ("doctor",) else ()
+    ran = run(site, *arguments, *more)
+    assert ran.code is not None
+    assert f"{table} is no table" in ran.words
+
+
+def test_a_statement_without_end_is_ended_by_a_signal(site: Site, empty_store: Path) -> None:
+    site.make(empty_store)
+    program = (
+        "import signal, sys\n"
+        "from greycheck.store.admin.engine import open_engine\n"
+        "with open_engine(sys.argv[1]).connect() as connection:\n"
+        "    print('begins', flush=True)\n"
+        "    connection.exec_driver_sql('WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL'\n"
+        "        ' SELECT n + 1 FROM r) SELECT count(*) FROM r').fetchall()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, f"sqlite:///{site.foreign}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begins\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(HANGS) != 0
+        finally:
+            process.kill()

@@ -803,3 +803,23 @@ def test_whatever_time_a_database_has_rules_are_shown_exported_and_read_again(
     assert "allow from:x.example expires=9999-12-31T23:59:59Z" in exported
     run("rules", "import", "--replace", "--dry-run", "-", text=exported)
     run("rules", "remove", "from:x.example")
+
+
+def test_a_rule_of_a_kind_that_a_newer_program_has_is_listed_last(store: Path) -> None:
+    run("allow", "from:x.example")
+    change(
+        store,
+        "INSERT INTO rule VALUES (x'00112233445566778899aabbccddeeff', 'future', 'zz', 'allow',"
+        " NULL, '', 1, NULL)",
+    )
+    assert [row["pattern"] for row in rows("rules", "list")] == ["from:x.example", "zz"]
+    assert run("rules", "export").stdout.splitlines()[-1].startswith("allow zz")
+    run("digest")
+
+
+@pytest.mark.usefixtures("store")
+def test_a_file_of_rules_is_read_no_further_than_any_is_long(tmp_path: Path) -> None:
+    with (tmp_path / "rules").open("wb") as file:
+        file.truncate(1 << 42)
+    result = run("rules", "import", str(tmp_path / "rules"), code=1)
+    assert "larger than 67108864 bytes" in result.stderr

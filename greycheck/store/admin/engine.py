@@ -183,10 +183,16 @@ def _refuse_root(
         rights.refuse_root(str(Path(database).absolute()))
 
 
+# How many steps of SQLite's machine go by between two looks for a signal: some milliseconds.
+STEPS = 200_000
+
+
 def _set_up(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA synchronous = NORMAL")
     cursor.close()
+    # A signal is obeyed within a statement too, however long a hostile file makes it.
+    connection.set_progress_handler(lambda: None, STEPS)
 
 
 def _begin(connection: Connection) -> None:

@@ -300,11 +300,16 @@ def _spool(settings: Settings) -> Path:
     return Path(path)
 
 
+# How many files are added, or read, at once: those of a host whose commands were killed as often.
+FILES = 8
+
+
 def _taken(path: Path) -> list[Path]:
-    """Returns the files that ``collect`` has renamed, the oldest first."""
+    """Returns the files that ``collect`` has renamed, the oldest first, FILES at most."""
     name = re.compile(re.escape(SPOOL) + r"\.\d{1,20}\.\d{1,10}")
     try:
-        return sorted(each for each in path.parent.iterdir() if name.fullmatch(each.name))
+        found = sorted(each for each in path.parent.iterdir() if name.fullmatch(each.name))
+        return found[:FILES]
     except (FileNotFoundError, PermissionError):
         return []
 
@@ -323,7 +328,9 @@ def _lines(path: Path) -> Iterator[bytes]:
         return  # a link, or a socket
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(file.fileno())
-        if stat.S_ISREG(status.st_mode) and status.st_size < 2 * LARGEST:
+        # One that has another name too was not taken here.
+        is_one = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+        if is_one and status.st_size < 2 * LARGEST:
             while line := file.readline(4096):
                 yield line
 

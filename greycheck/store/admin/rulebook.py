@@ -291,7 +291,9 @@ def _place(rule: Rule) -> tuple[tuple[str, ...], int, tuple[str, ...]]:
     of_pair = _sorting("recipient", f"to:{to}") if pair and rule.kind != rule_keys.EXPECT else ()
     if not of_pair:
         first = rule.pattern
-    return of_pair or LAST, ORDER.index(rule.kind), _sorting(rule.kind, first)
+    # A kind that only a newer program knows comes last.
+    place = ORDER.index(rule.kind) if rule.kind in ORDER else len(ORDER)
+    return of_pair or LAST, place, _sorting(rule.kind, first)
 
 
 def _sorting(kind: str, pattern: str) -> tuple[str, ...]:

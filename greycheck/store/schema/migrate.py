@@ -44,6 +44,7 @@ from greycheck.store.admin.engine import LOCK_TIMEOUT, autocommitting_engine, op
 from greycheck.store.base import StoreError
 from greycheck.store.causes import fits
 from greycheck.store.schema import migration_ops, upgrade_lock
+from greycheck.store.schema.tables import alembic_version, metadata
 from greycheck.store.schema.upgrade_lock import Tell
 
 T = TypeVar("T")
@@ -107,7 +108,23 @@ def current(place: Place) -> str | None:
     if path is not None and not is_there(path):
         return None
     with _connect(database) as connection:
+        if path is not None:
+            _require_tables(connection, path)
         return _revision(connection)
+
+
+def _require_tables(connection: Connection, path: Path) -> None:
+    """Raises SchemaError where something else stands for a table in the SQLite file PATH.
+
+    Nothing bounds what reading a view takes.
+    """
+    names = ", ".join(f"'{name}'" for name in (*metadata.tables, alembic_version.name))
+    found = connection.exec_driver_sql(
+        f"SELECT name FROM sqlite_master WHERE name IN ({names}) AND"
+        " (type != 'table' OR sql LIKE 'CREATE VIRTUAL%') LIMIT 1"
+    ).first()
+    if found is not None:
+        raise SchemaError(f"{path}: {found[0]} is no table: greycheck has not made this")
 
 
 def _revision(connection: Connection) -> str | None:

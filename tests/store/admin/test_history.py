@@ -671,3 +671,23 @@ def test_expire_collects_what_it_finds(store: Engine, database: Database) -> Non
     )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
     assert database.rows("SELECT number FROM history WHERE kind = 'verdict'") == [(1,)]
+
+
+def test_of_many_files_that_were_taken_some_are_added_and_no_other_name_of_one(
+    store: Engine, database: Database, told: Settings
+) -> None:
+    """However many there are, a command ends."""
+    path = spool(database, line())
+    path.rename(path.with_name("counts"))
+    for number in range(3000):
+        os.link(path.with_name("counts"), path.with_name(f"{spooling.SPOOL}.{number}.1"))
+    assert attempts(read(store, told, TODAY, TODAY, NOW)) == 0
+    assert collect(store, told, NOW, settled=0) <= history.FILES
+    assert attempts(read(store, told, TODAY, TODAY, NOW)) == 0
+    for number in range(3000):
+        path.with_name(f"{spooling.SPOOL}.{number}.1").unlink(missing_ok=True)
+    for number in range(2 * history.FILES):
+        path.with_name(f"{spooling.SPOOL}.{number}.1").write_bytes(line())
+    assert collect(store, told, NOW, settled=0) == history.FILES
+    assert collect(store, told, NOW, settled=0) == history.FILES
+    assert attempts(read(store, told, TODAY, TODAY, NOW)) == 2 * history.FILES
