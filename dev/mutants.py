@@ -273,8 +273,8 @@ MUTANTS = (
     Mutant(
         "decision: a pool needs one more network",
         UNKNOWN,
-        "pending.others < it.settings.pool_networks or",
-        "pending.others <= it.settings.pool_networks or",
+        "pending.rounds < rounds_needed(pending, it.settings) or",
+        "pending.rounds <= rounds_needed(pending, it.settings) or",
         OF_POLICY,
     ),
     Mutant(
@@ -294,15 +294,15 @@ MUTANTS = (
     Mutant(
         "decision: a pool may be quicker than a queue",
         UNKNOWN,
-        "return now - newest >= POOL_GAP and (pending.gap is None or pending.gap >= POOL_GAP)",
-        "return now - newest >= POOL_GAP",
+        "settings.pool_networks * (CLOSE_ROUNDS if is_close else 1)",
+        "settings.pool_networks",
         OF_POLICY,
     ),
     Mutant(
         "decision: a pool must be slower by a second",
         UNKNOWN,
-        "return now - newest >= POOL_GAP and",
-        "return now - newest > POOL_GAP and",
+        "return now - newest >= POOL_GAP",
+        "return now - newest > POOL_GAP",
         OF_POLICY,
     ),
     Mutant(
@@ -429,8 +429,8 @@ MUTANTS = (
     Mutant(
         "store: of changes that belong together the first one stays (SQLite)",
         SQLITE,
-        'return self._end("ROLLBACK", False)',
-        'return self._end("COMMIT", False)',
+        'self._end("ROLLBACK", False)',
+        'self._end("COMMIT", False)',
         OF_CHECK,
     ),
     Mutant(
@@ -450,8 +450,8 @@ MUTANTS = (
     Mutant(
         "store: of changes that belong together the first one stays (servers)",
         SERVER,
-        'return self._end("ROLLBACK", False)',
-        'return self._end("COMMIT", False)',
+        'self._end("ROLLBACK", False)',
+        'self._end("COMMIT", False)',
         OF_CHECK,
         servers=True,
     ),

@@ -338,7 +338,7 @@ def lines(paths: list[Path], settings: Settings) -> str:
     before = "envdir /PATH/TO/env " if mine else ""
     expire = cron.line("7 * * * *", paths[0], "expire", before)
     resolve = (
-        "\nWhere no greycheck serve runs, once a minute too, so that providers count as one client:"
+        "\nAnd where no greycheck serve runs, once a minute, so that providers are known:"
         f"\n  {cron.line('* * * * *', paths[0], 'resolve', before)}"
         if settings.identity != "no"
         else ""

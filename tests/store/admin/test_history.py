@@ -687,7 +687,7 @@ def test_of_many_files_that_were_taken_some_are_added_and_no_other_name_of_one(
     for number in range(3000):
         path.with_name(f"{spooling.SPOOL}.{number}.1").unlink(missing_ok=True)
     for number in range(2 * history.FILES):
-        path.with_name(f"{spooling.SPOOL}.{number}.1").write_bytes(line())
+        path.with_name(f"{spooling.SPOOL}.{number}.2").write_bytes(line())
     assert collect(store, told, NOW, settled=0) == history.FILES
     assert collect(store, told, NOW, settled=0) == history.FILES
     assert attempts(read(store, told, TODAY, TODAY, NOW)) == 2 * history.FILES
