@@ -12,6 +12,7 @@ from hashlib import sha256
 from markupsafe import Markup
 
 from greycheck.digest.signs import Sign
+from greycheck.statistics.text import plain
 
 STYLE = """
 :root { color-scheme: light dark; --line: #767676; --soft: #595959; --back: #f2f2f2; }
@@ -119,7 +120,9 @@ def page(
             for number, (domain, mails, more) in enumerate(domains, 1)
         ),
     )
-    return str(text).encode("ascii", "xmlcharrefreplace").decode()
+    # Nothing that a row has moves, hides or turns what is beside it.
+    shown = "\n".join(map(plain, str(text).split("\n")))
+    return shown.encode("ascii", "xmlcharrefreplace").decode()
 
 
 def hash_of(style: str) -> str:

@@ -115,7 +115,7 @@ def installing(installation: Installation, directory: Path | None = None) -> str
     account = installation.account
     user = (
         account.pw_name
-        if account and account.pw_name != trial.QMAIL_USER and os.geteuid() == 0
+        if account and account.pw_name != trial.QMAIL_USER and os.getuid() == 0
         else None
     )
     in_c = directory is None and any(map(is_compiled, installation.launchers))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from greycheck import settings
-from greycheck.doctor.finding import MB, Finding, Installation, run, safe
+from greycheck.doctor.finding import MB, Finding, Installation, is_roots, run, safe
 from greycheck.doctor.launchers import HOOKS, installing, lifts_limits, run_by_script
 from greycheck.doctor.processes import HOOK_VARIABLES, SESSION, Service, services
 from greycheck.hooks import checkenv
@@ -178,8 +178,9 @@ class Missing:
     def advice(self, installation: Installation) -> str:
         """Returns what to do if the program does not exist."""
         directory, _slash, name = self.program.rpartition("/")
-        # The user that started the server chose the path.
-        if name in HOOKS and PLAIN.fullmatch(directory):
+        # The user that started the server chose the path: it may be in a directory of his.
+        is_safe = os.getuid() != 0 or is_roots(Path(directory))
+        if name in HOOKS and PLAIN.fullmatch(directory) and is_safe:
             make = "" if Path(directory).is_dir() else f"mkdir -p {shlex.quote(directory)} && "
             return run(f"{make}{installing(installation, Path(directory))}")
         return f"Let {self.by} name {installation.directory}/{self.hook.PROGRAM}"

@@ -217,6 +217,8 @@ def _check_file(path: str, directory: "posix.stat_result", shared: bool) -> None
             f"{path}: is a symbolic link, which root does not follow", _run("rm", path)
         )
     if kind != REGULAR:
+        if kind == DIRECTORY and path.endswith(SUFFIXES[1:]):
+            raise StoreError(f"{path}: is a directory", _run("rmdir", path))
         if kind == DIRECTORY:
             raise StoreError(
                 f"{path}: is a directory: set database to a file in it: {path}/greycheck.db"

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from rich.cells import cell_len
+from sqlalchemy import literal, update
 
 from greycheck.cli.main import cli
 from greycheck.digest.signs import WEIGHTS
@@ -249,6 +250,23 @@ class Page(HTMLParser):
 
     def all(self, name: str) -> Iterator[dict[str, str | None]]:
         return (attributes for tag, attributes in self.tags if tag == name)
+
+
+def test_nothing_that_a_row_has_moves_or_hides_what_is_beside_it_on_the_page(
+    store: Waiting,
+) -> None:
+    """Another host, or the store's owner, writes rows that no check would."""
+    hidden = "\u202e\u2066\u200b\u2028\x85\x9b"
+    with store.database.begin() as connection:
+        for column in ("sender", "recipient"):
+            connection.execute(
+                update(triplet).values({column: literal(f"{hidden}a@x.") + triplet.c[column]})
+            )
+    text = run("--html", "--links", URL).stdout
+    assert "&#65533;" in text
+    for char in hidden:
+        assert f"&#{ord(char)};" not in text
+        assert char not in text
 
 
 def test_the_page_needs_nothing_else_and_nothing_in_it_is_the_senders_markup(

@@ -576,6 +576,18 @@ def test_a_directory_on_the_way_that_others_may_write_to_is_refused(
     assert f"{site.place}: any user may write there: chmod o-w {site.place}" in ran.printed
 
 
+@pytest.mark.parametrize("suffix", ["-wal", "-journal", "-shm"])
+def test_nobody_is_led_to_a_store_within_a_directory_in_a_journals_place(
+    site: Site, empty_store: Path, suffix: str
+) -> None:
+    site.make(empty_store)
+    Path(f"{site.store}{suffix}").mkdir()
+    ran = run(site, "list")
+    assert ran.code == 1
+    assert f"{site.store}{suffix}: is a directory: rmdir {site.store}{suffix}" in ran.words
+    assert f"{suffix}/greycheck.db" not in ran.words
+
+
 def test_nobody_is_told_to_close_a_directory_that_all_share(site: Site, empty_store: Path) -> None:
     site.make(empty_store)
     site.directory.chmod(0o1777)

@@ -1083,6 +1083,19 @@ def test_a_program_that_is_gone_is_installed_or_another_is_named(
     ]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's commands are root's")
+def test_root_makes_no_directory_where_another_user_may_put_a_link(
+    installed: Installation, place: Path
+) -> None:
+    theirs = place / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, NOBODY.pw_uid, NOBODY.pw_gid)
+    (theirs / "link").symlink_to("/root")
+    for directory in (theirs / "new", theirs / "link/new"):
+        missing = service.Missing(every()[0], "SMTPEXTFORK", f"{directory}/greycheck", "")
+        assert missing.advice(installed).startswith("Let SMTPEXTFORK name ")
+
+
 def test_no_command_is_advised_that_others_made_up(installed: Installation) -> None:
     run(installed, 10, TCPSERVER, environ={"SMTPEXTFORK": f"/gone';id;'/{python.PROGRAMS[0]}"})
     assert [one.advice for one in service.check_services(installed) if one.level == "fault"] == [
