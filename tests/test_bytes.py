@@ -110,7 +110,7 @@ def test_the_same_addresses_of_another_network_are_a_pool_and_others_are_none(
         )
         assert store.save(there, [Change(None, TripletRow(number, number), number)], patient=True)
     for number, address in enumerate(ALIKE):
-        waiting = store.waiting(asked(address, b"bob@example.net"), 0, 0, SETTINGS)
+        waiting = store.waiting(asked(address, b"bob@example.net"), 0, 1_000, SETTINGS)
         assert (waiting.others, waiting.oldest) == ((1, number) if address else (0, None)), address
 
 
@@ -128,9 +128,9 @@ def test_long_addresses_are_cut_and_kept_apart_all_the_same(
         )
         assert store.save(there, [Change(None, TripletRow(number, number), number)], patient=True)
     for number, address in enumerate(LONG):
-        waiting = store.waiting(asked(address, address), 0, 0, SETTINGS)
+        waiting = store.waiting(asked(address, address), 0, 1_000, SETTINGS)
         assert (waiting.others, waiting.oldest) == (1, number)
-    assert store.waiting(asked(LONG[0], LONG[1]), 0, 0, SETTINGS).others == 0
+    assert store.waiting(asked(LONG[0], LONG[1]), 0, 1_000, SETTINGS).others == 0
     for text in (
         text for row in database.rows("SELECT sender, recipient FROM triplet") for text in row
     ):

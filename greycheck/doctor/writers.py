@@ -41,7 +41,7 @@ def check_writers(installation: Installation) -> Iterator[Finding]:
     # and only that user opens the store by it.
     if installation.settings.database_file:
         look(installation.settings.database_file, account)
-    for path in rights.files_of(installation.settings.database.server):
+    for path in rights.options_of(installation.settings.database.server):
         look(path, account)
     places: list[Finding] = []
     if installation.settings.socket:

@@ -7,7 +7,7 @@ says who must not do what.
 
 Interface: ``become_owner`` gives up root's rights where the store is another user's,
 ``become_owner_of`` where files are; ``refuse_root`` is the bolt on each door to an SQLite file, and
-``refuse_root_files`` on that of drivers: they let root in only where root alone may write.
+``refuse_root_options`` on that of drivers: they let root in only where root alone may write.
 ``owner``, ``owner_of_store``, ``whose`` and ``only_roots`` say whose a path is. Nobody but root is
 hindered by anything here.
 
@@ -31,7 +31,6 @@ LINKS = 40
 
 TYPE, DIRECTORY, REGULAR, LINK, DEVICE = 0o170000, 0o040000, 0o100000, 0o120000, 0o020000
 FIFO, SOCKET = 0o010000, 0o140000
-FILES = (REGULAR, DIRECTORY, DEVICE)
 STICKY, BY_GROUP, BY_OTHERS = 0o1000, 0o020, 0o002
 
 
@@ -69,21 +68,21 @@ def owner_of(settings: "Settings", marks: bool = True) -> int:
 def author(settings: "Settings") -> "tuple[int, str]":
     """Returns the user who may write a file of SETTINGS besides root, and that file; 0 for nobody.
 
-    The files that the database's URL names are some of them: one names a library that the driver
-    loads. Raises StoreError if there are several.
+    A file of options that the database's URL names is one of them: it names a library that the
+    driver loads. Raises StoreError if there are several, or where a driver would wait for a pipe.
     """
     found = 0, ""
-    named = files_of(settings.database.server)
-    for source in [*settings.sources.values(), *named]:
+    server = settings.database.server
+    options = options_of(server)
+    _refuse_pipes(server)
+    for source in [*settings.sources.values(), *options]:
         if not source.startswith("/"):
             continue
-        is_whole = source == settings.database_file or source in named
+        is_whole = source == settings.database_file or source in options
         file = source if is_whole else source.rpartition(":")[0]
         user, status, there = _walk(file)
         if status is not None and status.st_mode & TYPE != DEVICE:
             _check_closed(there, status)
-        if source in named and status is not None and status.st_mode & TYPE not in FILES:
-            raise StoreError(f"{there}: is no regular file", _run("rm", there))
         if user and found[0] not in (0, user):
             whose = f"{file}: is {user_name(user)}'s, and {found[1]} {user_name(found[0])}'s"
             raise StoreError(whose, _run("chown -h root", file))
@@ -91,16 +90,29 @@ def author(settings: "Settings") -> "tuple[int, str]":
     return found
 
 
-def files_of(server: "Server | None") -> "list[str]":
-    """The absolute paths in the URL of a database SERVER: drivers read them."""
-    options = server.options.values() if server is not None else ()
-    return list(dict.fromkeys(value for value in options if value.startswith("/")))
+def options_of(server: "Server | None") -> "list[str]":
+    """The files of options in the URL of a database SERVER. Raises StoreError."""
+    found = server.options.get("read_default_file", "") if server is not None else ""
+    if found and not found.startswith("/"):
+        raise StoreError(f"read_default_file={found}: name it by its whole path")
+    return [found] if found else []
 
 
-def refuse_root_files(server: "Server") -> None:
-    """Raises StoreError if others than root may write a file that SERVER's URL names."""
-    for path in files_of(server):
+def refuse_root_options(server: "Server") -> None:
+    """Raises StoreError if others than root may write a file of options of SERVER's URL."""
+    for path in options_of(server):
         only_roots(path)
+
+
+def _refuse_pipes(server: "Server | None") -> None:
+    """Raises StoreError where a path in SERVER's URL is a pipe: a driver would wait for it."""
+    for path in server.options.values() if server is not None else ():
+        try:
+            kind = posix.stat(path).st_mode & TYPE if path.startswith("/") else REGULAR
+        except OSError:
+            continue
+        if kind in (FIFO, SOCKET):
+            raise StoreError(f"{path}: is no regular file", _run("rm", path))
 
 
 def become_owner_of(paths: "list[str]", shared: bool) -> None:

@@ -1066,6 +1066,13 @@ def test_a_check_and_a_resident_that_root_starts_read_it_as_whose_it_is(
     assert set(spied.read_text().splitlines()) == {" ".join([str(NOBODY.pw_uid)] * 3)}
 
 
+def test_root_follows_no_name_that_a_driver_looks_up_elsewhere(site: Site, spied: Path) -> None:
+    url = site.environ["GREYCHECK_DATABASE"].partition("?")[0]
+    site.environ["GREYCHECK_DATABASE"] = f"{url}?read_default_file=my.cnf"
+    assert "read_default_file=my.cnf: name it by its whole path" in run(site, "status").words
+    assert not spied.exists()
+
+
 def test_no_driver_reads_for_root_what_another_user_may_write(site: Site, spied: Path) -> None:
     """Whichever command forgot to become that user."""
     asked = site.settings().database.server

@@ -526,7 +526,7 @@ def test_a_schema_of_another_program_is_said(
 
 def waits(store: Store, limit: int = 10) -> tuple[int, int | None, int]:
     store.begin_reading()
-    found = store.waiting(ASKED, 0, 0, settings_with(pending_limit=limit))
+    found = store.waiting(ASKED, 0, NOW, settings_with(pending_limit=limit))
     store.commit()
     return found.others, found.oldest, found.total
 
@@ -539,7 +539,7 @@ def test_others_of_a_pair_are_asked_for_where_there_are_any(
     monkeypatch.setattr("greycheck.store.waiting.pool_parameters", None)
     store.begin_reading()
     assert store.lookup(ASKED, NOW).triplet is None
-    assert store.waiting(ASKED, 0, 0, settings_with(pending_limit=0, network_limit=0)).others == 0
+    assert store.waiting(ASKED, 0, NOW, settings_with(pending_limit=0, network_limit=0)).others == 0
     store.commit()
     monkeypatch.undo()
     assert write(store, NEW, asked(client="198.51.100.1"))
@@ -551,7 +551,8 @@ def test_others_of_a_pair_are_asked_for_where_there_are_any(
         store.begin_reading()
         assert (store.lookup(ASKED, NOW).triplet is None) == (passed is None)
         assert (
-            store.waiting(ASKED, 0, 0, settings_with(pending_limit=0, network_limit=0)).others == 1
+            store.waiting(ASKED, 0, NOW, settings_with(pending_limit=0, network_limit=0)).others
+            == 1
         )
         store.commit()
 
@@ -572,7 +573,7 @@ def test_what_waits_in_all_is_counted_now_and_then(
     passed = TripletRow(NOW, NOW, 0, 1, NOW)
     assert write(store, [Change(FRESH, passed, 0)])
     assert waits(store) == (0, None, 0)
-    assert write(store, [Change(passed, FRESH, 0)])
+    assert write(store, [Change(passed, FRESH, NOW + 9)])
     assert write(store, [Change(None, passed, 0)], asked(client="198.51.100.1"))
     assert waits(store) == (0, None, 1)
     monkeypatch.setattr(batch_store, "ESTIMATE", 0)

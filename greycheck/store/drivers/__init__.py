@@ -251,9 +251,9 @@ def load(server: "Server") -> "tuple[str, Driver]":
     from greycheck.store.drivers.faults import NoDriver, StoreError
 
     if posix.geteuid() == 0:
-        from greycheck.store.rights import refuse_root_files
+        from greycheck.store.rights import refuse_root_options
 
-        refuse_root_files(server)
+        refuse_root_options(server)
     allowed = usable(server)
     for name in allowed:
         try:
