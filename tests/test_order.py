@@ -136,6 +136,19 @@ def test_of_two_steps_that_would_decide_the_first_one_does(
     assert mail.decision().step == second
 
 
+def test_once_it_is_decided_nothing_more_is_needed_and_nothing_changes() -> None:
+    decision = Mail(Rows(DUE)).decision()
+    changes = list(decision.changes)
+    assert decision.advance() == policy.NOTHING
+    assert (decision.step, decision.changes) == ("retry", changes)
+
+
+def test_an_order_in_which_no_step_decides_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "STEPS", policy.STEPS[:1])
+    with pytest.raises(AssertionError, match="the last step always decides"):
+        Mail().decision()
+
+
 DEFERS = RuleRow(b"key", "network", "192.0.2.0/24", "defer", None)
 
 

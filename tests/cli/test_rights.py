@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import posix
 import pty
 import pwd
 import random
@@ -1073,13 +1074,18 @@ def test_root_follows_no_name_that_a_driver_looks_up_elsewhere(site: Site, spied
     assert not spied.exists()
 
 
-def test_no_driver_reads_for_root_what_another_user_may_write(site: Site, spied: Path) -> None:
+def test_no_driver_reads_for_root_what_another_user_may_write(
+    site: Site, spied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whichever command forgot to become that user."""
     asked = site.settings().database.server
     assert asked is not None
     with pytest.raises(StoreError, match="root goes by nothing that another user may write"):
         drivers.load(asked)
     assert not spied.exists()
+    with monkeypatch.context() as other:
+        other.setattr(posix, "geteuid", lambda: NOBODY.pw_uid)
+        assert drivers.load(asked)[0] == "mysqldb"
 
 
 @pytest.mark.parametrize("command", ["doctor", "install"])
