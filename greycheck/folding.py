@@ -126,12 +126,11 @@ def _unwrap(local: bytes) -> tuple[bytes, bytes]:
     if not plus or not name:
         return b"", local
     forwarder, srs, original = local.partition(b"+srs=")
-    parts = original.split(b"=", 3)
-    if srs and forwarder and len(parts) == 4:
-        name = forwarder.partition(b"+")[0] or forwarder
-        return b"=".join([name + b"+srs", _mark(parts[0]), _mark(parts[1]), parts[2], b""]), parts[
-            3
-        ]
+    if srs and forwarder:
+        start = (forwarder.partition(b"+")[0] or forwarder) + b"+srs="
+        unwrapped = _unwrap_original(start, original)
+        if unwrapped[0]:
+            return unwrapped
     if name.endswith(b"=") or name.startswith(_ENCODED):
         return b"", local  # fax=+49301234567
     return b"", name
@@ -159,10 +158,20 @@ def _unwrap_srs(local: bytes) -> tuple[bytes, bytes]:
         if not equals or original[:1] not in (b"=", b"-", b"+"):
             return b"", local
         start, original = b"=".join([b"srs1", _mark(its_hash), forwarder, b"", b""]), original[1:]
+    before, user = _unwrap_original(start, original)
+    return (before, user) if before else (b"", local)
+
+
+def _unwrap_original(start: bytes, original: bytes) -> tuple[bytes, bytes]:
+    """Replaces hash and stamp of ORIGINAL, ``HASH=STAMP=domain=user``; START comes before them.
+
+    Returns what is before the user, and the user; nothing before him if ORIGINAL is none.
+    """
     parts = original.split(b"=", 3)
     if len(parts) < 4:
-        return b"", local
-    return b"=".join([start + _mark(parts[0]), _mark(parts[1]), parts[2], b""]), parts[3]
+        return b"", original
+    its_hash, stamp, domain, user = parts
+    return b"=".join([start + _mark(its_hash), _mark(stamp), domain, b""]), user
 
 
 def unwrap_batv(local: bytes) -> bytes:

@@ -707,7 +707,7 @@ def read(environ: dict[bytes, bytes], lines: Lines | None = None) -> Settings:
     in_file, problems, unread = read_file(environ) if lines is None else lines
     given = in_file.copy()
     _read_environ(environ, given, settings)
-    if unread and given.keys().isdisjoint(("database", "database_file")):
+    if unread and not any(given.get(name, ("",))[0] for name in ("database", "database_file")):
         _lose_store(settings, unread)  # it may name one
     elif unread:
         settings.problems.append(unread)

@@ -125,10 +125,10 @@ class Pending:
     OTHERS is how many rows of the same sender and recipient wait from other networks, OLDEST since
     when the first of them; NEWEST is the last first attempt from any network of that pair, and
     ROUNDS how many of the others' came at least POOL_GAP seconds after the one before (None: all).
-    What is of the future counts for none of these. CROWD is how many
-    triplets of the same network wait (counted no further than the limit), TOTAL how many in all (an
-    estimate). OF_DOMAIN is the oldest first attempt of the pair from a client that may send for the
-    sender's domain, and IDENTITY what is known of this one.
+    What is of the future counts for none of these. CROWD is how many triplets of the same network
+    wait (counted no further than the limit), TOTAL how many in all (an estimate). OF_DOMAIN is the
+    oldest first attempt of the pair from a client that may send for the sender's domain, and
+    IDENTITY what is known of this one.
     """
 
     __slots__ = ("crowd", "identity", "newest", "of_domain", "oldest", "others", "rounds", "total")

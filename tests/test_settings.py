@@ -256,6 +256,13 @@ def test_a_file_that_cannot_be_read_costs_no_store_that_the_environment_names(
     assert found.database.path == f"{tmp_path}/greycheck.db"
 
 
+def test_an_empty_name_in_the_environment_names_no_store(tmp_path: Path) -> None:
+    config = {b"GREYCHECK_CONFIG": os.fsencode(tmp_path / "none")}
+    assert not read(
+        config | {b"GREYCHECK_DATABASE": b"", b"GREYCHECK_DATABASE_FILE": b""}
+    ).has_store
+
+
 def test_what_is_cut_off_from_a_file_may_name_a_database(tmp_path: Path) -> None:
     (tmp_path / "conf").write_text("#" * 70_000 + f"\ndatabase = {tmp_path}/greycheck.db\n")
     assert not read({b"GREYCHECK_CONFIG": os.fsencode(tmp_path / "conf")}).has_store

@@ -4,7 +4,7 @@ import os
 import pwd
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
@@ -40,7 +40,8 @@ class Installation:
 
     DIRECTORY is that of the launchers, ACCOUNT that as which qmail runs them (or None), SETTINGS
     those of this process. NOW is in seconds since 1970. PROC is where the kernel shows processes.
-    IS_QMAILS is true if qmail's hooks make the checks.
+    IS_QMAILS is true if qmail's hooks make the checks, FOR_ROOT if root reads what is found, and
+    runs what is advised, whoever looks for him.
     """
 
     directory: Path
@@ -49,6 +50,7 @@ class Installation:
     now: float
     proc: Path = Path("/proc")
     is_qmails: bool = True
+    for_root: bool = field(default_factory=lambda: os.geteuid() == 0)
 
     @property
     def launchers(self) -> list[Path]:
@@ -126,14 +128,14 @@ def is_roots(path: Path) -> bool:
         return False
 
 
-def run_on(path: Path | str, command: str) -> str:
-    """Returns the advice to run COMMAND, which ends with PATH, quoted here, and changes its mode.
+def run_on(path: Path | str, command: str, for_root: bool) -> str:
+    """Returns the advice to run COMMAND on PATH, which is quoted here.
 
-    Where another user may put something else in the place of PATH, it is run as that user, who can
-    change nothing that is not his. Where several may, there is no command.
+    FOR_ROOT, where another user may put something else in the place of PATH, it is run as that
+    user, who can change nothing that is not his. Where several may, there is no command.
     """
     quoted = f"{command} {quote(str(path))}"
-    if os.geteuid() != 0:
+    if not for_root:
         return run(quoted)
     try:
         user = rights.whose(str(path))

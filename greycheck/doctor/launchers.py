@@ -115,7 +115,7 @@ def installing(installation: Installation, directory: Path | None = None) -> str
     account = installation.account
     user = (
         account.pw_name
-        if account and account.pw_name != trial.QMAIL_USER and os.getuid() == 0
+        if account and account.pw_name != trial.QMAIL_USER and installation.for_root
         else None
     )
     in_c = directory is None and any(map(is_compiled, installation.launchers))
@@ -207,7 +207,7 @@ def opening(path: str, installation: Installation) -> str:
     with access.acting_as(account):
         barred = access.barred(Path(path), os.W_OK)
     if barred and barred != Path(path):
-        return run_on(barred, "chmod o+x")
+        return run_on(barred, "chmod o+x", installation.for_root)
     owner = set_to("socket_owner", f":{access.group_name(account.pw_gid)}", installation.settings)
     return run(" && ".join([owner, *restart()]))
 
@@ -487,7 +487,7 @@ def mend(closed: access.Barrier, installation: Installation) -> str:
     is_owner = closed.place.stat().st_uid == account.pw_uid
     if store and closed.place == store.parent:
         if is_owner:
-            return run_on(closed.place, "chmod u+rwx")
+            return run_on(closed.place, "chmod u+rwx", installation.for_root)
         if all(path.name.startswith(store.name) for path in closed.place.iterdir()):
             # Another user may have put links there to files of others.
             return run(f"chown {'-h' if closed.place.stat().st_uid else '-R'} {user} {place}")
@@ -496,16 +496,16 @@ def mend(closed: access.Barrier, installation: Installation) -> str:
             f" {set_to('database', DEFAULT_STORE, installation.settings)}"
         )
     if not closed.wanted:
-        return run_on(closed.place, "chmod o+x")
+        return run_on(closed.place, "chmod o+x", installation.for_root)
     if is_owner:
-        return run_on(closed.place, "chmod u+rw")
+        return run_on(closed.place, "chmod u+rw", installation.for_root)
     if store and closed.wanted & os.W_OK:
         return run(f"chown -h {user} {place}")
     if closed.wanted & os.X_OK:
-        return run_on(closed.place, "chmod go+rx")
+        return run_on(closed.place, "chmod go+rx", installation.for_root)
     if python.package() in closed.place.parents:
         return run(f"chmod -R go+rX {shlex.quote(str(python.package()))}")
-    if os.geteuid() == 0 and not is_roots(closed.place):
+    if installation.for_root and not is_roots(closed.place):
         return anothers(closed.place)
     return run(
         f"chgrp {shlex.quote(access.group_name(account.pw_gid))} {place} && chmod g+r {place}"

@@ -423,7 +423,7 @@ def _closed(mailer: Mailer, place: str, text: str, settings: Settings) -> Findin
         barred = access.barred(Path(place), os.W_OK)
     if barred and barred != Path(place):
         text += f": {mailer.user} may not enter {access.describe(barred)}"
-        return Finding("fault", "mail server", text, run_on(barred, "chmod o+x"))
+        return Finding("fault", "mail server", text, run_on(barred, "chmod o+x", os.getuid() == 0))
     account = _account(mailer.user)
     group = access.group_name(account.pw_gid) if account else mailer.user
     try:

@@ -148,9 +148,10 @@ def check_secrets(installation: Installation) -> Iterator[Finding]:
     group = access.group_name(account.pw_gid) if account else "qmail"
     for path, exposure in database.exposures(installation.settings, account).items():
         file = quote(str(path))
-        advice = run(f"chgrp {quote(group)} {file} && chmod 0640 {file}")
-        if os.geteuid() == 0 and not is_roots(path):
-            advice = run_on(path, "chmod 0600")
+        if installation.for_root and not is_roots(path):
+            advice = run_on(path, "chmod 0600", for_root=True)
+        else:
+            advice = run(f"chgrp {quote(group)} {file} && chmod 0640 {file}")
         yield Finding("warning", "password", exposure, advice)
     complaint = database.state_complaint(installation.settings, account)
     if complaint:

@@ -179,7 +179,7 @@ class Missing:
         """Returns what to do if the program does not exist."""
         directory, _slash, name = self.program.rpartition("/")
         # The user that started the server chose the path: it may be in a directory of his.
-        is_safe = os.getuid() != 0 or is_roots(Path(directory))
+        is_safe = not installation.for_root or is_roots(Path(directory))
         if name in HOOKS and PLAIN.fullmatch(directory) and is_safe:
             make = "" if Path(directory).is_dir() else f"mkdir -p {shlex.quote(directory)} && "
             return run(f"{make}{installing(installation, Path(directory))}")

@@ -134,7 +134,9 @@ def check_file(path: Path, installation: Installation) -> Iterator[Finding]:
     wanted = installation.settings.database_mode
     if mode & 0o007:
         found = f"{access.describe(path)}: any user can see who writes to whom"
-        yield Finding("warning", "store", found, run_on(path, f"chmod {wanted:04o}"))
+        yield Finding(
+            "warning", "store", found, run_on(path, f"chmod {wanted:04o}", installation.for_root)
+        )
     elif mode != wanted:
         yield Finding("note", "store", f"{access.describe(path)}: database_mode is {wanted:04o}")
     else:

@@ -1,6 +1,5 @@
 """Finds out what starts the resident on this host, and the command that does it."""
 
-import os
 import shlex
 import shutil
 import sys
@@ -44,7 +43,7 @@ def start(installation: Installation) -> str:
         return run(" && ".join([*_put_unit(installation), "systemctl enable --now greycheck"]))
     user = (
         f" --user {shlex.quote(installation.account.pw_name)}"
-        if installation.account and os.geteuid() == 0
+        if installation.account and installation.for_root
         else ""
     )
     return run(f"{shlex.quote(str(installation.command))} serve{user}")

@@ -161,20 +161,26 @@ def exposures(settings: Settings, account: pwd.struct_passwd | None) -> dict[Pat
         return {}
     return {
         path: exposure
-        for path in _secrets(settings, asked)
+        for path in _secrets(settings, asked, account)
         if (exposure := access.exposure(path, account))
     }
 
 
-def _secrets(settings: Settings, asked: Server) -> Iterator[Path]:
-    """The files that hold a password."""
+def _secrets(
+    settings: Settings, asked: Server, account: pwd.struct_passwd | None
+) -> Iterator[Path]:
+    """The files that hold a password; root looks into them as ACCOUNT."""
     source = settings.sources["database"]
     if asked.password and source == settings.database_file:
         yield Path(source)
     elif asked.password and source.rpartition(":")[2].isdigit():
         yield Path(source.rpartition(":")[0])
     yield from _named(asked, drivers.of(asked).secret_files)
-    yield from (path for path in _named(asked, ("read_default_file",)) if _has_password(path))
+    for path in _named(asked, ("read_default_file",)):
+        with access.acting_as(account):
+            is_secret = _has_password(path)
+        if is_secret:
+            yield path
 
 
 # How much of a file of options is read, in bytes.

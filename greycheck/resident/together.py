@@ -47,7 +47,7 @@ from greycheck.store.waiting import (
     sample,
     total,
 )
-from greycheck.store.writing import is_done, parameters, statement
+from greycheck.store.writing import TRIPLETS, is_done, parameters, statement
 from greycheck.unknown import Identity, Pending
 
 # After a change to the rules they are read again once they are REREAD seconds old, or TIMES as old
@@ -82,9 +82,6 @@ MANY_OF_POSTGRESQL = {
     "INSERT_CLIENT": "INSERT_CLIENTS",
     "SWAP_CLIENT": "SWAP_CLIENTS",
 }
-
-# The changes of a triplet's row.
-TRIPLETS = ("INSERT_TRIPLET", "SWAP_TRIPLET")
 
 # The parameters that name the row of a change: where it is new, and where it is not.
 _NEW_KEYS = ("triplet_key", "address", "domain_key", "network_key", "match_key")

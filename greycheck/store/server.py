@@ -288,7 +288,7 @@ class Store:
         """
         if not changes:
             return self._end("ROLLBACK", True)
-        from greycheck.store.writing import is_done, parameters, statement
+        from greycheck.store.writing import TRIPLETS, is_done, parameters, statement
 
         self._claim_writes(patient)
         self._phase, self._patient = WRITING_HELD, patient
@@ -301,7 +301,7 @@ class Store:
             values = parameters(asked, change)
             if not is_done(kind, self._change(sql, [values[name] for name in names])):
                 self._end("ROLLBACK", False)
-                if kind not in ("INSERT_TRIPLET", "SWAP_TRIPLET"):
+                if kind not in TRIPLETS:
                     self._give_way()  # all mail of that client or domain wants this row
                 return False
         self._phase = WRITING_FREE

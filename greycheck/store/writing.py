@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from greycheck.outbound import Letter
 
 
+# The statements of a triplet's row.
+TRIPLETS = ("INSERT_TRIPLET", "SWAP_TRIPLET")
+
+
 def letter_parameters(letter: "Letter") -> dict[str, object]:
     """The parameters of CORRESPONDENT, CORRESPONDENTS and PUT_CORRESPONDENT for LETTER, by name."""
     key = correspondent_key(letter.outside, letter.user)

@@ -1139,6 +1139,15 @@ def test_doctor_has_root_change_no_mode_of_what_another_user_put_there(
     site.roots.chmod(0o755)
 
 
+def test_doctor_has_the_owner_close_his_store_not_root(site: Site, empty_store: Path) -> None:
+    """What he puts in its place before root has read the advice keeps its mode."""
+    site.make(empty_store)
+    site.store.chmod(0o666)
+    ran = run(site, "doctor", "--user", NOBODY.pw_name, "--dir", str(site.bin))
+    assert f"runuser -u {NOBODY.pw_name} -- chmod 0600 {site.store}" in ran.words
+    assert f"Run: chmod 0600 {site.store}" not in ran.words
+
+
 # --- what has no end ------------------------------------------------------------------------------
 
 ENDLESS = """

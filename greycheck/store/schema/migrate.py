@@ -31,7 +31,11 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    column,
     inspect,
+    or_,
+    select,
+    table,
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
@@ -118,13 +122,17 @@ def _require_tables(connection: Connection, path: Path) -> None:
 
     Nothing bounds what reading a view takes.
     """
-    names = ", ".join(f"'{name}'" for name in (*metadata.tables, alembic_version.name))
-    found = connection.exec_driver_sql(
-        f"SELECT name FROM sqlite_master WHERE name IN ({names}) AND"
-        " (type != 'table' OR sql LIKE 'CREATE VIRTUAL%') LIMIT 1"
-    ).first()
+    objects = table("sqlite_master", column("name"), column("type"), column("sql"))
+    found = connection.scalar(
+        select(objects.c.name)
+        .where(
+            objects.c.name.in_([*metadata.tables, alembic_version.name]),
+            or_(objects.c.type != "table", objects.c.sql.startswith("CREATE VIRTUAL")),
+        )
+        .limit(1)
+    )
     if found is not None:
-        raise SchemaError(f"{path}: {found[0]} is no table: greycheck has not made this")
+        raise SchemaError(f"{path}: {found} is no table: greycheck has not made this")
 
 
 def _revision(connection: Connection) -> str | None:

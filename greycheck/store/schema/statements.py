@@ -261,10 +261,12 @@ def pool(dialect: str) -> Select[tuple[object, ...]]:
     is_held = None if dialect == "mysql" else _holds(near.c.origin)
     of_domain = case((near.c.authorised == literal_column("1"), literal_column("1")), else_=is_held)
     attempts = select(
-        near.c.network, first, (first - before).label("gap"), of_domain.label("of_domain")
+        is_another.label("is_another"),
+        first,
+        (first - before).label("gap"),
+        of_domain.label("of_domain"),
     ).subquery("attempts")
-    of_another = attempts.c.network != bindparam("network")
-    gap = attempts.c.gap
+    of_another, gap = attempts.c.is_another, attempts.c.gap
     begins_round = or_(gap.is_(None), gap >= literal_column(str(POOL_GAP)))
     columns: list[ColumnElement[Any]] = [
         func.count(case((of_another, literal_column("1")))).label("others"),
